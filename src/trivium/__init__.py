@@ -1,0 +1,37 @@
+"""Trivium: one model, every framework, and the evidence that it is still the same model."""
+
+import trivium.ops  # noqa: F401  (fills the registry)
+from trivium import nn
+from trivium.dtype import (
+    bfloat16, bool_, float16, float32, float64, int8, int16, int32, int64, uint8, uint16, uint32,
+    uint64,
+)  # fmt: skip
+from trivium.graph import MODE, Graph, GraphError
+from trivium.nn.module import seed, trace
+from trivium.ops.control import cond, scan
+from trivium.ops.elementwise import (
+    abs, add, cast, divide, equal, erf, exp, expm1, gelu, greater, greater_equal, leaky_relu, less,
+    less_equal, log, log1p, logical_and, logical_not, logical_or, maximum, minimum, multiply,
+    negative, not_equal, pow, relu, sigmoid, sign, silu, softplus, sqrt, square, stop_gradient,
+    subtract, tanh, where,
+)  # fmt: skip
+from trivium.ops.conv import conv
+from trivium.ops.creation import ones_like, zeros_like
+from trivium.ops.index import embedding, one_hot, take
+from trivium.ops.linalg import linear, matmul
+from trivium.ops.loss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from trivium.ops.norm import batch_norm, layer_norm
+from trivium.ops.pool import avg_pool, max_pool
+from trivium.ops.random import dropout, random_uniform
+from trivium.ops.recurrent import rnn
+from trivium.ops.reduce import argmax, log_softmax, logsumexp, max, mean, min, softmax, sum
+from trivium.ops.shape import (
+    broadcast_to, concat, expand_dims, flatten, flip, pad, reshape, squeeze, stack, transpose,
+)  # fmt: skip
+from trivium.shape import Dim, ShapeError
+from trivium.tensor import Spec, Tensor, arange, asarray, full, no_grad, ones, placeholder, zeros
+from trivium.text import parse
+
+astype = cast
+permute_dims = transpose
+__version__ = "0.1.0"

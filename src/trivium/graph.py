@@ -1,0 +1,445 @@
+"""The one Graph: Values made by Nodes, in order, pure. Everything else reads or writes one of these.
+
+A Graph is in SSA form. Its inputs are tagged: ``data`` (what a call passes), ``param`` (what training
+changes by gradient), ``state`` (what training changes otherwise: batch-norm statistics, optimizer
+slots) and ``rng`` (a key). A Graph never assigns: what a state becomes is an entry of ``updates``.
+
+This module knows no op. Ops enter their names into :data:`OPS`; ``Node.op`` is one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import keyword
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trivium.dtype import DType, as_dtype
+from trivium.shape import Dim, Shape, Size, as_shape, size_product
+
+OPS: dict[str, Any] = {}
+"""Every op by name; filled by ``op.py`` as the ops are declared."""
+
+KINDS = ("data", "param", "state", "rng")
+
+
+class _Mode:
+    """The value of a ``training`` attribute that the Graph leaves open: the caller decides."""
+
+    def __repr__(self) -> str:
+        return "MODE"
+
+    def __bool__(self) -> bool:
+        raise GraphError(
+            "the model asks in Python whether it is training, so one Graph cannot serve both modes; "
+            "trace it with training=True or training=False"
+        )
+
+
+MODE = _Mode()
+
+
+class GraphError(ValueError):
+    """The Graph is not what it has to be; the message names the node."""
+
+
+class Type(NamedTuple):
+    """What is known of a Value before it runs."""
+
+    dtype: DType
+    shape: Shape
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
+
+
+class Operators:
+    """Python's operators and the usual methods, on anything an op can be applied to."""
+
+    __slots__ = ()
+    __array_priority__ = 1000.0  # so that ndarray + Value comes here and not to NumPy
+    __array_ufunc__ = None
+
+    dtype: DType
+    shape: Shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> Size:
+        """The number of elements."""
+        return size_product(self.shape)
+
+    @property
+    def T(self) -> Any:
+        """The transpose of a matrix."""
+        return OPS["transpose"](self)
+
+    @property
+    def mT(self) -> Any:
+        """The last two axes exchanged."""
+        axes = (*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
+        return OPS["transpose"](self, axes=axes)
+
+    def __getitem__(self, key: Any) -> Any:
+        return OPS["getitem"](self, key)
+
+    def __len__(self) -> int:
+        return self.shape[0]  # type: ignore[return-value]  # len() itself refuses a Dim
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def astype(self, dtype: Any) -> Any:
+        """The elements converted to ``dtype``."""
+        return OPS["cast"](self, dtype=as_dtype(dtype))
+
+    def reshape(self, *shape: Any) -> Any:
+        """The same elements in another shape; one size may be -1."""
+        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
+        return OPS["reshape"](self, shape=tuple(sizes))
+
+    def permute(self, *axes: int) -> Any:
+        """The axes in another order."""
+        return OPS["transpose"](self, axes=axes)
+
+
+def _install() -> None:
+    """Give Operators one method for each Python operator and the unary and reducing ops."""
+
+    def binary(name: str, swap: bool) -> Any:
+        def method(self: Any, other: Any) -> Any:
+            if not isinstance(other, (Operators, bool, int, float, np.ndarray, np.generic)):
+                return NotImplemented
+            return OPS[name](other, self) if swap else OPS[name](self, other)
+
+        return method
+
+    def unary(name: str) -> Any:
+        def method(self: Any, *args: Any, **attrs: Any) -> Any:
+            return OPS[name](self, *args, **attrs)
+
+        method.__name__ = name
+        method.__doc__ = f"See :func:`trivium.{name}`."
+        return method
+
+    both = dict(add="add", sub="subtract", mul="multiply", truediv="divide", pow="pow",
+                matmul="matmul", floordiv="floor_divide", mod="remainder")  # fmt: skip
+    for dunder, name in both.items():
+        setattr(Operators, f"__{dunder}__", binary(name, False))
+        setattr(Operators, f"__r{dunder}__", binary(name, True))
+    once = dict(eq="equal", ne="not_equal", lt="less", le="less_equal", gt="greater",
+                ge="greater_equal", and_="logical_and", or_="logical_or")  # fmt: skip
+    for dunder, name in once.items():
+        setattr(Operators, f"__{dunder.rstrip('_')}__", binary(name, False))
+    for dunder, name in dict(neg="negative", abs="abs", invert="logical_not").items():
+        setattr(Operators, f"__{dunder}__", unary(name))
+    for name in ("sum", "mean", "max", "min", "argmax", "exp", "log", "tanh", "sqrt", "relu",
+                 "sigmoid", "flatten"):  # fmt: skip
+        setattr(Operators, name, unary(name))
+
+
+_install()
+
+
+class Value(Operators):
+    """One edge of a Graph: an input, or what a Node makes."""
+
+    __slots__ = ("dtype", "graph", "index", "kind", "name", "node", "shape")
+
+    def __init__(self, graph: Graph, type: Type, node: Node | None, index: int, name: str = ""):
+        self.graph, self.node, self.index, self.name = graph, node, index, name
+        self.dtype, self.shape = type
+        self.kind: str | None = None  # one of KINDS for an input of the Graph
+
+    @property
+    def type(self) -> Type:
+        """Its dtype and shape."""
+        return Type(self.dtype, self.shape)
+
+    def __repr__(self) -> str:
+        return f"<{self.name or (self.node.op if self.node else self.kind)}: {self.type}>"
+
+    def __bool__(self) -> bool:
+        raise GraphError(
+            f"{self!r} is traced and has no number yet, so Python cannot branch on it; "
+            f"use trivium.where or trivium.cond"
+        )
+
+    __float__ = __int__ = __index__ = __bool__
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise GraphError(f"{self!r} is traced and has no numbers yet; use trivium's own functions")
+
+
+class Node:
+    """One application of an op."""
+
+    __slots__ = ("attrs", "inputs", "op", "origin", "outputs", "scope")
+
+    def __init__(self, op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any]):
+        self.op = op
+        self.inputs = tuple(inputs)  # None where an optional array was left out
+        self.attrs = dict(attrs)
+        self.outputs: tuple[Value, ...] = ()
+        self.scope = ""  # the path of the module it belongs to: "layer1.0.conv1"
+        self.origin: Any = None  # what the source framework called it, where that matters
+
+    @property
+    def out(self) -> Value:
+        """Its only output."""
+        (value,) = self.outputs
+        return value
+
+    def __repr__(self) -> str:
+        return f"<{self.op} in {self.scope or 'the top scope'}>"
+
+
+_current: contextvars.ContextVar[Graph | None] = contextvars.ContextVar("graph", default=None)
+
+
+def current() -> Graph | None:
+    """The Graph that is being built here, if one is."""
+    return _current.get()
+
+
+class Graph:
+    """A pure function on arrays, as data.
+
+    >>> import trivium as tv
+    >>> with tv.Graph() as g:
+    ...     x = tv.placeholder("float32", ("batch", 3), name="x")
+    ...     g.outputs = [tv.tanh(x)]
+    >>> print(g)
+    def graph(
+        x: data("x", float32, ("batch", 3)),
+    ):
+        tanh_1 = tanh(x)
+        return tanh_1
+    """
+
+    def __init__(self, name: str = "graph"):
+        self.name = name
+        self.inputs: list[Value] = []
+        self.nodes: list[Node] = []
+        self.outputs: list[Value] = []
+        self.updates: dict[Value, Value] = {}  # state input -> what it becomes
+        self.captured: dict[int, tuple[Any, Value]] = {}  # eager arrays met while tracing, by id
+        self.scope = ""
+        self.training: Any = MODE  # what modules traced into this Graph answer when asked
+        self.structure: Any = None  # how the outputs were nested, when that was more than one
+        self._tokens: list[contextvars.Token[Graph | None]] = []
+
+    # -- building ------------------------------------------------------------------------------
+    def __enter__(self) -> Graph:
+        self._tokens.append(_current.set(self))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.reset(self._tokens.pop())
+
+    @contextlib.contextmanager
+    def within(self, scope: str) -> Iterator[None]:
+        """Nodes made in this context belong to ``scope``."""
+        before, self.scope = self.scope, scope
+        try:
+            yield
+        finally:
+            self.scope = before
+
+    def input(self, kind: str, dtype: Any, shape: Any, name: str) -> Value:
+        """A new input of this kind."""
+        if kind not in KINDS:
+            raise GraphError(f"an input is one of {', '.join(KINDS)}, not {kind!r}")
+        if any(v.name == name for v in self.inputs):
+            raise GraphError(f"the graph already has an input {name!r}")
+        value = Value(self, Type(as_dtype(dtype), as_shape(shape)), None, len(self.inputs), name)
+        value.kind = kind
+        self.inputs.append(value)
+        return value
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Value | None],
+        attrs: Mapping[str, Any],
+        types: Sequence[Type],
+        origin: Any = None,
+    ) -> tuple[Value, ...]:
+        """Append a node whose outputs have ``types``. Op.__call__ is the usual way here."""
+        for value in inputs:
+            if value is not None and value.graph is not self:
+                raise GraphError(f"{value!r} belongs to another graph than this {op}")
+        node = Node(op, inputs, attrs)
+        node.scope, node.origin = self.scope, origin
+        node.outputs = tuple(Value(self, t, node, i) for i, t in enumerate(types))
+        self.nodes.append(node)
+        return node.outputs
+
+    # -- reading -------------------------------------------------------------------------------
+    def of_kind(self, *kinds: str) -> list[Value]:
+        """The inputs of these kinds, in order."""
+        return [v for v in self.inputs if v.kind in kinds]
+
+    def dims(self) -> set[str]:
+        """The names of the sizes that are open."""
+        return {n for v in self.inputs for s in v.shape if isinstance(s, Dim) for n in s.names()}
+
+    def results(self) -> list[Value]:
+        """Outputs, then what the states become: all that has to be computed."""
+        return [*self.outputs, *self.updates.values()]
+
+    def uses(self) -> dict[Value, list[Node]]:
+        """For each Value the nodes that read it."""
+        found: dict[Value, list[Node]] = {}
+        for node in self.nodes:
+            for value in node.inputs:
+                if value is not None:
+                    found.setdefault(value, []).append(node)
+        return found
+
+    def __str__(self) -> str:
+        return "\n".join(_print(self))
+
+    def __repr__(self) -> str:
+        return f"<Graph {self.name}: {len(self.inputs)} inputs, {len(self.nodes)} nodes>"
+
+    def same_as(self, other: Graph) -> bool:
+        """Equal in inputs, nodes, attributes and wiring. Scopes and value names do not count."""
+        return self.difference(other) is None
+
+    def difference(self, other: Graph) -> str | None:
+        """The first thing in which two Graphs differ, in words; None when they are the same."""
+        pairs: dict[Value | None, Value | None] = {None: None}
+        mine, theirs = ([(v.kind, v.name, v.type) for v in g.inputs] for g in (self, other))
+        if sorted(mine) != sorted(theirs):
+            left, right = set(mine) - set(theirs), set(theirs) - set(mine)
+            return f"inputs: {sorted(map(str, left))} against {sorted(map(str, right))}"
+        by_name = {v.name: v for v in other.inputs}
+        pairs |= {v: by_name[v.name] for v in self.inputs}
+        for i, (a, b) in enumerate(zip(self.nodes, other.nodes, strict=False)):
+            if a.op != b.op or not _identical([pairs.get(v) for v in a.inputs], b.inputs):
+                return f"node {i}: {a!r} against {b!r}, or other inputs"
+            if (key := _differing_attr(a.attrs, b.attrs)) is not None:
+                return f"node {i}, {a!r}: {key}={a.attrs.get(key)!r} against {b.attrs.get(key)!r}"
+            pairs |= zip(a.outputs, b.outputs, strict=True)
+        if len(self.nodes) != len(other.nodes):
+            return f"{len(self.nodes)} nodes against {len(other.nodes)}"
+        if not _identical([pairs[v] for v in self.outputs], other.outputs):
+            return "other outputs"
+        updates = [other.updates.get(pairs[k]) for k in self.updates]  # type: ignore[arg-type]
+        if not _identical([pairs[v] for v in self.updates.values()], updates):
+            return "other updates of states"
+        return None
+
+
+def _identical(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    # Never ==: on Values that would build a comparison.
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _differing_attr(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
+    for key in a.keys() | b.keys():
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, Graph) and isinstance(y, Graph):
+            same = x.same_as(y)
+        elif isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
+            same = np.array_equal(x, y) and getattr(x, "dtype", None) == getattr(y, "dtype", None)
+        else:
+            same = type(x) is type(y) and x == y
+        if not same:
+            return key
+    return None
+
+
+# -- printing: a Graph as Python (text.py reads it back) -----------------------------------------
+def identifier(name: str) -> str:
+    """``name`` made into a Python identifier.
+
+    >>> identifier("layer1.0.conv1"), identifier("class")
+    ('layer1_0_conv1', 'class_')
+    """
+    word = re.sub(r"\W", "_", name) or "v"
+    if word[0].isdigit():
+        word = "_" + word
+    return word + "_" if keyword.iskeyword(word) else word
+
+
+def literal(value: Any) -> str:
+    """An attribute's value as Python source."""
+    match value:
+        case Dim():
+            return f'"{value}"'
+        case DType():
+            return str(value)
+        case str():
+            return f'"{value}"'
+        case tuple():
+            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+        case np.ndarray():
+            return f'array({value.tolist()!r}, {as_dtype(value.dtype)}, {value.shape})'
+    return repr(value)
+
+
+def _print(graph: Graph, indent: str = "") -> Iterator[str]:
+    names: dict[Value | None, str] = {None: "None"}
+    taken: set[str] = set()
+
+    def name(value: Value, wish: str, numbered: bool) -> str:
+        word = base = identifier(wish)
+        number = 0
+        while word in taken or numbered:
+            number, numbered = number + 1, False
+            word = f"{base}_{number}"
+        taken.add(word)
+        names[value] = word
+        return word
+
+    inner = indent + "    "
+    yield f"{indent}def {identifier(graph.name)}("
+    for v in graph.inputs:
+        word = name(v, v.name, numbered=False)
+        yield f'{inner}{word}: {v.kind}("{v.name}", {v.dtype}, {literal(v.shape)}),'
+    yield f"{indent}):"
+    scope = ""
+    for node in graph.nodes:
+        if node.scope != scope:
+            scope = node.scope
+            if scope:
+                yield f'{inner}with scope("{scope}"):'
+        here = inner + "    " * bool(scope)
+        args = [names[v] for v in node.inputs]
+        while args and args[-1] == "None":
+            args.pop()
+        for key, item in node.attrs.items():
+            if isinstance(item, Graph):
+                word = f"{node.op}_{key}"
+                while word in taken:
+                    word += "_"
+                taken.add(word)
+                body = list(_print(item, here))
+                body[0] = f"{here}def {word}("
+                yield from body
+                args.append(f"{key}={word}")
+            else:
+                args.append(f"{key}={literal(item)}")
+        if node.origin is not None:
+            args.append(f"origin={literal(node.origin)}")
+        left = ", ".join(name(v, v.name or node.op, numbered=not v.name) for v in node.outputs)
+        yield f"{here}{left} = {node.op}({', '.join(args)})"
+    for state, new in graph.updates.items():
+        yield f"{inner}update({names[state]}, {names[new]})"
+    yield f"{inner}return {', '.join(names[v] for v in graph.outputs) or 'None'}"

@@ -1,0 +1,56 @@
+"""The oracle: a Graph evaluated on NumPy, in its own dtypes or wholly in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.dtype import DType
+from trivium.graph import Graph
+from trivium.op import run
+from trivium.shape import bind
+from trivium.transforms.replay import specialize
+
+
+def bound_dims(graph: Graph, arrays: Sequence[Any]) -> dict[str, int]:
+    """What the open sizes of ``graph`` are for these arrays, one per input."""
+    env: dict[str, int] = {}
+    for value, array in zip(graph.inputs, arrays, strict=True):
+        bind(value.shape, array.shape, env, f"input {value.name!r}")
+    return env
+
+
+class Interpreter:
+    """A Graph made callable on NumPy arrays: ``Interpreter(graph)(*inputs) -> [results]``.
+
+    ``floating="float64"`` computes every floating Value in float64. Specialisations by size are
+    kept. The results are the outputs and then what the states become.
+    """
+
+    def __init__(self, graph: Graph, floating: DType | None = None, training: bool | None = None):
+        self.graph, self.floating, self.training = graph, floating, training
+        self._special: dict[tuple[Any, ...], Graph] = {}
+
+    def __call__(self, *arrays: Any) -> list[Any]:
+        arrays = tuple(np.asarray(a) for a in arrays)
+        if len(arrays) != len(self.graph.inputs):
+            raise TypeError(f"{self.graph!r} got {len(arrays)} arrays")
+        for value, array in zip(self.graph.inputs, arrays, strict=True):
+            got = dt.as_dtype(array.dtype)
+            if got != value.dtype and not (got.is_floating and value.dtype.is_floating):
+                raise TypeError(f"input {value.name!r} wants {value.dtype}, got {got}")
+        dims = bound_dims(self.graph, arrays)
+        key = tuple(sorted(dims.items()))
+        if key not in self._special:
+            if len(self._special) >= 64:
+                self._special.clear()
+            self._special[key] = specialize(self.graph, dims, self.training, self.floating)
+        special = self._special[key]
+        cast = [
+            a.astype(v.dtype.numpy, copy=False) for v, a in zip(special.inputs, arrays, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            return run(special, cast)

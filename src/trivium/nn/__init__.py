@@ -1,0 +1,40 @@
+"""Layers and models, defined without sizes; and the functions of ``torch.nn.functional``."""
+
+from trivium.nn.layers import (
+    RNN,
+    AvgPool2d,
+    BatchNorm,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Embedding,
+    Flatten,
+    GlobalAvgPool2d,
+    Identity,
+    LayerNorm,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Tanh,
+)
+from trivium.nn.module import GraphModule, Module, Parameter
+from trivium.ops.conv import conv
+from trivium.ops.elementwise import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
+from trivium.ops.index import embedding, one_hot
+from trivium.ops.linalg import linear
+from trivium.ops.loss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from trivium.ops.norm import batch_norm, layer_norm
+from trivium.ops.pool import avg_pool, max_pool
+from trivium.ops.random import dropout
+from trivium.ops.recurrent import rnn
+from trivium.ops.reduce import log_softmax, softmax
+
+__all__ = [
+    "RNN", "AvgPool2d", "BatchNorm", "BatchNorm2d", "Conv2d", "Dropout", "Embedding", "Flatten",
+    "GlobalAvgPool2d", "GraphModule", "Identity", "LayerNorm", "Linear", "MaxPool2d", "Module",
+    "Parameter", "ReLU", "Sequential", "Tanh", "avg_pool", "batch_norm",
+    "binary_cross_entropy_with_logits", "conv", "cross_entropy", "dropout", "embedding", "gelu",
+    "layer_norm", "leaky_relu", "linear", "log_softmax", "max_pool", "mse_loss", "one_hot", "relu",
+    "rnn", "sigmoid", "silu", "softmax", "softplus", "tanh",
+]  # fmt: skip

@@ -1,0 +1,356 @@
+"""Module: parameters by name, defined without sizes, and a forward function.
+
+A module names its parameters when it first sees data (or a Spec): until then it costs no memory. The
+initial values depend on the seed and on the parameter's path alone, so two models of the same
+structure begin alike, in any order of building and on any engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.graph import MODE, OPS, Graph, Value, current
+from trivium.op import lift
+from trivium.shape import Dim, Shape, ShapeError, bind, subs
+from trivium.tensor import Spec, Tensor, asarray, spec_of
+
+_default_seed = 0
+
+
+def seed(n: int) -> None:
+    """Set the seed that modules built from now on take their initial values from."""
+    global _default_seed
+    _default_seed = n
+
+
+class Parameter(Tensor):
+    """A named tensor of a module: ``kind`` "param" is trained by gradient, "state" is not."""
+
+    __slots__ = ("kind", "name")
+
+    def __init__(self, data: Any, name: str, kind: str = "param"):
+        super().__init__(data, requires_grad=kind == "param")
+        self.name, self.kind = name, kind
+
+    def capture(self, graph: Graph) -> Value:
+        """An input of the Graph, under its name."""
+        return graph.input(self.kind, self.dtype, self.shape, self.name)
+
+    def assign(self, new: Any) -> None:
+        """Take new numbers, or, inside a Graph that is being built, say what the state becomes."""
+        graph = current()
+        if graph is None:
+            if new.shape != self.shape:
+                raise ShapeError(f"{self.name} has shape {self.shape}, got {new.shape}")
+            self.data = np.asarray(new.data if isinstance(new, Tensor) else new)
+        else:
+            _, value = graph.captured[id(self)]
+            graph.updates[value] = new
+
+
+def _random(path: str, seed: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+class Module:
+    """What every layer and model is. Write ``forward``; make parameters there, with ``self.param``.
+
+    >>> import trivium as tv
+    >>> model = tv.nn.Sequential(tv.nn.Linear(4), tv.nn.relu, tv.nn.Linear(2))
+    >>> model(tv.ones((3, 5))).shape
+    (3, 2)
+    >>> {name: p.shape for name, p in model.named_parameters()}
+    {'0.weight': (4, 5), '0.bias': (4,), '2.weight': (2, 4), '2.bias': (2,)}
+    """
+
+    _path = ""
+    _training: bool = True
+    _seed: int | None = None
+
+    def forward(self, *args: Any) -> Any:
+        """The outputs for these inputs."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward()")
+
+    def __call__(self, *args: Any) -> Any:
+        graph = current()
+        if _root[0] is not None:
+            return self._forward(graph, args)
+        _root[0] = self
+        try:
+            self._name_children("", _default_seed if self._seed is None else self._seed)
+            return self._forward(graph, args)
+        finally:
+            _root[0] = None
+
+    def _forward(self, graph: Graph | None, args: tuple[Any, ...]) -> Any:
+        try:
+            if graph is None:
+                args = tuple(asarray(a) if isinstance(a, np.ndarray) else a for a in args)
+                return self.forward(*args)
+            with graph.within(self._path):
+                return self.forward(*args)
+        except (ShapeError, TypeError, ValueError) as error:
+            if getattr(error, "_placed", False) or not self._path:
+                raise
+            shapes = ", ".join(str(getattr(a, "shape", a)) for a in args)
+            message = f"{error}\n  in layer {self._path!r} ({self!r}), which got shape {shapes}"
+            placed = type(error)(message)
+            placed._placed = True  # type: ignore[union-attr]
+            raise placed from error
+
+    # -- structure -----------------------------------------------------------------------------
+    def children(self) -> dict[str, Module]:
+        """The modules directly inside, by attribute name."""
+        found: dict[str, Module] = {}
+        for name, item in vars(self).items():
+            if isinstance(item, Module):
+                found[name] = item
+            elif isinstance(item, (list, tuple)) and item and all(isinstance(i, Module) for i in item):
+                found |= {f"{name}.{i}": m for i, m in enumerate(item)}
+        return found
+
+    def _name_children(self, path: str, seed: int) -> None:
+        self._path, self._seed = path, seed
+        for name, p in self.__dict__.get("_parameters", {}).items():
+            p.name = f"{path}.{name}" if path else name
+        for name, child in self.children().items():
+            child._name_children(f"{path}.{name}" if path else name, seed)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all inside it, depth first."""
+        yield self
+        for child in self.children().values():
+            yield from child.modules()
+
+    def param(self, name: str, shape: Shape, init: Callable[..., Any], kind: str = "param") -> Parameter:
+        """The parameter ``name`` of this module, made on first use.
+
+        ``init(rng, shape) -> ndarray`` gives its initial values.
+        """
+        held = self.__dict__.setdefault("_parameters", {})
+        if name not in held:
+            if not all(isinstance(s, int) for s in shape):
+                raise ShapeError(f"{name} would have the open shape {shape}: parameters have fixed sizes")
+            path = f"{self._path}.{name}" if self._path else name
+            data = init(_random(path, self._seed or 0), shape)
+            held[name] = Parameter(np.asarray(data, np.float32), path, kind)
+        parameter: Parameter = held[name]
+        if parameter.shape != tuple(shape):
+            raise ShapeError(f"{name} has shape {parameter.shape}, this input wants {tuple(shape)}")
+        return parameter
+
+    def named_parameters(self, *kinds: str, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Names and parameters, by default the trained ones; ``kinds`` of "param", "state"."""
+        for name, p in self.__dict__.get("_parameters", {}).items():
+            if p.kind in (kinds or ("param",)):
+                yield prefix + name, p
+        for name, child in self.children().items():
+            yield from child.named_parameters(*kinds, prefix=f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        """The trained parameters."""
+        return [p for _, p in self.named_parameters()]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for p in self.parameters():
+            p.grad = None
+
+    # -- mode ----------------------------------------------------------------------------------
+    @property
+    def training(self) -> Any:
+        """True, False, or MODE inside a Graph that leaves it open."""
+        graph = current()
+        return self._training if graph is None else graph.training
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode: dropout drops, batch norm uses and collects the batch's statistics."""
+        for module in self.modules():
+            module._training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Inference mode."""
+        return self.train(False)
+
+    # -- state ---------------------------------------------------------------------------------
+    def build(self, *specs: Any) -> Module:
+        """Make the parameters, for inputs like these, without computing anything."""
+        graph = Graph()
+        graph.training = False
+        with graph:
+            inputs = [spec_of(s) for s in specs]
+            self(*(graph.input("data", s.dtype, s.shape, f"x{i}") for i, s in enumerate(inputs)))
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Every parameter and state by name, as NumPy arrays."""
+        return {name: p.data for name, p in self.named_parameters("param", "state")}
+
+    def load_state_dict(self, values: Mapping[str, Any]) -> Module:
+        """Take these numbers; names and shapes must match exactly."""
+        mine = dict(self.named_parameters("param", "state"))
+        if not mine:
+            raise ValueError(
+                "this model has no parameters yet: they are made by its first call; "
+                "call model.build(example) first"
+            )
+        if missing := mine.keys() - values.keys():
+            raise KeyError(f"the state has no {', '.join(sorted(missing))}")
+        if extra := values.keys() - mine.keys():
+            raise KeyError(f"the model has no {', '.join(sorted(extra))}")
+        for name, p in mine.items():
+            new = np.asarray(values[name])
+            if new.shape != p.shape:
+                raise ShapeError(f"{name} has shape {p.shape}, the state holds {new.shape}")
+            p.data = new.astype(p.data.dtype)
+        return self
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{n}: {type(c).__name__}" for n, c in self.children().items())
+        return f"{type(self).__name__}({inside})"
+
+
+_root: list[Module | None] = [None]
+
+
+def trace(
+    function: Callable[..., Any], *specs: Any, training: Any = None, name: str | None = None
+) -> Graph:
+    """The Graph of a function or module on inputs like ``specs``.
+
+    A spec is ``tv.Spec(dtype, shape)``, ``(dtype, shape)`` or an example array. ``training`` True or
+    False decides the mode; None leaves it open (batch norm and dropout carry ``training=MODE``).
+
+    >>> import trivium as tv
+    >>> print(tv.trace(tv.nn.Linear(2), ("float32", ("batch", 3))))
+    def Linear(
+        x0: data("x0", float32, ("batch", 3)),
+        weight: param("weight", float32, (2, 3)),
+        bias: param("bias", float32, (2,)),
+    ):
+        linear_1 = linear(x0, weight, bias)
+        return linear_1
+    """
+    default = type(function).__name__ if isinstance(function, Module) else getattr(function, "__name__", "graph")
+    graph = Graph(name or default.strip("<>"))
+    graph.training = MODE if training is None else training
+    with graph:
+        result = function(
+            *(graph.input("data", s.dtype, s.shape, f"x{i}") for i, s in enumerate(map(spec_of, specs)))
+        )
+        _finish(graph, result)
+    return graph
+
+
+def _finish(graph: Graph, result: Any) -> None:
+    if isinstance(result, Mapping):
+        graph.structure = tuple(result)
+        items = list(result.values())
+    elif isinstance(result, (tuple, list)):
+        graph.structure = type(result)
+        items = list(result)
+    else:
+        items = [result]
+    graph.outputs = [lift(graph, item, None) for item in items]
+
+
+def restructure(graph: Graph, outputs: list[Any]) -> Any:
+    """Outputs nested as the traced function returned them."""
+    if graph.structure is None:
+        return outputs[0]
+    if isinstance(graph.structure, tuple):
+        return dict(zip(graph.structure, outputs, strict=True))
+    return graph.structure(outputs)
+
+
+class GraphModule(Module):
+    """A Module made of a Graph: what the importers and ``tv.load`` give. Trainable and composable."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], source_names: Mapping[str, str] | None = None):
+        self.graph = graph
+        self.source_names = dict(source_names or {})
+        """What each parameter was called in the framework it came from."""
+        self._parameters = {}
+        for v in graph.of_kind("param", "state"):
+            data = np.asarray(values[v.name])
+            if data.shape != v.shape:
+                raise ShapeError(f"{v.name} has shape {v.shape}, got {data.shape}")
+            self._parameters[v.name] = Parameter(data.astype(v.dtype.numpy), v.name, v.kind or "param")
+
+    def forward(self, *args: Any) -> Any:
+        """The Graph applied to ``args``, op by op: eagerly, or into the Graph being built."""
+        data = self.graph.of_kind("data")
+        if len(args) != len(data):
+            raise TypeError(f"{self.graph.name} takes {len(data)} inputs, got {len(args)}")
+        args = tuple(asarray(a) for a in args)
+        env: dict[Any, Any] = {None: None} | dict(zip(data, args, strict=True))
+        for v in self.graph.of_kind("param", "state"):
+            env[v] = self._parameters[v.name]
+        graph = current()
+        for v in self.graph.of_kind("rng"):
+            env[v] = random_key()
+        dims = _dims(self.graph, args)
+
+        def attr(item: Any) -> Any:
+            if item is MODE:
+                return self.training
+            if isinstance(item, tuple):
+                return tuple(map(attr, item))
+            return subs(item, dims)
+
+        base = graph.scope if graph else ""
+        for node in self.graph.nodes:
+            scope = ".".join(filter(None, (base, node.scope)))
+            attrs = {k: attr(a) for k, a in node.attrs.items()}
+            inputs = [env[v] for v in node.inputs]
+            if graph is None:
+                out = OPS[node.op](*inputs, **attrs)
+            else:
+                with graph.within(scope):
+                    out = OPS[node.op](*inputs, **attrs)
+            env |= zip(node.outputs, out if isinstance(out, tuple) else (out,), strict=True)
+        for state, new in self.graph.updates.items():
+            if self.training is MODE or self.training:
+                env[state].assign(env[new])
+        return restructure(self.graph, [env[v] for v in self.graph.outputs])
+
+    def __repr__(self) -> str:
+        return f"GraphModule({self.graph.name})"
+
+
+def _dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:
+    """What the Graph's open sizes are for these arguments, which may be traced and open themselves."""
+    env: dict[str, Any] = {}
+    for value, arg in zip(graph.of_kind("data"), args, strict=True):
+        if all(isinstance(s, int) for s in arg.shape):
+            bind(value.shape, arg.shape, env, f"input {value.name!r}")
+            continue
+        for want, got in zip(value.shape, arg.shape, strict=True):
+            if isinstance(want, Dim) and want == Dim(n := next(iter(want.names()))):
+                env.setdefault(n, got)
+            elif want != got:
+                raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
+    return env
+
+
+_key_count = [0]
+
+
+def random_key() -> Any:
+    """The key a dropout draws from: the Graph's rng input while tracing, else a fresh one each call."""
+    graph = current()
+    if graph is not None:
+        found = graph.of_kind("rng")
+        return found[0] if found else graph.input("rng", dt.uint64, (2,), "rng")
+    _key_count[0] += 1
+    return asarray(np.array([_default_seed, _key_count[0]], np.uint64))
+
+
+__all__ = ["GraphModule", "Module", "Parameter", "Spec", "random_key", "restructure", "seed", "trace"]

@@ -1,0 +1,21 @@
+"""The ops, each declared once. Importing this package fills ``graph.OPS``.
+
+An ordinary op is added in one place: its declaration in the file of its kind.
+"""
+
+from trivium.ops import (  # noqa: F401
+    control,
+    conv,
+    creation,
+    elementwise,
+    index,
+    linalg,
+    loss,
+    norm,
+    pool,
+    random,
+    recurrent,
+    reduce,
+    shape,
+    update,
+)

@@ -1,0 +1,244 @@
+"""Convolution in any number of dimensions, and its two gradients, which are ops too.
+
+The three are linear in each operand and each other's gradients, so every derivative of a
+convolution, of any order, is again one of the three; and an engine needs just these.
+Kernels are (out, in / groups, *kernel) whatever the layout of the images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from trivium.graph import Type
+from trivium.op import S, Refused, case, primitive
+from trivium.shape import ShapeError, Size
+
+_GRADIENT = Refused("a gradient: the framework derives its own")
+_LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
+
+
+def pairs(value: Any, n: int) -> tuple[tuple[Size, Size], ...]:
+    """Padding as (low, high) per axis, from an int, one int per axis, or pairs."""
+    if isinstance(value, int):
+        return ((value, value),) * n
+    return tuple((v, v) if isinstance(v, int) else (v[0], v[1]) for v in value)
+
+
+def each(value: Any, n: int) -> tuple[int, ...]:
+    """One int per axis."""
+    return (value,) * n if isinstance(value, int) else tuple(value)
+
+
+def spatial(rank: int, layout: str) -> tuple[int, ...]:
+    """The axes of an image that a window moves along."""
+    if layout not in _LAYOUTS.get(rank - 2, ()):
+        raise ShapeError(f"layout {layout!r} does not fit an array of {rank} axes")
+    return tuple(range(1, rank - 1)) if layout[-1] == "C" else tuple(range(2, rank))
+
+
+def default_layout(rank: int, layout: str | None) -> str:
+    """``layout``, or channels first for this rank."""
+    return layout or _LAYOUTS.get(rank - 2, ("?",))[0]
+
+
+def conv_attrs(x: Type, *_: Any, stride: Any, padding: Any, dilation: Any, groups: int, layout: Any,
+               **__: Any) -> dict[str, Any]:  # fmt: skip
+    n = len(x.shape) - 2
+    return {"stride": each(stride, n), "padding": pairs(padding, n), "dilation": each(dilation, n),
+            "groups": groups, "layout": default_layout(n + 2, layout)}  # fmt: skip
+
+
+def window_size(size: Size, kernel: Any, stride: int, pad: tuple[Size, Size], dilation: int) -> Size:
+    """How many windows fit: floor((size + pads - dilation * (kernel - 1) - 1) / stride) + 1."""
+    count = (size + pad[0] + pad[1] - dilation * (kernel - 1) - 1) // stride + 1
+    if isinstance(count, int) and count < 1:
+        raise ShapeError(f"a window of {dilation * (kernel - 1) + 1} is larger than {size} + {pad}")
+    return count
+
+
+def _conv_rule(x: Type, w: Type, b: Type | None = None, *, stride: Any, padding: Any, dilation: Any,
+               groups: int, layout: str) -> Type:  # fmt: skip
+    axes = spatial(len(x.shape), layout)
+    channel = layout.index("C")
+    if len(w.shape) != len(x.shape) or w.dtype != x.dtype:
+        raise ShapeError(f"the kernel {w} does not fit the images {x}")
+    if w.shape[1] * groups != x.shape[channel]:
+        raise ShapeError(
+            f"the kernel {w.shape} wants {w.shape[1] * groups} channels in {groups} group(s), "
+            f"the images {x.shape} ({layout}) have {x.shape[channel]}"
+        )
+    if isinstance(w.shape[0], int) and w.shape[0] % groups:
+        raise ShapeError(f"{w.shape[0]} output channels do not split into {groups} groups")
+    if b is not None and b.shape != (w.shape[0],):
+        raise ShapeError(f"the bias has shape {b.shape}, wants ({w.shape[0]},)")
+    shape = list(x.shape)
+    shape[channel] = w.shape[0]
+    for i, axis in enumerate(axes):
+        shape[axis] = window_size(x.shape[axis], w.shape[i + 2], stride[i], padding[i], dilation[i])
+    return Type(x.dtype, tuple(shape))
+
+
+def _channels_first(x: Any, layout: str) -> Any:
+    return x if layout[1] == "C" else np.moveaxis(x, -1, 1)
+
+
+def _channels_back(x: Any, layout: str) -> Any:
+    return x if layout[1] == "C" else np.moveaxis(x, 1, -1)
+
+
+def _padded(x: Any, padding: Any) -> Any:
+    """Channels-first images with zeros around (a negative padding cuts)."""
+    if any(p > 0 for pair in padding for p in pair):
+        x = np.pad(x, [(0, 0), (0, 0), *((max(a, 0), max(b, 0)) for a, b in padding)])
+    cut = tuple(slice(max(-a, 0), b if b < 0 else None) for a, b in padding)
+    return x[(..., *cut)]
+
+
+def _windows(x: Any, kernel: Any, stride: Any, dilation: Any) -> Any:
+    """A view (batch, channels, *out, *kernel) of padded channels-first images."""
+    axes = tuple(range(2, x.ndim))
+    spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    view = sliding_window_view(x, spans, axes)  # type: ignore[call-overload]
+    steps = (slice(None, None, s) for s in stride)
+    return view[(slice(None), slice(None), *steps, *(slice(None, None, d) for d in dilation))]
+
+
+_CASES = [
+    case(S(2, 3, 6, 5), S(4, 3, 3, 2)),
+    case(S(2, 4, 7, 6), S(6, 2, 3, 3), S(6), stride=(2, 1), padding=((1, 2), (0, 1)), dilation=(1, 2),
+         groups=2),
+    case(S(2, 6, 5, 3), S(4, 3, 3, 2), S(4), stride=2, padding=1, layout="NHWC"),
+    case(S(1, 4, 5, 5), S(8, 1, 3, 3), groups=4, padding=1),
+    case(S(2, 3, 8), S(4, 3, 3), stride=2, padding=((0, 1),)),
+]  # fmt: skip
+
+
+@primitive(rule=_conv_rule, normal=conv_attrs, cases=_CASES)
+def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+         groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
+    """The convolution (correlation) of images x with kernels w, plus bias b.
+
+    x (batch, in, *size) or, with ``layout="NHWC"``, (batch, *size, in); w (out, in / groups, *kernel);
+    b (out,) or None. ``padding`` is explicit, (low, high) per axis; sizes are
+    floor((size + low + high - dilation * (kernel - 1) - 1) / stride) + 1.
+
+    >>> import trivium as tv
+    >>> x, w = tv.ones((1, 1, 4, 4)), tv.ones((2, 1, 3, 3))
+    >>> tv.conv(x, w, stride=2, padding=((0, 1), (0, 1))).shape
+    (1, 2, 2, 2)
+    """
+    x = _padded(_channels_first(x, layout), padding)
+    n, c = x.shape[:2]
+    view = _windows(x, w.shape[2:], stride, dilation)
+    out = view.shape[2 : 2 + len(stride)]
+    # (n, g, c/g, *out, *k) -> (g, n * out, c/g * k), one matrix product a group
+    order = range(2, 2 + len(stride))
+    view = view.reshape(n, groups, c // groups, *view.shape[2:])
+    columns = view.transpose(1, 0, *(a + 1 for a in order), 2, *(a + 1 + len(stride) for a in order))
+    columns = columns.reshape(groups, n * int(np.prod(out)), -1)
+    kernels = w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
+    y = np.matmul(columns, kernels).reshape(groups, n, *out, -1)
+    y = np.moveaxis(y, 0, -2).reshape(n, *out, w.shape[0])
+    if b is not None:
+        y = y + b
+    return y if layout[-1] == "C" else np.moveaxis(y, -1, 1)
+
+
+@conv.vjp
+def _conv_vjp(g: Any, out: Any, x: Any, w: Any, b: Any = None, **attrs: Any) -> Any:
+    layout = attrs["layout"]
+    gb = None if b is None else g.sum(axis=tuple(i for i, a in enumerate(layout) if a != "C"))
+    sizes = tuple(x.shape[a] for a in spatial(len(x.shape), layout))
+    return (
+        conv_input_grad(g, w, size=sizes, **attrs),
+        conv_weight_grad(x, g, kernel=w.shape[2:], **attrs),
+        gb,
+    )
+
+
+def _input_grad_rule(g: Type, w: Type, *, size: Any, groups: int, layout: str, **_: Any) -> Type:
+    shape = list(g.shape)
+    shape[layout.index("C")] = w.shape[1] * groups
+    for axis, s in zip(spatial(len(g.shape), layout), size, strict=True):
+        shape[axis] = s
+    return Type(g.dtype, tuple(shape))
+
+
+_GRAD_CASES = [
+    case(S(2, 4, 4, 4), S(4, 3, 3, 2), size=(6, 5)),
+    case(S(2, 6, 4, 3), S(6, 2, 3, 3), size=(7, 6), stride=(2, 1), padding=((1, 2), (0, 1)),
+         dilation=(1, 2), groups=2),
+    case(S(2, 3, 3, 4), S(4, 3, 3, 2), size=(6, 5), stride=2, padding=1, layout="NHWC"),
+]  # fmt: skip
+
+
+@primitive(
+    rule=_input_grad_rule, normal=conv_attrs, cases=_GRAD_CASES,
+    **dict.fromkeys(("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"), _GRADIENT),
+)  # fmt: skip
+def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+                    groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
+    """The gradient of :func:`conv` with respect to its images, of spatial ``size``."""
+    g = _channels_first(g, layout)
+    n, out = g.shape[0], g.shape[2:]
+    split = g.reshape(n, groups, -1, int(np.prod(out))).transpose(1, 0, 3, 2)  # g, n, out, o/g
+    kernels = w.reshape(groups, w.shape[0] // groups, -1)  # g, o/g, c/g * k
+    columns = np.matmul(split, kernels[:, None])  # g, n, out, c/g * k
+    columns = columns.reshape(groups, n, *out, w.shape[1], *w.shape[2:])
+    full = [s + a + b for s, (a, b) in zip(size, padding, strict=True)]
+    image = np.zeros((groups, n, w.shape[1], *(max(f, 0) for f in full)), g.dtype)
+    for tap in np.ndindex(*w.shape[2:]):
+        where = tuple(slice(t * d, t * d + s * (o - 1) + 1, s)
+                      for t, d, s, o in zip(tap, dilation, stride, out, strict=True))  # fmt: skip
+        piece = columns[(..., *tap)]  # g, n, *out, c/g
+        image[(..., *where)] += np.moveaxis(piece, -1, 2)
+    image = np.moveaxis(image, 0, 1).reshape(n, -1, *full)
+    image = _padded(image, [(-a, -b) for a, b in padding])
+    return _channels_back(image, layout)
+
+
+@conv_input_grad.vjp
+def _input_grad_vjp(t: Any, out: Any, g: Any, w: Any, *, size: Any, **attrs: Any) -> Any:
+    return conv(t, w, **attrs), conv_weight_grad(t, g, kernel=w.shape[2:], **attrs)
+
+
+def _weight_grad_rule(x: Type, g: Type, *, kernel: Any, groups: int, layout: str, **_: Any) -> Type:
+    c = layout.index("C")
+    return Type(x.dtype, (g.shape[c], x.shape[c] // groups, *kernel))
+
+
+@primitive(
+    rule=_weight_grad_rule, normal=conv_attrs,
+    cases=[
+        case(S(2, 3, 6, 5), S(2, 4, 4, 4), kernel=(3, 2)),
+        case(S(2, 4, 7, 6), S(2, 6, 4, 3), kernel=(3, 3), stride=(2, 1), padding=((1, 2), (0, 1)),
+             dilation=(1, 2), groups=2),
+        case(S(2, 6, 5, 3), S(2, 3, 3, 4), kernel=(3, 2), stride=2, padding=1, layout="NHWC"),
+    ],
+    **dict.fromkeys(("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"), _GRADIENT),
+)  # fmt: skip
+def conv_weight_grad(x: Any, g: Any, *, kernel: Any, stride: Any = 1, padding: Any = 0,
+                     dilation: Any = 1, groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
+    """The gradient of :func:`conv` with respect to its kernels, of spatial size ``kernel``."""
+    x, g = _padded(_channels_first(x, layout), padding), _channels_first(g, layout)
+    n, c = x.shape[:2]
+    d = len(kernel)
+    view = _windows(x, kernel, stride, dilation)
+    # Windows beyond what g covers (a stride that leaves a remainder has none) are never read.
+    view = view[(slice(None), slice(None), *(slice(o) for o in g.shape[2:]))]
+    view = view.reshape(n, groups, c // groups, *view.shape[2:])
+    spread = tuple(range(3, 3 + d))
+    columns = view.transpose(1, 0, *spread, 2, *(a + d for a in spread))
+    columns = columns.reshape(groups, -1, c // groups * int(np.prod(kernel)))
+    rows = g.reshape(n, groups, g.shape[1] // groups, -1).transpose(1, 2, 0, 3)
+    rows = rows.reshape(groups, g.shape[1] // groups, -1)
+    return np.matmul(rows, columns).reshape(g.shape[1], c // groups, *kernel)
+
+
+@conv_weight_grad.vjp
+def _weight_grad_vjp(t: Any, out: Any, x: Any, g: Any, *, kernel: Any, **attrs: Any) -> Any:
+    sizes = tuple(x.shape[a] for a in spatial(len(x.shape), attrs["layout"]))
+    return conv_input_grad(g, t, size=sizes, **attrs), conv(x, t, **attrs)

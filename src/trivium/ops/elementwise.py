@@ -1,0 +1,425 @@
+"""One number in, one number out, broadcasting. The plainest declarations: read these first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trivium.dtype import DType, as_dtype, bool_, float32, float64
+from trivium.graph import OPS, Type
+from trivium.op import S, case, comparison, composite, elementwise, primitive, zero_gradient
+
+_TWO = [case(S(2, 3, low=0.5), S(3, low=0.5)), case(S(2, 1, 3), S(4, 1, low=0.5, high=3))]
+_ONE = [case(S(2, 3)), case(S(4, low=-6, high=6)), case(S())]
+_POSITIVE = [case(S(2, 3, low=0.3, high=4))]
+
+
+# -- arithmetic ------------------------------------------------------------------------------------
+@primitive(
+    promotes=True,
+    vjp=lambda g, out, x, y: (g, g),
+    cases=_TWO,
+    torch="{x} + {y}", keras="{x} + {y}", tensorflow="{x} + {y}",
+    mxnet="F.broadcast_add({x}, {y})", jax="{x} + {y}", onnx="Add",
+)  # fmt: skip
+def add(x: Any, y: Any) -> Any:
+    """x + y, broadcasting.
+
+    >>> import trivium as tv
+    >>> tv.add(tv.asarray([1.0, 2.0]), 3.0)
+    tensor([4., 5.])
+    """
+    return np.add(x, y)
+
+
+@primitive(
+    promotes=True,
+    vjp=lambda g, out, x, y: (g, -g),
+    cases=_TWO,
+    torch="{x} - {y}", keras="{x} - {y}", tensorflow="{x} - {y}",
+    mxnet="F.broadcast_sub({x}, {y})", jax="{x} - {y}", onnx="Sub",
+)  # fmt: skip
+def subtract(x: Any, y: Any) -> Any:
+    """x - y, broadcasting."""
+    return np.subtract(x, y)
+
+
+@primitive(
+    promotes=True,
+    vjp=lambda g, out, x, y: (g * y, g * x),
+    cases=_TWO,
+    torch="{x} * {y}", keras="{x} * {y}", tensorflow="{x} * {y}",
+    mxnet="F.broadcast_mul({x}, {y})", jax="{x} * {y}", onnx="Mul",
+)  # fmt: skip
+def multiply(x: Any, y: Any) -> Any:
+    """x * y, broadcasting."""
+    return np.multiply(x, y)
+
+
+def _floating(*types: Type) -> Type:
+    out = elementwise(*types)
+    if not out.dtype.is_floating:
+        raise TypeError(f"wants floating arrays, got {out.dtype}: cast with astype()")
+    return out
+
+
+@primitive(
+    rule=_floating,
+    promotes=True,
+    vjp=lambda g, out, x, y: (g / y, -g * out / y),
+    cases=_TWO,
+    torch="{x} / {y}", keras="{x} / {y}", tensorflow="{x} / {y}",
+    mxnet="F.broadcast_div({x}, {y})", jax="{x} / {y}", onnx="Div",
+)  # fmt: skip
+def divide(x: Any, y: Any) -> Any:
+    """x / y for floating arrays, broadcasting. Integers are refused: frameworks round differently."""
+    return np.divide(x, y)
+
+
+@primitive(
+    promotes=True,
+    vjp=lambda g, out, x, y: (
+        g * y * pow(x, y - 1),
+        g * out * log(where(x > 0, x, _one(x))),
+    ),
+    cases=[case(S(2, 3, low=0.5, high=3), S(3)), case(S(2, 3, low=0.5), S(2, 1, low=1, high=3))],
+    torch="{x} ** {y}", keras="{x} ** {y}", tensorflow="{x} ** {y}",
+    mxnet="F.broadcast_power({x}, {y})", jax="{x} ** {y}", onnx="Pow",
+)  # fmt: skip
+def pow(x: Any, y: Any) -> Any:
+    """x to the power y, broadcasting."""
+    return np.power(x, y)
+
+
+def _one(x: Any) -> Any:
+    return OPS["full"](shape=(), value=1, dtype=x.dtype)
+
+
+@primitive(
+    promotes=True,
+    vjp=lambda g, out, x, y: (g * (x >= y).astype(g.dtype), g * (x < y).astype(g.dtype)),
+    cases=[case(S(2, 3), S(3)), case(S(4, 1), S(3, low=-1.7, high=1.9))],
+    torch="torch.maximum({x}, {y})", keras="ops.maximum({x}, {y})",
+    tensorflow="tf.maximum({x}, {y})", mxnet="F.broadcast_maximum({x}, {y})",
+    jax="jnp.maximum({x}, {y})", onnx="Max",
+)  # fmt: skip
+def maximum(x: Any, y: Any) -> Any:
+    """The larger of x and y, broadcasting; the gradient of a tie goes to x."""
+    return np.maximum(x, y)
+
+
+@primitive(
+    promotes=True,
+    vjp=lambda g, out, x, y: (g * (x <= y).astype(g.dtype), g * (x > y).astype(g.dtype)),
+    cases=[case(S(2, 3), S(3))],
+    torch="torch.minimum({x}, {y})", keras="ops.minimum({x}, {y})",
+    tensorflow="tf.minimum({x}, {y})", mxnet="F.broadcast_minimum({x}, {y})",
+    jax="jnp.minimum({x}, {y})", onnx="Min",
+)  # fmt: skip
+def minimum(x: Any, y: Any) -> Any:
+    """The smaller of x and y, broadcasting; the gradient of a tie goes to x."""
+    return np.minimum(x, y)
+
+
+@primitive(
+    vjp=lambda g, out, x: (-g,), cases=_ONE,
+    torch="-{x}", keras="-{x}", tensorflow="-{x}", mxnet="-{x}", jax="-{x}", onnx="Neg",
+)  # fmt: skip
+def negative(x: Any) -> Any:
+    """-x."""
+    return np.negative(x)
+
+
+@primitive(
+    vjp=lambda g, out, x: (g * sign(x),), cases=[case(S(2, 3))],
+    torch="torch.abs({x})", keras="ops.abs({x})", tensorflow="tf.abs({x})",
+    mxnet="F.abs({x})", jax="jnp.abs({x})", onnx="Abs",
+)  # fmt: skip
+def abs(x: Any) -> Any:
+    """The absolute value."""
+    return np.abs(x)
+
+
+@primitive(
+    vjp=zero_gradient, cases=[case(S(2, 3))],
+    torch="torch.sign({x})", keras="ops.sign({x})", tensorflow="tf.sign({x})",
+    mxnet="F.sign({x})", jax="jnp.sign({x})", onnx="Sign",
+)  # fmt: skip
+def sign(x: Any) -> Any:
+    """-1, 0 or 1."""
+    return np.sign(x)
+
+
+# -- functions -------------------------------------------------------------------------------------
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g * out,), cases=[case(S(2, 3))],
+    torch="torch.exp({x})", keras="ops.exp({x})", tensorflow="tf.exp({x})",
+    mxnet="F.exp({x})", jax="jnp.exp({x})", onnx="Exp",
+)  # fmt: skip
+def exp(x: Any) -> Any:
+    """e to the x."""
+    return np.exp(x)
+
+
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g / x,), cases=_POSITIVE,
+    torch="torch.log({x})", keras="ops.log({x})", tensorflow="tf.math.log({x})",
+    mxnet="F.log({x})", jax="jnp.log({x})", onnx="Log",
+)  # fmt: skip
+def log(x: Any) -> Any:
+    """The natural logarithm."""
+    return np.log(x)
+
+
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g / (1 + x),), cases=[case(S(2, 3, low=-0.8, high=3))],
+    torch="torch.log1p({x})", keras="ops.log1p({x})", tensorflow="tf.math.log1p({x})",
+    mxnet="F.log1p({x})", jax="jnp.log1p({x})",
+)  # fmt: skip
+def log1p(x: Any) -> Any:
+    """log(1 + x), exact near zero."""
+    return np.log1p(x)
+
+
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g * (out + 1),), cases=[case(S(2, 3))],
+    torch="torch.expm1({x})", keras="ops.expm1({x})", tensorflow="tf.math.expm1({x})",
+    mxnet="F.expm1({x})", jax="jnp.expm1({x})",
+)  # fmt: skip
+def expm1(x: Any) -> Any:
+    """exp(x) - 1, exact near zero."""
+    return np.expm1(x)
+
+
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g * 0.5 / out,), cases=_POSITIVE,
+    torch="torch.sqrt({x})", keras="ops.sqrt({x})", tensorflow="tf.sqrt({x})",
+    mxnet="F.sqrt({x})", jax="jnp.sqrt({x})", onnx="Sqrt",
+)  # fmt: skip
+def sqrt(x: Any) -> Any:
+    """The square root."""
+    return np.sqrt(x)
+
+
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g * (1 - out * out),), cases=_ONE,
+    torch="torch.tanh({x})", keras="ops.tanh({x})", tensorflow="tf.tanh({x})",
+    mxnet="F.tanh({x})", jax="jnp.tanh({x})", onnx="Tanh",
+)  # fmt: skip
+def tanh(x: Any) -> Any:
+    """The hyperbolic tangent."""
+    return np.tanh(x)
+
+
+def _erf(x: Any) -> Any:
+    from scipy.special import erf as scipy_erf  # late: scipy costs more to import than numpy
+
+    return scipy_erf(x).astype(x.dtype)
+
+
+@primitive(
+    rule=_floating, numpy=_erf,
+    vjp=lambda g, out, x: (g * 1.1283791670955126 * exp(-x * x),),  # 2 / sqrt(pi)
+    cases=_ONE,
+    torch="torch.erf({x})", keras="ops.erf({x})", tensorflow="tf.math.erf({x})",
+    mxnet="F.erf({x})", jax="jax.lax.erf({x})", onnx="Erf",
+)  # fmt: skip
+def erf(x: Any) -> Any:
+    """The error function, 2/sqrt(pi) times the integral of exp(-t*t) from 0 to x."""
+    return _erf(x)
+
+
+def _sigmoid(x: Any) -> Any:
+    # exp of a negative number only: never overflows.
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1 / (1 + small), small / (1 + small)).astype(x.dtype)
+
+
+@primitive(
+    rule=_floating, vjp=lambda g, out, x: (g * out * (1 - out),), cases=_ONE,
+    torch="torch.sigmoid({x})", keras="ops.sigmoid({x})", tensorflow="tf.sigmoid({x})",
+    mxnet="F.sigmoid({x})", jax="jax.nn.sigmoid({x})", onnx="Sigmoid",
+)  # fmt: skip
+def sigmoid(x: Any) -> Any:
+    """1 / (1 + exp(-x))."""
+    return _sigmoid(x)
+
+
+@primitive(
+    vjp=lambda g, out, x: (g * (x > 0).astype(g.dtype),), cases=_ONE,
+    torch="F.relu({x})", keras="ops.relu({x})", tensorflow="tf.nn.relu({x})",
+    mxnet="F.relu({x})", jax="jax.nn.relu({x})", onnx="Relu",
+)  # fmt: skip
+def relu(x: Any) -> Any:
+    """max(x, 0); the gradient at 0 is 0, as in every framework."""
+    return np.maximum(x, 0)
+
+
+@composite(
+    cases=_ONE,
+    torch="F.softplus({x})", keras="ops.softplus({x})", tensorflow="tf.nn.softplus({x})",
+    mxnet="F.Activation({x}, act_type='softrelu')", jax="jax.nn.softplus({x})", onnx="Softplus",
+)  # fmt: skip
+def softplus(x: Any) -> Any:
+    """log(1 + exp(x)), never overflowing."""
+    return relu(x) + log1p(exp(-abs(x)))
+
+
+@softplus.vjp
+def _softplus_vjp(g: Any, out: Any, x: Any) -> Any:
+    return (g * sigmoid(x),)  # the body's pieces have a kink at 0 that their sum does not have
+
+
+@composite(
+    cases=_ONE,
+    torch="F.silu({x})", keras="ops.silu({x})", tensorflow="tf.nn.silu({x})",
+    jax="jax.nn.silu({x})",
+)  # fmt: skip
+def silu(x: Any) -> Any:
+    """x * sigmoid(x), also called swish."""
+    return x * sigmoid(x)
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(4), approximate="tanh")],
+    torch="F.gelu({x}, approximate={approximate})",
+    keras="ops.gelu({x}, approximate={approximate!is_tanh})",
+    tensorflow="tf.nn.gelu({x}, approximate={approximate!is_tanh})",
+    jax="jax.nn.gelu({x}, approximate={approximate!is_tanh})",
+)
+def gelu(x: Any, *, approximate: str = "none") -> Any:
+    """x times the normal distribution function of x; ``approximate="tanh"`` is its tanh form.
+
+    The two differ by up to 4.7e-4 near \\|x\\| = 2.7: JAX's default is the tanh form.
+    """
+    if approximate == "tanh":
+        return 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    return 0.5 * x * (1 + erf(x * 0.7071067811865476))
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(2, 3), slope=0.2)],
+    torch="F.leaky_relu({x}, {slope})", keras="ops.leaky_relu({x}, {slope})",
+    tensorflow="tf.nn.leaky_relu({x}, {slope})", mxnet="F.LeakyReLU({x}, slope={slope})",
+    jax="jax.nn.leaky_relu({x}, {slope})", onnx="LeakyRelu",
+)  # fmt: skip
+def leaky_relu(x: Any, *, slope: float = 0.01) -> Any:
+    """x where positive, slope * x elsewhere. Defaults differ: torch .01, tf.nn .2, MXNet .25."""
+    return where(x > 0, x, x * slope)
+
+
+@composite(cases=[case(S(2, 3))], torch="{x} ** 2", keras="ops.square({x})",
+           tensorflow="tf.square({x})", mxnet="F.square({x})", jax="jnp.square({x})")  # fmt: skip
+def square(x: Any) -> Any:
+    """x * x."""
+    return x * x
+
+
+# -- comparison, choice, conversion ------------------------------------------------------------------
+def _compare(name: str, symbol: str, numpy: Any, onnx: str, mxnet: str) -> Any:
+    infix = f"{{x}} {symbol} {{y}}"
+
+    def function(x: Any, y: Any) -> Any:
+        return numpy(x, y)
+
+    function.__doc__ = f"x {symbol} y, broadcasting; the result is bool."
+    names = {} if not onnx else {"onnx": onnx}
+    return primitive(
+        name=name, rule=comparison, promotes=True, vjp=zero_gradient,
+        cases=[case(S(2, 3), S(3)), case(S(5, dtype="int64", high=3), S(5, dtype="int64", high=3))],
+        torch=infix, keras=infix if name not in ("equal", "not_equal") else f"ops.{name}({{x}}, {{y}})",
+        tensorflow=infix if name not in ("equal", "not_equal") else f"tf.{name}({{x}}, {{y}})",
+        mxnet=f"F.broadcast_{mxnet}({{x}}, {{y}})", jax=infix, **names,
+    )(function)  # fmt: skip
+
+
+equal = _compare("equal", "==", np.equal, "Equal", "equal")
+not_equal = _compare("not_equal", "!=", np.not_equal, "", "not_equal")
+less = _compare("less", "<", np.less, "Less", "lesser")
+less_equal = _compare("less_equal", "<=", np.less_equal, "LessOrEqual", "lesser_equal")
+greater = _compare("greater", ">", np.greater, "Greater", "greater")
+greater_equal = _compare("greater_equal", ">=", np.greater_equal, "GreaterOrEqual", "greater_equal")
+
+_BOOLS = [case(S(2, 3, dtype=bool_), S(3, dtype=bool_))]
+
+
+@primitive(
+    rule=comparison, vjp=zero_gradient, cases=_BOOLS,
+    torch="{x} & {y}", keras="ops.logical_and({x}, {y})", tensorflow="{x} & {y}",
+    mxnet="F.broadcast_logical_and({x}, {y})", jax="{x} & {y}", onnx="And",
+)  # fmt: skip
+def logical_and(x: Any, y: Any) -> Any:
+    """Both true."""
+    return np.logical_and(x, y)
+
+
+@primitive(
+    rule=comparison, vjp=zero_gradient, cases=_BOOLS,
+    torch="{x} | {y}", keras="ops.logical_or({x}, {y})", tensorflow="{x} | {y}",
+    mxnet="F.broadcast_logical_or({x}, {y})", jax="{x} | {y}", onnx="Or",
+)  # fmt: skip
+def logical_or(x: Any, y: Any) -> Any:
+    """Either true."""
+    return np.logical_or(x, y)
+
+
+@primitive(
+    rule=comparison, vjp=zero_gradient, cases=[case(S(2, 3, dtype=bool_))],
+    torch="~{x}", keras="ops.logical_not({x})", tensorflow="~{x}",
+    mxnet="F.logical_not({x})", jax="~{x}", onnx="Not",
+)  # fmt: skip
+def logical_not(x: Any) -> Any:
+    """Not x."""
+    return np.logical_not(x)
+
+
+def _where_rule(c: Type, x: Type, y: Type) -> Type:
+    if c.dtype != bool_ or x.dtype != y.dtype:
+        raise TypeError(f"wants a bool condition and two arrays of one dtype, got {c}, {x}, {y}")
+    return Type(x.dtype, elementwise(c, x, y).shape)
+
+
+@primitive(
+    rule=_where_rule,
+    cases=[case(S(2, 3, dtype=bool_), S(3), S(2, 1))],
+    torch="torch.where({condition}, {x}, {y})", keras="ops.where({condition}, {x}, {y})",
+    tensorflow="tf.where({condition}, {x}, {y})", jax="jnp.where({condition}, {x}, {y})",
+    mxnet="F.where({condition}, {x}, {y})", onnx="Where",
+)  # fmt: skip
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """x where ``condition`` holds, y elsewhere, broadcasting."""
+    return np.where(condition, x, y)
+
+
+@where.vjp
+def _where_vjp(g: Any, out: Any, condition: Any, x: Any, y: Any) -> Any:
+    none = OPS["full"](shape=(), value=0, dtype=g.dtype)
+    return None, where(condition, g, none), where(condition, none, g)
+
+
+@primitive(
+    rule=lambda x, *, dtype: Type(dtype, x.shape),
+    normal=lambda x, *, dtype: {"dtype": as_dtype(dtype)},
+    cases=[case(S(2, 3, dtype="int64", high=5), dtype=float32), case(S(2, 3, dtype=bool_), dtype=float64)],
+    torch="{x}.to({dtype})", keras="ops.cast({x}, {dtype})", tensorflow="tf.cast({x}, {dtype})",
+    mxnet="F.cast({x}, dtype={dtype})", jax="{x}.astype({dtype})",
+)  # fmt: skip
+def cast(x: Any, *, dtype: DType) -> Any:
+    """The elements converted to ``dtype``; floats become integers by truncation."""
+    return x.astype(dtype.numpy)
+
+
+@cast.vjp
+def _cast_vjp(g: Any, out: Any, x: Any, *, dtype: DType) -> Any:
+    return (cast(g, dtype=x.dtype) if x.dtype.is_floating and dtype.is_floating else None,)
+
+
+@primitive(
+    vjp=lambda g, out, x: (None,), cases=[],
+    torch="{x}.detach()", keras="ops.stop_gradient({x})", tensorflow="tf.stop_gradient({x})",
+    mxnet="F.BlockGrad({x})", jax="jax.lax.stop_gradient({x})",
+)  # fmt: skip
+def stop_gradient(x: Any) -> Any:
+    """x, through which no gradient flows."""
+    return x

@@ -1,0 +1,96 @@
+"""Picking by index arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.graph import Type
+from trivium.op import S, case, composite, primitive
+from trivium.shape import normalize_axes
+
+
+def _take_rule(x: Type, indices: Type, *, axis: int) -> Type:
+    if not indices.dtype.is_integer:
+        raise TypeError(f"wants integer indices, got {indices.dtype}")
+    return Type(x.dtype, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+
+
+def _axis(x: Type, *_: Any, axis: int, **__: Any) -> dict[str, Any]:
+    return {"axis": normalize_axes(axis, len(x.shape))[0]}
+
+
+def _checked(indices: Any, size: int) -> Any:
+    # Out of bounds: torch raises, jnp.take fills NaN, MXNet clips. We raise.
+    if indices.size and (indices.min() < -size or indices.max() >= size):
+        wrong = indices[(indices < -size) | (indices >= size)].ravel()[0]
+        raise IndexError(f"take: index {wrong} is out of range for an axis of size {size}")
+    return indices
+
+
+@primitive(
+    rule=_take_rule, normal=_axis,
+    cases=[
+        case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5)),
+        case(S(2, 6, 3), S(4, dtype="int64", low=0, high=6), axis=1),
+    ],
+    keras="ops.take({x}, {indices}, axis={axis})",
+    tensorflow="tf.gather({x}, {indices}, axis={axis})",
+    mxnet="F.take({x}, {indices}, axis={axis}, mode='raise')",
+    jax="jnp.take({x}, {indices}, axis={axis})", onnx="Gather",
+)  # fmt: skip
+def take(x: Any, indices: Any, *, axis: int = 0) -> Any:
+    """The entries of x at ``indices`` along ``axis``; out of range is an error."""
+    return np.take(x, _checked(indices, x.shape[axis]), axis=axis)
+
+
+@take.vjp
+def _take_vjp(g: Any, out: Any, x: Any, indices: Any, *, axis: int) -> Any:
+    return take_grad(g, indices, axis=axis, size=x.shape[axis]), None
+
+
+def _take_grad_rule(g: Type, indices: Type, *, axis: int, size: Any) -> Type:
+    after = g.shape[axis + len(indices.shape) :]
+    return Type(g.dtype, (*g.shape[:axis], size, *after))
+
+
+@primitive(
+    rule=_take_grad_rule,
+    vjp=lambda g, out, x, indices, *, axis, size: (take(g, indices, axis=axis), None),
+    cases=[case(S(2, 4, 3), S(2, 4, dtype="int64", low=0, high=5), axis=0, size=5)],
+)
+def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
+    """The transpose of take: each slice of g added where ``indices`` took it from."""
+    rank = indices.ndim
+    moved = g.reshape(*g.shape[:axis], indices.size, *g.shape[axis + rank :])
+    moved = np.moveaxis(moved, axis, 0)
+    out = np.zeros((size, *moved.shape[1:]), g.dtype)
+    np.add.at(out, indices.ravel(), moved)
+    return np.moveaxis(out, 0, axis)
+
+
+@primitive(
+    rule=lambda indices, *, classes, dtype: Type(dtype, (*indices.shape, classes)),
+    vjp=lambda *_, **__: (None,),
+    cases=[case(S(2, 3, dtype="int64", low=0, high=4), classes=4)],
+    keras="ops.one_hot({indices}, {classes}, dtype={dtype})",
+    tensorflow="tf.one_hot({indices}, {classes}, dtype={dtype})",
+    mxnet="F.one_hot({indices}, {classes}, dtype={dtype})",
+    jax="jax.nn.one_hot({indices}, {classes}, dtype={dtype})",
+    torch="F.one_hot({indices}, {classes}).to({dtype})",
+)  # fmt: skip
+def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
+    """1 at each index and 0 elsewhere, along a new last axis."""
+    return (indices[..., None] == np.arange(classes)).astype(dtype.numpy)
+
+
+@composite(
+    cases=[case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5))],
+    torch="F.embedding({indices}, {weight})",
+    mxnet="F.take({weight}, {indices}, mode='raise')",
+)  # fmt: skip
+def embedding(weight: Any, indices: Any) -> Any:
+    """Rows of the table ``weight`` (count, width) at integer ``indices``."""
+    return take(weight, indices, axis=0)

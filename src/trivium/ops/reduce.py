@@ -1,0 +1,182 @@
+"""Many numbers in, fewer out: sums, means, extrema, along axes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.graph import OPS, Type
+from trivium.op import S, case, composite, primitive, zero_gradient
+from trivium.shape import normalize_axes, size_product
+
+_CASES = [
+    case(S(2, 3, 4)),
+    case(S(2, 3, 4), axis=1),
+    case(S(2, 3, 4), axis=(0, -1), keepdims=True),
+]
+
+
+def _axes(x: Type, *, axis: Any, keepdims: bool = False, **_: Any) -> dict[str, Any]:
+    return {"axis": normalize_axes(axis, len(x.shape))}
+
+
+def _reduced(x: Type, *, axis: tuple[int, ...], keepdims: bool, **_: Any) -> Type:
+    if keepdims:
+        return Type(x.dtype, tuple(1 if i in axis else s for i, s in enumerate(x.shape)))
+    return Type(x.dtype, tuple(s for i, s in enumerate(x.shape) if i not in axis))
+
+
+def spread(g: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    """What was reduced from ``x``, back in a shape that broadcasts with it."""
+    if keepdims or not axis:
+        return g
+    shape = tuple(1 if i in axis else s for i, s in enumerate(x.shape))
+    return OPS["reshape"](g, shape=shape)
+
+
+@primitive(
+    rule=_reduced, normal=_axes, cases=_CASES,
+    torch="{x}.sum({axis}{keepdims!flag})",
+    keras="ops.sum({x}, axis={axis}{keepdims!flag_keepdims})",
+    tensorflow="tf.reduce_sum({x}, axis={axis}{keepdims!flag_keepdims})",
+    mxnet="F.sum({x}, axis={axis}{keepdims!flag_keepdims})",
+    jax="{x}.sum({axis}{keepdims!flag_keepdims})",
+)  # fmt: skip
+def sum(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    """The sum along ``axis`` (an int, several, or None for all); the dtype stays.
+
+    >>> import trivium as tv
+    >>> tv.sum(tv.asarray([[1.0, 2.0], [3.0, 4.0]]), axis=0)
+    tensor([4., 6.])
+    """
+    return np.sum(x, axis=axis, keepdims=keepdims, dtype=x.dtype)
+
+
+@sum.vjp
+def _sum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
+    return (OPS["broadcast_to"](spread(g, x, axis, keepdims), shape=x.shape),)
+
+
+@composite(
+    normal=_axes, cases=_CASES, numpy=lambda x, *, axis, keepdims: np.mean(x, axis, x.dtype, keepdims=keepdims),
+    torch="{x}.mean({axis}{keepdims!flag})",
+    keras="ops.mean({x}, axis={axis}{keepdims!flag_keepdims})",
+    tensorflow="tf.reduce_mean({x}, axis={axis}{keepdims!flag_keepdims})",
+    mxnet="F.mean({x}, axis={axis}{keepdims!flag_keepdims})",
+    jax="{x}.mean({axis}{keepdims!flag_keepdims})",
+)  # fmt: skip
+def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    """The arithmetic mean along ``axis``."""
+    count = size_product(x.shape[a] for a in axis)
+    return sum(x, axis=axis, keepdims=keepdims) / OPS["full"](shape=(), value=count, dtype=x.dtype)
+
+
+def _extremum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
+    # Equal extrema share the gradient, as torch.amax and JAX do.
+    hit = (x == spread(out, x, axis, keepdims)).astype(x.dtype)
+    return (hit * spread(g, x, axis, keepdims) / sum(hit, axis=axis, keepdims=True),)
+
+
+@primitive(
+    rule=_reduced, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
+    torch="{x}.amax({axis}{keepdims!flag})",
+    keras="ops.max({x}, axis={axis}{keepdims!flag_keepdims})",
+    tensorflow="tf.reduce_max({x}, axis={axis}{keepdims!flag_keepdims})",
+    mxnet="F.max({x}, axis={axis}{keepdims!flag_keepdims})",
+    jax="{x}.max({axis}{keepdims!flag_keepdims})",
+)  # fmt: skip
+def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    """The largest along ``axis``; equal ones share the gradient."""
+    return np.max(x, axis=axis, keepdims=keepdims)
+
+
+@primitive(
+    rule=_reduced, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
+    torch="{x}.amin({axis}{keepdims!flag})",
+    keras="ops.min({x}, axis={axis}{keepdims!flag_keepdims})",
+    tensorflow="tf.reduce_min({x}, axis={axis}{keepdims!flag_keepdims})",
+    mxnet="F.min({x}, axis={axis}{keepdims!flag_keepdims})",
+    jax="{x}.min({axis}{keepdims!flag_keepdims})",
+)  # fmt: skip
+def min(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    """The smallest along ``axis``; equal ones share the gradient."""
+    return np.min(x, axis=axis, keepdims=keepdims)
+
+
+def _argmax_rule(x: Type, *, axis: int) -> Type:
+    return Type(dt.int64, tuple(s for i, s in enumerate(x.shape) if i != axis))
+
+
+@primitive(
+    rule=_argmax_rule, normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))[0]},
+    vjp=zero_gradient, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)],
+    torch="{x}.argmax({axis})", keras="ops.cast(ops.argmax({x}, axis={axis}), 'int64')",
+    tensorflow="tf.argmax({x}, axis={axis})", jax="{x}.argmax({axis})",
+    mxnet="F.cast(F.argmax({x}, axis={axis}), dtype='int64')",
+)  # fmt: skip
+def argmax(x: Any, *, axis: int = -1) -> Any:
+    """The position of the largest along ``axis`` (the first of equal ones), int64."""
+    return np.argmax(x, axis=axis).astype(np.int64)
+
+
+@composite(
+    normal=_axes, cases=[case(S(2, 3, 4), axis=1), case(S(2, 3), axis=-1, keepdims=True)],
+    torch="torch.logsumexp({x}, {axis}{keepdims!flag})",
+    keras="ops.logsumexp({x}, axis={axis}{keepdims!flag_keepdims})",
+    tensorflow="tf.reduce_logsumexp({x}, axis={axis}{keepdims!flag_keepdims})",
+    jax="jax.nn.logsumexp({x}, {axis}{keepdims!flag_keepdims})",
+)  # fmt: skip
+def logsumexp(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
+    """log(sum(exp(x))) along ``axis``, never overflowing."""
+    top = OPS["stop_gradient"](max(x, axis=axis, keepdims=True))
+    total = OPS["log"](sum(OPS["exp"](x - top), axis=axis, keepdims=True)) + top
+    return total if keepdims else sum(total, axis=axis)  # the axes have size 1 by now
+
+
+def _softmax_normal(x: Type, *, axis: int) -> dict[str, Any]:
+    return {"axis": normalize_axes(axis, len(x.shape))[0]}
+
+
+def _softmax(x: Any, *, axis: int) -> Any:
+    e = np.exp(x - x.max(axis=axis, keepdims=True))
+    return e / e.sum(axis=axis, keepdims=True)
+
+
+@composite(
+    normal=_softmax_normal, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)], numpy=_softmax,
+    torch="F.softmax({x}, dim={axis})", keras="ops.softmax({x}, axis={axis})",
+    tensorflow="tf.nn.softmax({x}, axis={axis})", mxnet="F.softmax({x}, axis={axis})",
+    jax="jax.nn.softmax({x}, axis={axis})", onnx="Softmax",
+)  # fmt: skip
+def softmax(x: Any, *, axis: int = -1) -> Any:
+    """exp(x), scaled to sum 1 along ``axis``."""
+    e = OPS["exp"](x - OPS["stop_gradient"](max(x, axis=axis, keepdims=True)))
+    return e / sum(e, axis=axis, keepdims=True)
+
+
+@softmax.vjp
+def _softmax_vjp(g: Any, out: Any, x: Any, *, axis: int) -> Any:
+    return (out * (g - sum(g * out, axis=axis, keepdims=True)),)
+
+
+def _log_softmax(x: Any, *, axis: int) -> Any:
+    x = x - x.max(axis=axis, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=axis, keepdims=True))
+
+
+@composite(
+    normal=_softmax_normal, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)], numpy=_log_softmax,
+    torch="F.log_softmax({x}, dim={axis})", keras="ops.log_softmax({x}, axis={axis})",
+    tensorflow="tf.nn.log_softmax({x}, axis={axis})", mxnet="F.log_softmax({x}, axis={axis})",
+    jax="jax.nn.log_softmax({x}, axis={axis})", onnx="LogSoftmax",
+)  # fmt: skip
+def log_softmax(x: Any, *, axis: int = -1) -> Any:
+    """log(softmax(x)), never overflowing."""
+    return x - logsumexp(x, axis=axis, keepdims=True)
+
+
+@log_softmax.vjp
+def _log_softmax_vjp(g: Any, out: Any, x: Any, *, axis: int) -> Any:
+    return (g - OPS["exp"](out) * sum(g, axis=axis, keepdims=True),)

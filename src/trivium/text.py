@@ -1,0 +1,129 @@
+"""Reading back what ``print(graph)`` wrote. The text is Python to the eye; it is parsed, never run."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.graph import KINDS, MODE, OPS, Graph, GraphError, Value
+from trivium.shape import as_shape
+
+_SPECIAL_FLOATS = {"inf": float("inf"), "nan": float("nan")}
+
+
+def parse(text: str) -> Graph:
+    """The Graph that this text prints.
+
+    >>> import trivium as tv
+    >>> g = tv.trace(lambda x: tv.tanh(x) + 1, tv.Spec("float32", ("batch", 3)))
+    >>> str(parse(str(g))) == str(g)
+    True
+    """
+    try:
+        (definition,) = ast.parse(text).body
+    except (SyntaxError, ValueError) as error:
+        raise GraphError(f"this is no printed Graph: {error}") from None
+    if not isinstance(definition, ast.FunctionDef):
+        raise GraphError("this is no printed Graph: it does not begin with 'def'")
+    return _Reader().graph(definition, {})
+
+
+def _fail(node: ast.AST, why: str) -> GraphError:
+    return GraphError(f"line {getattr(node, 'lineno', '?')}: {why}: {ast.unparse(node)}")
+
+
+class _Reader:
+    def graph(self, definition: ast.FunctionDef, outer: dict[str, Graph]) -> Graph:
+        graph = Graph(definition.name)
+        names: dict[str, Value | None] = {"None": None}
+        for arg in definition.args.args:
+            match arg.annotation:
+                case ast.Call(ast.Name(kind), [ast.Constant(str(name)), ast.Name(dtype), shape]) if (
+                    kind in KINDS
+                ):
+                    sizes = as_shape(self.value(shape, {}))
+                    names[arg.arg] = graph.input(kind, dtype, sizes, name)
+                case _:
+                    raise _fail(arg, "an input is kind(name, dtype, shape)")
+        self.block(definition.body, graph, names, dict(outer))
+        return graph
+
+    def block(
+        self, body: list[ast.stmt], graph: Graph, names: dict[str, Value | None], inner: dict[str, Graph]
+    ) -> None:
+        for statement in body:
+            match statement:
+                case ast.With([ast.withitem(ast.Call(ast.Name("scope"), [ast.Constant(str(scope))]))], lines):
+                    with graph.within(scope):
+                        self.block(lines, graph, names, inner)
+                case ast.FunctionDef(name=name):
+                    inner[name] = self.graph(statement, inner)
+                case ast.Assign([target], ast.Call(ast.Name(op), args, keywords)):
+                    self.node(statement, graph, names, inner, target, op, args, keywords)
+                case ast.Expr(ast.Call(ast.Name("update"), [ast.Name(state), ast.Name(new)])):
+                    old, becomes = self.look(statement, names, state), self.look(statement, names, new)
+                    if old is not None and becomes is not None:
+                        graph.updates[old] = becomes
+                case ast.Return(value):
+                    items = value.elts if isinstance(value, ast.Tuple) else [value]
+                    found = [self.look(statement, names, getattr(i, "id", "None")) for i in items if i]
+                    graph.outputs = [v for v in found if v is not None]
+                case _:
+                    raise _fail(statement, "not a line of a printed Graph")
+
+    def look(self, where: ast.AST, names: dict[str, Value | None], name: str) -> Value | None:
+        if name not in names:
+            raise _fail(where, f"{name!r} is not defined above")
+        return names[name]
+
+    def node(
+        self, line: ast.Assign, graph: Graph, names: dict[str, Value | None], inner: dict[str, Graph],
+        target: ast.expr, op: str, args: list[ast.expr], keywords: list[ast.keyword],
+    ) -> None:  # fmt: skip
+        if op not in OPS or not hasattr(OPS[op], "append"):
+            raise _fail(line, f"there is no op {op!r}")
+        inputs = [
+            None if isinstance(a, ast.Constant) else self.look(line, names, getattr(a, "id", "?"))
+            for a in args
+        ]
+        inputs += [None] * (len(OPS[op].arrays) - len(inputs))
+        attrs = {k.arg or "": self.value(k.value, inner) for k in keywords}
+        origin = attrs.pop("origin", None)
+        try:
+            _, attrs = OPS[op].bind(inputs, attrs)
+            outputs = OPS[op].append(graph, inputs, attrs, origin)
+        except (TypeError, ValueError) as error:
+            raise _fail(line, str(error)) from None
+        lefts = target.elts if isinstance(target, ast.Tuple) else [target]
+        if len(lefts) != len(outputs):
+            raise _fail(line, f"{op} gives {len(outputs)} results")
+        for left, value in zip(lefts, outputs, strict=True):
+            name = getattr(left, "id", "")
+            names[name] = value
+            base, _, number = name.rpartition("_")
+            value.name = "" if base == op and number.isdigit() else name
+
+    def value(self, node: ast.expr, inner: dict[str, Graph]) -> Any:
+        match node:
+            case ast.Name(id) if id in inner:
+                return inner[id]
+            case ast.Name("MODE"):
+                return MODE
+            case ast.Name(id) if id in dt.ALL:
+                return dt.as_dtype(id)
+            case ast.Name(id) if id in _SPECIAL_FLOATS:
+                return _SPECIAL_FLOATS[id]
+            case ast.Constant(value):
+                return value
+            case ast.UnaryOp(ast.USub(), operand):
+                return -self.value(operand, inner)
+            case ast.Tuple(items) | ast.List(items):
+                return tuple(self.value(i, inner) for i in items)
+            case ast.Call(ast.Name("array"), [data, ast.Name(dtype), shape]):
+                numbers = np.array(self.value(data, inner), dt.as_dtype(dtype).numpy)
+                return numbers.reshape(self.value(shape, inner))
+        raise _fail(node, "not an attribute")
+

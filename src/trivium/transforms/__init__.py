@@ -1,0 +1,1 @@
+"""Graph to Graph: gradients, decomposition, simplification, layout, the training step."""

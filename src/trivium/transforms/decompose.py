@@ -1,0 +1,39 @@
+"""Composites replaced by their bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trivium.graph import OPS, Graph, Node, Value
+from trivium.transforms.replay import replay
+
+
+def decompose(graph: Graph, keep: Callable[[Node], bool]) -> Graph:
+    """``graph`` with every composite that ``keep`` does not keep replaced by its body, repeatedly."""
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
+        op = OPS[node.op]
+        if not op.is_composite or keep(node):
+            return None
+        before = len(new.nodes)
+        result = op.function(*values, **node.attrs)  # with ``new`` current, this adds its nodes
+        outputs = list(result) if isinstance(result, tuple) else [result]
+        # What the body made may be composite too.
+        fresh, new.nodes[before:] = new.nodes[before:], []
+        env: dict[Value | None, Value | None] = {None: None}
+        for inner in fresh:
+            inputs = [env.get(v, v) for v in inner.inputs]
+            made = rule(new, _with_inputs(inner, inputs), inputs)
+            if made is None:
+                made = OPS[inner.op].append(new, inputs, inner.attrs, inner.origin)
+            env |= zip(inner.outputs, made, strict=True)
+        return [env.get(v, v) for v in outputs]  # type: ignore[misc]
+
+    new, _ = replay(graph, rule)
+    return new
+
+
+def _with_inputs(node: Node, inputs: Sequence[Value | None]) -> Node:
+    copy = Node(node.op, inputs, node.attrs)
+    copy.outputs, copy.scope, copy.origin = node.outputs, node.scope, node.origin
+    return copy
