@@ -45,8 +45,8 @@ $(VENV)/tour: pyproject.toml constraints.txt | $(VENV)/python
 	@$(PIP) --editable '.[tour]'
 	@touch $@
 
-# PyTorch goes first and alone, and what depends on it with --no-deps: a resolver that may choose takes
-# the build for GPUs, gigabytes of it.
+# PyTorch goes first and alone, and what builds on it with --no-deps: a resolver with a choice takes the
+# build for GPUs, gigabytes of it.
 $(VENV)/frameworks: constraints.txt | $(VENV)/python
 	@echo "install: PyTorch, TensorFlow with Keras, JAX, MXNet, torchvision, timm (about 3 GB)"
 	@$(PIP) torch

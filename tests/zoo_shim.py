@@ -1,8 +1,8 @@
 """Torchvision's and timm's models where torchvision has no compiled operators for this PyTorch.
 
-Torchvision cannot be imported without them, though its classifiers use none. Declared here are the two
-operators that it asks for on import; they have a signature and no kernel, so that a model that needs one
-(a detector) fails by its name.
+Torchvision cannot be imported without them, though its classifiers use none. Declared here are the
+two operators that it asks for on import: a signature and no kernel, so that a model which needs one
+(a detector) is told so.
 """
 
 from types import ModuleType

@@ -32,6 +32,6 @@ def check(graph: Graph) -> Graph:
         if value not in known:
             raise GraphError(f"the result {value!r} is made by no node of this graph")
     for state, new in graph.updates.items():
-        if state.kind != "state" or state.type != new.type:
+        if state.kind not in ("state", "param") or state.type != new.type:
             raise GraphError(f"{state!r} cannot become {new!r}")
     return graph

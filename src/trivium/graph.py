@@ -47,6 +47,15 @@ class GraphError(ValueError):
     """The Graph is not what it has to be; the message names the node."""
 
 
+class UnsupportedError(ValueError):
+    """Something cannot be carried exactly, and so is not carried: what, where, and what to do."""
+
+    def __init__(self, what: str, where: str = "", remedy: str = ""):
+        place = f" (at {where})" if where else ""
+        super().__init__(f"{what}{place}" + (f"; {remedy}" if remedy else ""))
+        self.what, self.where, self.remedy = what, where, remedy
+
+
 class Type(NamedTuple):
     """What is known of a Value before it runs."""
 
@@ -239,7 +248,9 @@ class Graph:
         self.updates: dict[Value, Value] = {}  # state input -> what it becomes
         self.captured: dict[int, tuple[Any, Value]] = {}  # eager arrays met while tracing, by id
         self.scope = ""
-        self.training: Any = MODE  # what modules traced into this Graph answer when asked
+        self.training: Any = MODE  # what modules traced into this Graph answer; None: as outside
+        self.inner = False  # inside a control-flow node: what it reads from outside is an input
+        self.classes: dict[str, str] = {}  # scope -> what the source called the module's class
         self.structure: Any = None  # how the outputs were nested, when that was more than one
         self._tokens: list[contextvars.Token[Graph | None]] = []
 
@@ -340,8 +351,10 @@ class Graph:
             return f"{len(self.nodes)} nodes against {len(other.nodes)}"
         if not _identical([pairs[v] for v in self.outputs], other.outputs):
             return "other outputs"
-        updates = [other.updates.get(pairs[k]) for k in self.updates]  # type: ignore[arg-type]
-        if not _identical([pairs[v] for v in self.updates.values()], updates):
+        mine = {pairs[k]: pairs[v] for k, v in self.updates.items()}
+        if mine.keys() != other.updates.keys() or any(
+            mine[k] is not v for k, v in other.updates.items()
+        ):
             return "other updates of states"
         return None
 
@@ -356,10 +369,10 @@ def _differing_attr(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
         x, y = a.get(key), b.get(key)
         if isinstance(x, Graph) and isinstance(y, Graph):
             same = x.same_as(y)
-        elif isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
-            same = np.array_equal(x, y) and getattr(x, "dtype", None) == getattr(y, "dtype", None)
-        else:
-            same = type(x) is type(y) and x == y
+        elif isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+            same = (x.dtype, x.shape, x.tobytes()) == (y.dtype, y.shape, y.tobytes())
+        else:  # by repr, because nan != nan, 0.0 == -0.0 and 1 == True
+            same = repr(x) == repr(y)
         if not same:
             return key
     return None
@@ -378,6 +391,12 @@ def identifier(name: str) -> str:
     return word + "_" if keyword.iskeyword(word) else word
 
 
+def quoted(text: str) -> str:
+    """``text`` as a Python string in double quotes, whatever is in it: names come from outside."""
+    inside = repr(f"'{text}")[2:-1]  # a text with a ' in it is printed in double quotes, if it can be
+    return '"' + inside.replace("\\'", "'").replace('"', '\\"') + '"'
+
+
 def literal(value: Any) -> str:
     """An attribute's value as Python source."""
     match value:
@@ -386,7 +405,7 @@ def literal(value: Any) -> str:
         case DType():
             return str(value)
         case str():
-            return f'"{value}"'
+            return quoted(value)
         case tuple():
             return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
         case np.ndarray():
@@ -412,14 +431,14 @@ def _print(graph: Graph, indent: str = "") -> Iterator[str]:
     yield f"{indent}def {identifier(graph.name)}("
     for v in graph.inputs:
         word = name(v, v.name, numbered=False)
-        yield f'{inner}{word}: {v.kind}("{v.name}", {v.dtype}, {literal(v.shape)}),'
+        yield f'{inner}{word}: {v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}),'
     yield f"{indent}):"
     scope = ""
     for node in graph.nodes:
         if node.scope != scope:
             scope = node.scope
             if scope:
-                yield f'{inner}with scope("{scope}"):'
+                yield f'{inner}with scope({quoted(scope)}):'
         here = inner + "    " * bool(scope)
         args = [names[v] for v in node.inputs]
         while args and args[-1] == "None":

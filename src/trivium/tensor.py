@@ -130,7 +130,12 @@ class Tensor(Operators):
         return Tensor(self.data)
 
     def capture(self, graph: Graph) -> Value:
-        """What this is inside a Graph that meets it while being built: a constant."""
+        """What this is inside a Graph that meets it while being built: a constant.
+
+        The body of a control-flow node takes it as one more input.
+        """
+        if graph.inner:
+            return graph.input("data", self.dtype, self.shape, f"outer_{len(graph.captured)}")
         if self.requires_grad:
             raise ValueError(
                 "a tensor that wants a gradient entered a Graph from outside, where no gradient can "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.graph import OPS
+from trivium.graph import OPS, current
 from trivium.nn.module import Module, random_key
 
 
@@ -279,8 +279,13 @@ class Sequential(Module):
 
     def forward(self, x: Any) -> Any:
         """Through all of them."""
-        for layer in self.layers:
-            x = layer(x)
+        graph = current()
+        for i, layer in enumerate(self.layers):
+            if graph is None or isinstance(layer, Module):
+                x = layer(x)
+                continue
+            with graph.within(f"{self._path}.{i}" if self._path else str(i)):
+                x = layer(x)
         return x
 
     def __getitem__(self, i: int) -> Any:

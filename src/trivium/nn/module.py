@@ -167,7 +167,7 @@ class Module:
     def training(self) -> Any:
         """True, False, or MODE inside a Graph that leaves it open."""
         graph = current()
-        return self._training if graph is None else graph.training
+        return self._training if graph is None or graph.training is None else graph.training
 
     def train(self, mode: bool = True) -> Module:
         """Training mode: dropout drops, batch norm uses and collects the batch's statistics."""

@@ -7,21 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from trivium.graph import OPS, Graph, Type, current
-from trivium.op import case, lift, primitive, run
-from trivium.op import S as Sample_
-from trivium.ops.elementwise import multiply
+from trivium import dtype as dt
+from trivium.graph import Graph, Type, UnsupportedError, current
+from trivium.op import S, case, lift, primitive, run
+from trivium.ops.elementwise import multiply, tanh
 from trivium.shape import ShapeError
 
 
 def subgraph(function: Callable[..., Any], types: Sequence[Type], name: str) -> tuple[Graph, list[Any]]:
     """``function`` traced on inputs of these types; and what it read from outside, as more inputs."""
-    graph = Graph(name)
+    graph, outer = Graph(name), current()
+    graph.inner, graph.training = True, None if outer is None else outer.training
     with graph:
         inputs = [graph.input("data", *t, name=f"{name}_{i}") for i, t in enumerate(types)]
         result = function(*inputs)
         many = isinstance(result, (tuple, list))
         graph.outputs = [lift(graph, v, None) for v in (result if many else (result,))]
+    if graph.of_kind("rng") or graph.updates:
+        what = "draws random numbers" if graph.of_kind("rng") else "updates a state"
+        remedy = "pass it through as a carry or do it outside"
+        raise UnsupportedError(f"the body of a {name} {what}", graph.scope, remedy)
     outside = [item for item, value in graph.captured.values() if value.node is None]
     return graph, outside
 
@@ -31,18 +36,25 @@ def _types(xs: Sequence[Any]) -> list[Type]:
 
 
 # -- cond ------------------------------------------------------------------------------------------
+def _listed(items: Sequence[Any]) -> str:
+    return f"({', '.join(map(str, items))})"
+
+
+def _fits(what: str, body: Graph, given: Sequence[Type]) -> None:
+    wants = [v.type for v in body.inputs]
+    if wants != list(given):
+        raise ShapeError(f"{what} takes {_listed(wants)}, got {_listed(given)}")
+
+
 def _cond_rule(condition: Type, *operands: Type, then: Graph, otherwise: Graph) -> list[Type]:
-    for a, b in zip(then.outputs, otherwise.outputs, strict=True):
-        if a.type != b.type:
-            raise ShapeError(f"the two branches give {a.type} and {b.type}")
-    return [v.type for v in then.outputs]
-
-
-def _double_graph(scale: float) -> Graph:
-    graph = Graph("branch")
-    x = graph.input("data", "float32", (2, 3), "branch_0")
-    graph.outputs = [multiply(x, scale)]
-    return graph
+    if condition != Type(dt.bool_, ()):
+        raise TypeError(f"the condition is one bool, got {condition}")
+    _fits("the branch 'then'", then, operands)
+    _fits("the branch 'otherwise'", otherwise, operands)
+    a, b = ([v.type for v in branch.outputs] for branch in (then, otherwise))
+    if a != b:
+        raise ShapeError(f"the two branches give {_listed(a)} and {_listed(b)}")
+    return a
 
 
 @primitive(name="cond", rule=_cond_rule)
@@ -76,7 +88,13 @@ def _scan_rule(*xs: Type, body: Graph, carries: int, scanned: int, reverse: bool
     for a, b in zip(body.inputs[:carries], body.outputs[:carries], strict=True):
         if a.type != b.type:
             raise ShapeError(f"a carry enters the step as {a.type} and leaves it as {b.type}")
-    length = xs[carries].shape[0]
+    along = xs[carries : carries + scanned]
+    lengths = {x.shape[0] if x.shape else None for x in along}
+    if len(lengths) != 1 or None in lengths:
+        raise ShapeError(f"a scan goes along one length, got {_listed(along)}")
+    steps = [Type(x.dtype, x.shape[1:]) for x in along]
+    _fits("the step", body, [*xs[:carries], *steps, *xs[carries + scanned :]])
+    length = along[0].shape[0]
     return [v.type for v in body.outputs[:carries]] + [
         Type(v.dtype, (length, *v.shape)) for v in body.outputs[carries:]
     ]
@@ -126,7 +144,28 @@ def scan(step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False
     return (new[0] if single_c else new), (ys if shape[0] else ys[0])
 
 
-_EXAMPLE = Sample_(2, 3)
-OPS["cond"].cases = [
-    case(Sample_(dtype="bool"), _EXAMPLE, then=_double_graph(2.0), otherwise=_double_graph(-1.0))
-]
+def _example(function: Callable[..., Any], *shapes: tuple[int, ...]) -> Graph:
+    return subgraph(function, [Type(dt.float32, shape) for shape in shapes], "body")[0]
+
+
+_cond.cases = [
+    case(S(dtype="bool"), S(2, 3), S(3), then=_example(multiply, (2, 3), (3,)),
+         otherwise=_example(lambda x, y: tanh(x), (2, 3), (3,))),
+]  # fmt: skip
+
+
+def _example_step(carry: Any, x: Any, weight: Any) -> Any:
+    carry = tanh(carry * weight + x)
+    return carry, carry * x
+
+
+def _example_pair(a: Any, b: Any, x: Any, y: Any) -> Any:
+    return tanh(a * x + b), b + y, a * b
+
+
+_scan.cases = [
+    case(S(2, 3), S(4, 2, 3), S(2, 1), body=_example(_example_step, (2, 3), (2, 3), (2, 1)),
+         carries=1, scanned=1),
+    case(S(3), S(3), S(4, 3), S(4, 3), body=_example(_example_pair, (3,), (3,), (3,), (3,)),
+         carries=2, scanned=2, reverse=True),
+]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType, as_dtype
 from trivium.graph import Type
-from trivium.op import case, composite, primitive, zero_gradient
+from trivium.op import S, case, composite, primitive, zero_gradient
 from trivium.shape import Size, as_shape, parse_size
 
 
@@ -89,13 +89,13 @@ def arange(*, stop: Any, start: Any = 0, step: int = 1, dtype: Any = dt.int64) -
     return np.arange(start, stop, step).astype(dtype.numpy)
 
 
-@composite()
+@composite(cases=[case(S(2, 3)), case(S(2, dtype="int64", low=0, high=5))])
 def zeros_like(x: Any) -> Any:
     """Zeros in the shape and dtype of ``x``."""
     return full(shape=x.shape, value=0, dtype=x.dtype)
 
 
-@composite()
+@composite(cases=[case(S(2, 3))])
 def ones_like(x: Any) -> Any:
     """Ones in the shape and dtype of ``x``."""
     return full(shape=x.shape, value=1, dtype=x.dtype)

@@ -68,7 +68,7 @@ def flatten(x: Any, *, start: int = 0) -> Any:
 
 def _transpose_normal(x: Type, *, axes: Any) -> dict[str, Any]:
     rank = len(x.shape)
-    order = tuple(reversed(range(rank))) if axes is None else tuple(a % rank for a in axes)
+    order = tuple(reversed(range(rank))) if axes is None else tuple(a + rank * (a < 0) for a in axes)
     if sorted(order) != list(range(rank)):
         raise ShapeError(f"axes {axes} do not order the {rank} axes of {x}")
     return {"axes": order}
@@ -197,7 +197,7 @@ def _slice_normal(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> di
         if at is None:
             return default
         if isinstance(at, int) and at < 0:
-            return size + at
+            return max(size + at, 0) if isinstance(size, int) else size + at
         if isinstance(at, int) and isinstance(size, int):
             return min(at, size)
         return at  # type: ignore[no-any-return]
@@ -221,9 +221,7 @@ def _slice_rule(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> Type
         case(S(2, 7), axis=1, start=1, step=3),
         case(S(2, 4), axis=-1, start=-3, stop=-1),
     ],
-    torch="{x}.narrow({axis}, {start}, {stop} - {start})",
-    mxnet="F.slice_axis({x}, axis={axis}, begin={start}, end={stop})",
-)  # fmt: skip
+)
 def slice_axis(x: Any, *, axis: int, start: Any = None, stop: Any = None, step: int = 1) -> Any:
     """``x[start:stop:step]`` along one axis; sizes may be Dims, negative ones count from the end."""
     index = [slice(None)] * x.ndim
@@ -268,9 +266,10 @@ def getitem(x: Any, key: Any) -> Any:
             x, axis = expand_dims(x, axis=axis), axis + 1
         elif isinstance(k, slice):
             if (k.start, k.stop, k.step) != (None, None, None):
-                x = slice_axis(x, axis=axis, start=k.start, stop=k.stop, step=k.step or 1)
+                step = 1 if k.step is None else k.step
+                x = slice_axis(x, axis=axis, start=k.start, stop=k.stop, step=step)
             axis += 1
-        elif isinstance(k, (int, np.integer)):
+        elif isinstance(k, (int, np.integer)) and not isinstance(k, bool):
             size = x.shape[axis]
             if isinstance(size, int) and not -size <= k < size:
                 raise IndexError(f"index {k} is out of range for axis {axis} of {x.shape}")

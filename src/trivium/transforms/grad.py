@@ -107,7 +107,10 @@ def pullback(graph: Graph, wrt: Sequence[str]) -> Graph:
     with new:
         for i, v in enumerate(new.outputs):
             if v.dtype.is_floating:
-                g = new.input("data", v.dtype, v.shape, f"cotangent_{i}")
+                name = f"cotangent_{i}"
+                while name in inputs:  # a gradient of a gradient has cotangents already
+                    name += "_"
+                g = new.input("data", v.dtype, v.shape, name)
                 seeds[v] = seeds[v] + g if v in seeds else g  # one Value may be two outputs
         found = backward(new, seeds, [inputs[n] for n in wrt])  # type: ignore[arg-type]
         zeros = OPS["zeros_like"]

@@ -1,7 +1,16 @@
-"""Import MXNet 1.9.1, the last release, beside a NumPy and a Python that are newer than it knows.
+"""Import MXNet 1.9.1, the last release, beside a NumPy and a Python that are newer than it.
 
-MXNet's modules get an import of their own, in which ``numpy`` is a copy of NumPy's namespace with the
-names that NumPy 2 dropped. NumPy itself is never touched, not even while MXNet loads.
+MXNet's modules get an import statement of their own, for which ``numpy`` is NumPy's namespace and
+the names that NumPy 2 dropped. NumPy itself stays as it is, even while MXNet loads.
+
+What MXNet 1.9.1 still cannot do here:
+
+- ``mxnet.recordio.pack`` with an array as label, and ``pack_img`` (``ndarray.tostring`` is gone);
+- ``mxnet.onnx.export_model`` (``onnx.mapping`` is gone);
+- ``mxnet.np.mirr``, ``npv``, ``pmt``, ``ppmt``, ``pv`` and ``rate`` (gone from NumPy; they say so).
+
+What it never could, with the NumPy of its day either: ``np.asarray`` of an ``mx.nd.NDArray`` (use
+``asnumpy``), arithmetic between a NumPy array and an NDArray, a dense layer in float16 on a CPU.
 """
 
 import builtins
@@ -19,21 +28,21 @@ import numpy as np
 
 
 def load() -> ModuleType:
-    """The ``mxnet`` module, imported and repaired on the first call."""
+    """The ``mxnet`` module, imported and repaired when first asked for."""
     if "mxnet" not in sys.modules:
-        # A plain import that failed earlier has left submodules bound to NumPy as it is: start afresh.
+        # A plain import that failed has left submodules behind, and they hold the plain NumPy.
         for name in [name for name in sys.modules if name.startswith("mxnet.")]:
             del sys.modules[name]
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())  # stays: MXNet imports more of itself later
+        sys.meta_path.insert(0, _Finder())  # it stays, for the submodules that are imported later
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in its docstrings
+            warnings.simplefilter("ignore")  # its docstrings hold invalid escapes
             mxnet = importlib.import_module("mxnet")
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs is missing
         raise ImportError(
-            f"MXNet cannot be imported: {error}. Install it without its outdated requirements: "
-            "pip install --no-deps mxnet==1.9.1 && pip install requests"
+            f"MXNet cannot be imported: {error}. It is installed without its own requirements, "
+            "which ask for an old NumPy: pip install --no-deps mxnet==1.9.1; pip install requests"
         ) from error
     for name in ("mxnet._ctypes.ndarray", "mxnet._ctypes.symbol", "mxnet.symbol.symbol"):
         vars(sys.modules[name])["str"] = _Text
@@ -46,12 +55,12 @@ def load() -> ModuleType:
 
 def _gone(name: str) -> Any:
     def gone(*args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"mxnet.np.{name}: NumPy {np.__version__} has no such function any more")
+        raise NotImplementedError(f"mxnet.np.{name}: NumPy {np.__version__} has no {name} to call")
 
     return gone
 
 
-# What MXNet asks NumPy for and NumPy 2 does not have, with the meaning it had in NumPy 1.
+# What MXNet asks of NumPy and NumPy 2 does not have, with the meaning it had in NumPy 1.
 _LENT: dict[str, Any] = {
     "PZERO": 0.0,
     "NZERO": -0.0,
@@ -73,7 +82,7 @@ _LENT: dict[str, Any] = {
 }
 
 _numpy = ModuleType("numpy")
-vars(_numpy).update(_LENT | vars(np))  # NumPy's own comes first
+vars(_numpy).update(_LENT | vars(np))  # where NumPy has a name, its own counts
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -87,8 +96,8 @@ def _import(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> Any:
-    """``__import__`` as MXNet's modules see it."""
-    if name == "distutils.version":  # deprecated, and gone from Python 3.12
+    """``__import__`` for MXNet's modules."""
+    if name == "distutils.version":  # gone from Python 3.12; MXNet compares NumPy's version with it
         return SimpleNamespace(LooseVersion=_version, StrictVersion=_version)
     module = builtins.__import__(name, globals, locals, fromlist, level)
     return _numpy if module is np else module
@@ -96,6 +105,7 @@ def _import(
 
 class _Loader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
+        # Python looks for __import__ where a module keeps its builtins.
         vars(module)["__builtins__"] = vars(builtins) | {"__import__": _import}
         super().exec_module(module)
 
@@ -113,14 +123,16 @@ class _Finder(MetaPathFinder):
 
 
 def _sparse(scipy_sparse: ModuleType) -> SimpleNamespace:
-    """All that MXNet wants of ``scipy.sparse``, without its deprecated submodule ``csr``."""
+    """What MXNet uses of ``scipy.sparse``, without its deprecated submodule ``csr``."""
     matrices = {"csr_matrix": scipy_sparse.csr_matrix, "coo_matrix": scipy_sparse.coo_matrix}
     return SimpleNamespace(csr=SimpleNamespace(**matrices), **matrices)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(_plain(item) for item in value)
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -133,5 +145,7 @@ class _TextType(type):
 
 
 class _Text(metaclass=_TextType):
-    """``str`` for MXNet, which hands attributes to its C++ side as text: NumPy 2 prints the shape
-    ``(np.int64(3), 4)`` where C++ wants ``(3, 4)``."""
+    """``str`` where MXNet writes attributes for its C++ side, which reads the shape ``(3, 4)``.
+
+    NumPy 2 prints ``(np.int64(3), 4)``.
+    """

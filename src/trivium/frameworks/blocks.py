@@ -1,0 +1,194 @@
+"""From a flat Graph to nested blocks: which nodes are one layer, which scopes are one class.
+
+A *layer* is a node whose parameters are all called ``path.leaf`` with the leaves of a layer form; it
+lives in the scope above ``path``. A *class scope* is a scope that holds a layer, a parameter of its
+own or another class scope. Every other node belongs to the nearest class scope around it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from trivium.frameworks.layer import LayerForm
+from trivium.graph import Graph, Node, Value
+from trivium.op import Op
+
+
+def parent(path: str) -> str:
+    """The scope around ``path``."""
+    return path.rpartition(".")[0]
+
+
+def leaf(path: str) -> str:
+    """The last part of ``path``."""
+    return path.rpartition(".")[2]
+
+
+def inside(path: str, scope: str) -> bool:
+    """Is ``path`` the scope or below it?"""
+    return not scope or path == scope or path.startswith(scope + ".")
+
+
+@dataclass(eq=False)
+class Layer:
+    """A node that is a layer of the target: its path ("layer1.0.conv1") and its form."""
+
+    node: Node
+    path: str
+    form: LayerForm
+
+
+@dataclass(eq=False)
+class Block:
+    """One run of a class scope: what it reads, does and gives."""
+
+    path: str
+    items: list[Layer | Node | Block] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+
+    def nodes(self) -> list[Node]:
+        """All nodes inside."""
+        found: list[Node] = []
+        for item in self.items:
+            if isinstance(item, Block):
+                found += item.nodes()
+            else:
+                found.append(item.node if isinstance(item, Layer) else item)
+        return found
+
+
+Forms = Callable[[Node], Sequence[LayerForm]]
+
+
+def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[Node, Layer]:
+    """The nodes that are layers. A parameter belongs to the first layer that uses it."""
+    found: dict[Node, Layer] = {}
+    owner: dict[str, Layer] = {}
+    for node in graph.nodes:
+        op = op_of(node.op)
+        arrays = dict(zip(op.arrays, node.inputs, strict=False))
+        params = {n: v for n, v in arrays.items() if v is not None and v.kind in ("param", "state")}
+        for form in forms(node):
+            wanted = {w.array: w for w in form.weights if arrays.get(w.array) is not None}
+            if set(wanted) != set(params):
+                continue
+            if wanted:
+                paths = {parent(v.name) for v in params.values()}
+                named = all(leaf(params[a].name) == w.ours for a, w in wanted.items())
+                if len(paths) != 1 or not named or not (path := paths.pop()):
+                    continue
+                before = owner.get(path)
+                if before and (before.form is not form or before.node.attrs != node.attrs):
+                    continue
+            elif not (path := node.scope) or not leaf(path).isdigit():
+                continue  # a plain module (ReLU, MaxPool2d) is one only as an element of a Sequential
+            found[node] = Layer(node, path, form)
+            if wanted:
+                owner[path] = found[node]
+            break
+    return found
+
+
+def blocks(graph: Graph, layers: dict[Node, Layer]) -> Block:
+    """The Graph as one nested Block."""
+    scopes = {""}
+    own = [v.name for v in graph.of_kind("param", "state")]
+    covered = {v.name for la in layers.values() for v in la.node.inputs if v is not None}
+    raw = [parent(n) for n in own if n not in covered]
+    for path in [parent(la.path) for la in layers.values() if la.form.weights] + raw:
+        while path:
+            scopes.add(path)
+            path = parent(path)
+
+    def home(node: Node) -> str:
+        layer = layers.get(node)
+        scope = parent(layer.path) if layer else node.scope
+        while scope not in scopes:
+            scope = parent(scope)
+        return scope
+
+    # A plain module has a scope of its own, for itself alone.
+    crowd = Counter(node.scope for node in graph.nodes)
+    for node, layer in list(layers.items()):
+        if not layer.form.weights and (layer.path in scopes or crowd[node.scope] > 1):
+            del layers[node]
+    homes = {node: home(node) for node in graph.nodes}
+    for scope in _broken(graph, homes, scopes):
+        homes = {n: _lift(h, scope) for n, h in homes.items()}
+    root = _nest("", graph.nodes, homes, layers)
+    _wire(graph, root)
+    return root
+
+
+def _broken(graph: Graph, homes: dict[Node, str], scopes: set[str]) -> list[str]:
+    """Class scopes whose nodes are not one uninterrupted run: they cannot be one call."""
+    broken = []
+    for scope in sorted(scopes - {""}, key=lambda s: -s.count(".")):
+        marks = [inside(homes[n], scope) for n in graph.nodes]
+        runs = sum(1 for i, m in enumerate(marks) if m and not (i and marks[i - 1]))
+        if runs > 1:
+            broken.append(scope)
+    return broken
+
+
+def _lift(home: str, scope: str) -> str:
+    return parent(scope) if home == scope else home
+
+
+def _nest(scope: str, nodes: Sequence[Node], homes: dict[Node, str], layers: dict[Node, Layer]) -> Block:
+    block = Block(scope)
+    run: list[Node] = []
+    child = ""
+
+    def close() -> None:
+        if run:
+            block.items.append(_nest(child, list(run), homes, layers))
+            run.clear()
+
+    for node in nodes:
+        at = homes[node]
+        if at == scope:
+            close()
+            block.items.append(layers.get(node, node))
+            continue
+        rest = at[len(scope) + 1 :] if scope else at
+        name = rest.partition(".")[0]
+        below = f"{scope}.{name}" if scope else name
+        if below != child:
+            close()
+            child = below
+        run.append(node)
+    close()
+    return block
+
+
+def _wire(graph: Graph, root: Block) -> None:
+    """Fill in what every block reads from outside and what the outside reads from it."""
+    readers = graph.uses()
+    results = set(graph.outputs)
+
+    def fill(block: Block) -> None:
+        nodes = block.nodes()
+        mine = set(nodes)
+        made = {v for n in nodes for v in n.outputs}
+        seen: set[Value] = set()
+        for node in nodes:
+            for v in node.inputs:
+                if v is None or v in made or v in seen or v.kind in ("param", "state", "rng"):
+                    continue
+                seen.add(v)
+                block.inputs.append(v)
+        for node in nodes:
+            for v in node.outputs:
+                if v in results or any(r not in mine for r in readers.get(v, [])):
+                    block.outputs.append(v)
+        for item in block.items:
+            if isinstance(item, Block):
+                fill(item)
+
+    fill(root)
+    root.inputs = graph.of_kind("data")
+    root.outputs = list(graph.outputs)

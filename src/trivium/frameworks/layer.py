@@ -1,0 +1,54 @@
+"""Layer forms: our op beside a framework's own layer, written once and read in both directions.
+
+An exporter reads a form forwards (attributes to constructor arguments, our arrays to the layer's
+weights), an importer backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trivium.graph import Node
+
+Array = np.ndarray[Any, Any]
+
+
+def same(a: Array) -> Array:
+    """The map of a weight that both sides keep alike."""
+    return a
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One array of an op and what the layer calls it: ``to`` maps ours to theirs, ``back`` theirs to ours."""
+
+    array: str  # the parameter's name in our op's signature: "w"
+    ours: str  # the last part of its name with us: "weight"
+    theirs: str  # the last part of its name there: "kernel"
+    to: Callable[[Array], Array] = same
+    back: Callable[[Array], Array] = same
+
+
+def permuted(*axes: int) -> dict[str, Callable[[Array], Array]]:
+    """``to`` and ``back`` of a weight whose axes the framework keeps in another order."""
+    order = tuple(axes)
+    inverse = tuple(order.index(i) for i in range(len(order)))
+    return {"to": lambda a: a.transpose(order), "back": lambda a: a.transpose(inverse)}
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """How an op that owns parameters (or is a plain module there) is a layer of a framework."""
+
+    op: str
+    layer: str  # the class as emitted source spells it: "layers.Conv2D"
+    write: Callable[[Node], Mapping[str, Any] | None]
+    """Our node -> the constructor's keyword arguments, defaults left out; None when the layer would
+    mean something else, so that another form, or the call form, is taken."""
+    read: Callable[[Mapping[str, Any], tuple[int, ...]], Mapping[str, Any]] | None = None
+    """The layer's configuration and its input's shape -> our attributes."""
+    weights: tuple[Weight, ...] = ()

@@ -1,0 +1,437 @@
+"""What MXNet's operators are in ours: one function for each, found by its name in the Symbol."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode
+from trivium.graph import MODE, OPS, Graph, UnsupportedError, Value
+from trivium.shape import Size
+
+# Attributes without influence on the numbers, or said again by the shapes of the weights.
+_IDLE = {"workspace", "cudnn_tune", "cudnn_off", "num_args", "num_filter", "num_hidden", "input_dim",
+         "output_dim", "sparse_grad", "ctx"}  # fmt: skip
+
+
+@dataclass
+class Call:
+    """One operator of a Symbol on Values: its attributes, each asked for by its kind."""
+
+    node: SymbolNode
+    symbol: Symbol
+    graph: Graph
+    read: Callable[[int], Value]
+    """The Value that the n-th input is."""
+    frozen: Callable[[Value, float], bool]
+    """Is this an input that is never trained and is this number everywhere?"""
+    asked: set[str] = field(default_factory=set)
+
+    def refuse(self, what: str, remedy: str = "") -> UnsupportedError:
+        """The error that says that this operator cannot be carried."""
+        return UnsupportedError(f"MXNet's {self.node.op} {what}", f"node {self.node.name!r}", remedy)
+
+    def _text(self, key: str) -> str | None:
+        self.asked.add(key)
+        text = self.node.attrs.get(key)
+        return None if text in (None, "None") else text
+
+    def _parsed(self, key: str, kinds: tuple[type, ...]) -> Any:
+        text = self._text(key)
+        if text is None:
+            return None
+        try:
+            if len(text) > 4096:
+                raise ValueError
+            value = ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text))  # Python 2 wrote (3L, 3L)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = ast  # of no kind that is asked for
+        items = value if isinstance(value, (tuple, list)) and tuple in kinds else (value,)
+        if not all(type(i) in kinds or i is None for i in items):
+            raise self.refuse(f"has {key}={text[:80]!r}, which cannot be read", "export it again")
+        return tuple(value) if isinstance(value, list) else value
+
+    def whole(self, key: str, default: Any = None) -> Any:
+        """An int, or ``default`` where it is left out or None."""
+        value = self._parsed(key, (int,))
+        return default if value is None else value
+
+    def number(self, key: str, default: Any = None) -> Any:
+        """An int or float."""
+        value = self._parsed(key, (int, float))
+        return default if value is None else value
+
+    def sizes(self, key: str, default: Any = None) -> Any:
+        """A tuple of ints (of None too, where a slice has an open end); one int is a tuple of one."""
+        value = self._parsed(key, (int, tuple))
+        value = (value,) if isinstance(value, int) else value
+        return default if value is None else value
+
+    def word(self, key: str, default: str) -> str:
+        """A word."""
+        return self._text(key) or default
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or False, in every spelling that MXNet reads."""
+        text = self._text(key)
+        return default if text is None else text.lower() in ("true", "1")
+
+    def only(self, key: str, *allowed: str) -> None:
+        """Refuse any other value of this attribute; the first is the default."""
+        if (text := self._text(key) or "None") not in allowed and key in self.node.attrs:
+            raise self.refuse(f"with {key}={text} is not carried")
+
+    def finish(self) -> None:
+        """Refuse what nobody asked for: an attribute that was overlooked would be silently wrong."""
+        for key in self.node.attrs.keys() - self.asked - _IDLE:
+            if not key.startswith("__"):
+                raise self.refuse(f"has an attribute {key!r} that is not known here")
+
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+"""Operator name -> ``handler(call, *inputs)``, which gives the output or the tuple of outputs."""
+UNREAD: dict[str, tuple[int, ...]] = {}
+"""Inputs that a handler does not want as Values (a label, a flat parameter vector)."""
+
+
+def operator(*names: str, unread: Sequence[int] = ()) -> Callable[[Handler], Handler]:
+    """Declare how these operators are carried."""
+
+    def declare(handler: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = handler
+            UNREAD[name] = tuple(unread)
+        return handler
+
+    return declare
+
+
+# -- arithmetic --------------------------------------------------------------------------------------
+def _plain(op: str, swapped: bool = False) -> Handler:
+    def handler(call: Call, *xs: Any) -> Any:
+        if "scalar" in call.node.attrs:
+            call.flag("is_int")
+            xs = (*xs, call.number("scalar"))
+        y = OPS[op](*(xs[::-1] if swapped else xs))
+        # A comparison is 0 or 1 there, in the dtype of what was compared.
+        return y.astype(xs[0].dtype) if y.dtype == "bool" else y
+
+    return handler
+
+
+for _names, _op in {
+    "elemwise_add broadcast_add broadcast_plus _plus _add _Plus _plus_scalar _PlusScalar": "add",
+    "elemwise_sub broadcast_sub broadcast_minus _minus _sub _Minus _minus_scalar _MinusScalar":
+        "subtract",
+    "elemwise_mul broadcast_mul _mul _Mul _mul_scalar _MulScalar": "multiply",
+    "elemwise_div broadcast_div _div _Div _div_scalar _DivScalar": "divide",
+    "broadcast_power _power _Power _power_scalar _PowerScalar": "pow",
+    "broadcast_maximum _maximum _Maximum _maximum_scalar _MaximumScalar": "maximum",
+    "broadcast_minimum _minimum _Minimum _minimum_scalar _MinimumScalar": "minimum",
+    "broadcast_equal _equal _equal_scalar": "equal",
+    "broadcast_not_equal _not_equal _not_equal_scalar": "not_equal",
+    "broadcast_lesser _lesser _lesser_scalar": "less",
+    "broadcast_lesser_equal _lesser_equal _lesser_equal_scalar": "less_equal",
+    "broadcast_greater _greater _greater_scalar": "greater",
+    "broadcast_greater_equal _greater_equal _greater_equal_scalar": "greater_equal",
+    "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "exp": "exp", "log": "log",
+    "log1p": "log1p", "expm1": "expm1", "sqrt": "sqrt", "square": "square", "abs": "abs",
+    "sign": "sign", "negative _np_negative": "negative", "erf": "erf", "zeros_like": "zeros_like",
+    "ones_like": "ones_like", "BlockGrad stop_gradient": "stop_gradient",
+}.items():  # fmt: skip
+    operator(*_names.split())(_plain(_op))
+operator("_rminus_scalar", "_RMinusScalar")(_plain("subtract", swapped=True))
+operator("_rdiv_scalar", "_RDivScalar")(_plain("divide", swapped=True))
+operator("_rpower_scalar", "_RPowerScalar")(_plain("pow", swapped=True))
+
+
+@operator("add_n", "ElementWiseSum")
+def _add_n(call: Call, first: Any, *rest: Any) -> Any:
+    for x in rest:
+        first = first + x
+    return first
+
+
+@operator("_copy", "identity")
+def _identity(call: Call, x: Any) -> Any:
+    return x
+
+
+@operator("reciprocal")
+def _reciprocal(call: Call, x: Any) -> Any:
+    return 1 / x
+
+
+@operator("rsqrt")
+def _rsqrt(call: Call, x: Any) -> Any:
+    return 1 / x.sqrt()
+
+
+@operator("softsign")
+def _softsign(call: Call, x: Any) -> Any:
+    return x / (1 + abs(x))
+
+
+@operator("hard_sigmoid")
+def _hard_sigmoid(call: Call, x: Any) -> Any:
+    y = x * call.number("alpha", 0.2) + call.number("beta", 0.5)
+    return OPS["minimum"](OPS["maximum"](y, 0.0), 1.0)
+
+
+@operator("clip")
+def _clip(call: Call, x: Any) -> Any:
+    low, high = call.number("a_min"), call.number("a_max")
+    if low is None or high is None:
+        raise call.refuse("has no a_min or no a_max")
+    return OPS["minimum"](OPS["maximum"](x, low), high)
+
+
+@operator("Cast", "cast")
+def _cast(call: Call, x: Any) -> Any:
+    return x.astype(call.word("dtype", ""))
+
+
+@operator("where")
+def _where(call: Call, condition: Any, x: Any, y: Any) -> Any:
+    if condition.shape != x.shape:
+        raise call.refuse(f"whose condition has shape {condition.shape} for {x.shape} is not carried")
+    return OPS["where"](condition != 0, x, y)
+
+
+@operator("dot", "batch_dot")
+def _dot(call: Call, x: Any, y: Any) -> Any:
+    call.only("forward_stype", "None", "default")
+    if call.node.op == "dot" and (x.ndim > 2 or y.ndim > 2):
+        raise call.refuse("is carried for vectors and matrices only", "use batch_dot")
+    x = x.mT if call.flag("transpose_a") else x
+    return OPS["matmul"](x, y.mT if call.flag("transpose_b") else y)
+
+
+# -- reductions --------------------------------------------------------------------------------------
+@operator("sum", "sum_axis", "mean", "max", "max_axis", "min", "min_axis")
+def _reduce(call: Call, x: Any) -> Any:
+    axes = call.sizes("axis", ()) or tuple(range(x.ndim))
+    if call.flag("exclude"):
+        axes = tuple(i for i in range(x.ndim) if i not in {a % x.ndim for a in axes})
+    op = OPS[call.node.op.removesuffix("_axis")]
+    return op(x, axis=axes, keepdims=call.flag("keepdims"))
+
+
+@operator("argmax")
+def _argmax(call: Call, x: Any) -> Any:
+    if (axis := call.whole("axis")) is None:
+        raise call.refuse("without an axis is not carried", "name the axis")
+    y = OPS["argmax"](x, axis=axis)
+    y = OPS["expand_dims"](y, axis=axis % x.ndim) if call.flag("keepdims") else y
+    return y.astype("float32")  # MXNet counts in floats
+
+
+@operator("softmax", "log_softmax", "Softmax")
+def _softmax(call: Call, x: Any, *more: Any) -> Any:
+    call.only("dtype", "None")
+    if more or call.flag("use_length"):
+        raise call.refuse("with use_length is not carried", "mask its input with where()")
+    if (temperature := call.number("temperature")) is not None:
+        x = x / temperature
+    return OPS[call.node.op.lower()](x, axis=call.whole("axis", -1))
+
+
+@operator("SoftmaxActivation")
+def _softmax_activation(call: Call, x: Any) -> Any:
+    if call.word("mode", "instance") == "channel":
+        return OPS["softmax"](x, axis=1)
+    return OPS["softmax"](_matrix(x)).reshape(x.shape)
+
+
+@operator("SoftmaxOutput", unread=(1,))
+def _softmax_output(call: Call, x: Any, label: None) -> Any:
+    # Its own gradient is that of the cross entropy with the label, whatever it is asked for; what is
+    # carried is what it computes, and the loss is left to the one who trains.
+    for key in ("grad_scale", "ignore_label", "use_ignore", "normalization", "out_grad", "smooth_alpha"):
+        call.word(key, "")
+    per_pixel, keep = call.flag("multi_output"), call.flag("preserve_shape")
+    if x.ndim > 2 and not per_pixel and not keep:
+        raise call.refuse("over all axes but the first is not carried", "set preserve_shape")
+    return OPS["softmax"](x, axis=1 if per_pixel else -1)
+
+
+@operator("LinearRegressionOutput", "MAERegressionOutput", "LogisticRegressionOutput", unread=(1,))
+def _regression_output(call: Call, x: Any, label: None) -> Any:
+    call.number("grad_scale")
+    return OPS["sigmoid"](x) if call.node.op.startswith("Logistic") else x
+
+
+# -- shapes ------------------------------------------------------------------------------------------
+def _matrix(x: Any) -> Any:
+    return x if x.ndim == 2 else OPS["flatten"](x, start=1)
+
+
+@operator("Flatten", "flatten")
+def _flatten(call: Call, x: Any) -> Any:
+    return _matrix(x)
+
+
+def special_shape(shape: Sequence[Size], codes: Sequence[int]) -> tuple[Size, ...]:
+    """The sizes that Reshape's codes mean for an array of ``shape``.
+
+    0 copies a size, -1 is what is left, -2 copies all that follow, -3 multiplies two, -4 splits one
+    into the two codes after it (of which one may be -1).
+
+    >>> special_shape((2, 3, 4, 10), (-3, 0, -4, 2, -1))
+    (6, 4, 2, 5)
+    """
+    left, wanted, result = list(shape), list(codes), list[Size]()
+    while wanted:
+        code = wanted.pop(0)
+        if code == -2:
+            result += left
+            left = []
+        elif code == -3:
+            result.append(left.pop(0) * left.pop(0))
+        elif code == -4:
+            whole, a, b = left.pop(0), wanted.pop(0), wanted.pop(0)
+            result += [whole // b if a == -1 else a, whole // a if b == -1 else b]
+        elif code == 0:
+            result.append(left.pop(0))
+        elif code < -4:
+            raise IndexError
+        else:  # a given size, or -1: either stands for one size of the source while there is one
+            result.append(code)
+            left = left[1:]
+    return tuple(result)
+
+
+@operator("Reshape", "reshape")
+def _reshape(call: Call, x: Any) -> Any:
+    codes = call.sizes("shape", ())
+    if call.flag("reverse") or call.sizes("target_shape") or call.flag("keep_highest") or not codes:
+        raise call.refuse("is carried with shape= alone", "write the target shape from the left")
+    try:
+        return x.reshape(special_shape(x.shape, codes))
+    except IndexError:
+        raise call.refuse(f"to {codes} does not fit {x.shape}") from None
+
+
+def transpose(x: Any, axes: tuple[int, ...]) -> Any:
+    """The transpose, where two that undo each other leave nothing behind."""
+    node = x.node
+    if node is not None and node.op == "transpose":
+        if tuple(node.attrs["axes"][a] for a in axes) == tuple(range(x.ndim)):
+            return node.inputs[0]
+    return OPS["transpose"](x, axes=axes)
+
+
+@operator("transpose")
+def _transpose(call: Call, x: Any) -> Any:
+    axes = call.sizes("axes", ()) or tuple(reversed(range(x.ndim)))
+    return transpose(x, tuple(a % x.ndim for a in axes))
+
+
+@operator("SwapAxis", "swapaxes")
+def _swap_axis(call: Call, x: Any) -> Any:
+    a, b = call.whole("dim1", 0) % x.ndim, call.whole("dim2", 0) % x.ndim
+    order = list(range(x.ndim))
+    order[a], order[b] = b, a
+    return transpose(x, tuple(order))
+
+
+@operator("Concat", "concat")
+def _concat(call: Call, *xs: Any) -> Any:
+    return OPS["concat"](*xs, axis=call.whole("dim", 1))
+
+
+@operator("stack")
+def _stack(call: Call, *xs: Any) -> Any:
+    return OPS["stack"](*xs, axis=call.whole("axis", 0))
+
+
+@operator("expand_dims")
+def _expand_dims(call: Call, x: Any) -> Any:
+    return OPS["expand_dims"](x, axis=call.whole("axis"))
+
+
+@operator("squeeze")
+def _squeeze(call: Call, x: Any) -> Any:
+    if (axes := call.sizes("axis")) is None:
+        raise call.refuse("without an axis would depend on the sizes", "name the axis")
+    return OPS["squeeze"](x, axis=axes)
+
+
+@operator("broadcast_to")
+def _broadcast_to(call: Call, x: Any) -> Any:
+    sizes = zip(call.sizes("shape", ()), x.shape, strict=True)
+    return OPS["broadcast_to"](x, shape=tuple(old if new == 0 else new for new, old in sizes))
+
+
+@operator("slice_axis")
+def _slice_axis(call: Call, x: Any) -> Any:
+    return OPS["slice_axis"](x, axis=call.whole("axis"), start=call.whole("begin"), stop=call.whole("end"))
+
+
+@operator("slice", "crop")
+def _slice(call: Call, x: Any) -> Any:
+    begin, end = call.sizes("begin", ()), call.sizes("end", ())
+    steps = call.sizes("step", ()) or (None,) * len(begin)
+    for axis, (start, stop, step) in enumerate(zip(begin, end, steps, strict=True)):
+        if (start, stop, step) != (None, None, None):
+            x = OPS["slice_axis"](x, axis=axis, start=start, stop=stop, step=step or 1)
+    return x
+
+
+@operator("SliceChannel", "split")
+def _split(call: Call, x: Any) -> Any:
+    parts, axis = call.whole("num_outputs"), call.whole("axis", 1) % x.ndim
+    if parts < 1 or x.shape[axis] % parts != 0:
+        raise call.refuse(f"of a size {x.shape[axis]} into {parts} is not carried")
+    width = x.shape[axis] // parts
+    cuts = [OPS["slice_axis"](x, axis=axis, start=i * width, stop=(i + 1) * width) for i in range(parts)]
+    if call.flag("squeeze_axis"):
+        cuts = [OPS["squeeze"](c, axis=axis) for c in cuts]
+    return tuple(cuts)
+
+
+@operator("reverse", "flip")
+def _flip(call: Call, x: Any) -> Any:
+    return OPS["flip"](x, axis=call.sizes("axis"))
+
+
+@operator("Pad", "pad")
+def _pad(call: Call, x: Any) -> Any:
+    call.only("mode", "constant")
+    width = call.sizes("pad_width", ())
+    return OPS["pad"](x, low=width[::2], high=width[1::2], value=float(call.number("constant_value", 0)))
+
+
+# -- indices -----------------------------------------------------------------------------------------
+def _indices(call: Call, indices: Any, size: Size, mode: str) -> Any:
+    """Integers in range: MXNet counts in floats, cuts them off and takes the nearest that is there."""
+    if indices.dtype.is_floating:
+        indices = indices.astype("int64")
+    if mode != "clip":
+        raise call.refuse(f"with mode={mode!r} is not carried", "use the default, clip")
+    return OPS["minimum"](OPS["maximum"](indices, 0), size - 1)
+
+
+@operator("take")
+def _take(call: Call, x: Any, indices: Any) -> Any:
+    axis = call.whole("axis", 0)
+    return OPS["take"](x, _indices(call, indices, x.shape[axis], call.word("mode", "clip")), axis=axis)
+
+
+@operator("Embedding")
+def _embedding(call: Call, indices: Any, weight: Any) -> Any:
+    call.word("dtype", "")
+    return OPS["embedding"](weight, _indices(call, indices, weight.shape[0], "clip"))
+
+
+@operator("one_hot")
+def _one_hot(call: Call, indices: Any) -> Any:
+    on, off = call.number("on_value", 1), call.number("off_value", 0)
+    if (on, off) != (1, 0):
+        raise call.refuse("with values other than 1 and 0 is not carried")
+    indices = indices.astype("int64") if indices.dtype.is_floating else indices
+    return OPS["one_hot"](indices, classes=call.whole("depth"), dtype=call.word("dtype", "float32"))

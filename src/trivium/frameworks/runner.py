@@ -1,0 +1,50 @@
+"""A model that lives in a framework, as the proofs and the training engines see it: NumPy in and out.
+
+Every framework's ``run.py`` has two classes: a Runner (any model there, ours or foreign) and a
+Trainer (a loss Graph emitted, with an optimizer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+class Pulled(NamedTuple):
+    """Outputs, and the gradients of sum(output * cotangent) by parameter name and by input."""
+
+    outputs: list[Array]
+    parameters: dict[str, Array]
+    inputs: list[Array | None]
+    states: dict[str, Array]
+    """What the states (batch statistics) have become."""
+
+
+class Runner(Protocol):
+    """A model somewhere. Names and arrays are ours: its ``weights`` map does the translation."""
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take these numbers."""
+
+    def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
+        """The outputs, the states left as they were."""
+
+    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+        """Outputs and gradients, by the framework's own differentiation; states left as they were."""
+
+
+class Trainer(Protocol):
+    """A training step in a framework."""
+
+    def step(self, inputs: Sequence[Array], lr: float) -> float:
+        """One step on a batch; the loss before it."""
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""

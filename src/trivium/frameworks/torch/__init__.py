@@ -1,0 +1,1 @@
+"""PyTorch: source for it, its models read, its training steps."""

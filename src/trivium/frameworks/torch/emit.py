@@ -1,0 +1,295 @@
+"""A Graph as a PyTorch module, in source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trivium.dtype import DType
+from trivium.frameworks.blocks import Layer, leaf
+from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.source import (
+    Class,
+    Code,
+    Emitted,
+    Emitter,
+    Member,
+    Slot,
+    Statement,
+    Target,
+    Writer,
+    _Later,
+    array_source,
+    flat,
+)
+from trivium.frameworks.torch.layers import FORMS, HELPERS, square, symmetric
+from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.transforms.layout import to_layout
+from trivium.transforms.replay import replay
+
+HEADER = "import torch\nimport torch.nn.functional as F\nfrom torch import nn\n\n\n"
+
+
+def _pads(low: Sequence[Any], high: Sequence[Any]) -> tuple[Any, ...]:
+    """F.pad's order: the last axis first, axes that get none left out."""
+    pairs = list(zip(low, high, strict=True))
+    while pairs and pairs[0] == (0, 0):
+        pairs.pop(0)
+    return tuple(p for pair in reversed(pairs) for p in pair)
+
+
+def _pad(target: Target, node: Node) -> Code:
+    a = node.attrs
+    if any(a["interior"]):
+        raise UnsupportedError("torch has no padding between elements", node.scope)
+    code: Code = ["F.pad(", *target.array(node.inputs[0]), ", ", target.literal(_pads(a["low"], a["high"]))]
+    return [*code, f", value={target.literal(a['value'])})" if a["value"] else ")"]
+
+
+def _conv(target: Target, node: Node) -> Code:
+    x, w, b = (*node.inputs, None)[:3]
+    a = node.attrs
+    code: Code = [f"F.conv{len(a['stride'])}d("]
+    for i, v in enumerate((x, w, b)):
+        if v is not None:
+            code += [", "] * bool(i) + target.array(v)
+    for key, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
+        value = symmetric(a[key]) if key == "padding" else a[key] if key == "groups" else square(a[key])
+        if value != default:
+            code.append(f", {key}={target.literal(value)}")
+    return [*code, ")"]
+
+
+def _pool(target: Target, node: Node) -> Code:
+    a = node.attrs
+    n = len(a["kernel"])
+    word = "max" if node.op == "max_pool" else "avg"
+    code: Code = [f"F.{word}_pool{n}d(", *target.array(node.inputs[0]), f", {square(a['kernel'])}"]
+    if a["stride"] != a["kernel"]:
+        code.append(f", stride={square(a['stride'])}")
+    if any(p != (0, 0) for p in a["padding"]):
+        code.append(f", padding={symmetric(a['padding'])}")
+        if word == "avg" and not a["include_pad"]:
+            code.append(", count_include_pad=False")
+    if a.get("dilation", (1,) * n) != (1,) * n:
+        code.append(f", dilation={square(a['dilation'])}")
+    return [*code, ")"]
+
+
+def _cross_entropy(target: Target, node: Node) -> Code:
+    logits, labels = node.inputs
+    assert logits is not None and labels is not None
+    tail = "" if node.attrs["reduction"] == "mean" else f', reduction="{node.attrs["reduction"]}"'
+    if len(logits.shape) == 2:
+        return ["F.cross_entropy(", *target.array(logits), ", ", *target.array(labels), f"{tail})"]
+    if node.attrs["reduction"] == "none":
+        raise UnsupportedError("torch's cross_entropy without reduction keeps classes on axis 1", node.scope)
+    last = len(logits.shape) - 2
+    return ["F.cross_entropy(", *target.array(logits), f".flatten(0, {last}), ",
+            *target.array(labels), f".flatten(){tail})"]  # fmt: skip
+
+
+def _take(target: Target, node: Node) -> Code:
+    x, indices = node.inputs
+    axis = node.attrs["axis"]
+    assert x is not None and indices is not None
+    before = ", ".join([":"] * axis)
+    return [*target.array(x), "[", before + ", " if axis else "", *target.array(indices), "]"]
+
+
+def _slice(target: Target, node: Node) -> Code:
+    x, a = node.inputs[0], node.attrs
+    assert x is not None
+    code: Code = [*target.array(x), "[", ":, " * a["axis"]]
+    code += [] if a["start"] == 0 else target.attribute(a["start"])
+    code.append(":")
+    code += [] if a["stop"] == x.shape[a["axis"]] else target.attribute(a["stop"])
+    return [*code, f":{a['step']}]" if a["step"] != 1 else "]"]
+
+
+def _select(target: Target, node: Node) -> Code:
+    return [*target.array(node.inputs[0]), f"[{':, ' * node.attrs['axis']}{node.attrs['index']}]"]
+
+
+def _batch_norm(target: Target, node: Node) -> Code:
+    x, scale, bias, mean, var = node.inputs
+    a = node.attrs
+    if a["training"] is not False or a["axis"] != 1:
+        raise UnsupportedError(f"torch has no batch norm with {a}", node.scope)
+    code: Code = ["F.batch_norm("]
+    for i, v in enumerate((x, mean, var, scale, bias)):
+        code += [", "] * bool(i) + target.array(v)
+    return [*code, f", eps={a['epsilon']})"]
+
+
+def _layer_norm(target: Target, node: Node) -> Code:
+    x, *rest = node.inputs
+    assert x is not None
+    shape = x.shape[len(x.shape) - node.attrs["axes"] :]
+    code: Code = ["F.layer_norm(", *target.array(x), ", ", *target.attribute(shape)]
+    for v in rest:
+        code += [", ", *target.array(v)]
+    return [*code, f", eps={node.attrs['epsilon']})"]
+
+
+def _constant(target: Target, node: Node) -> Code:
+    array = node.attrs["value"]
+    return [f"torch.tensor({array_source(array)}, dtype=torch.{array.dtype})"]
+
+
+class Torch(Target):
+    """PyTorch source: nn.Module classes."""
+
+    name = "torch"
+    forms = FORMS
+    helpers = HELPERS
+    functions = {  # noqa: RUF012
+        "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
+        "cross_entropy": _cross_entropy, "take": _take, "slice_axis": _slice, "select": _select,
+        "batch_norm": _batch_norm, "layer_norm": _layer_norm, "constant": _constant,
+    }  # fmt: skip
+
+    def prepare(self, graph: Graph) -> Graph:
+        """Channels first; asymmetric padding as a pad of its own."""
+
+        def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
+            if node.op not in ("conv", "max_pool") or symmetric(node.attrs["padding"]) is not None:
+                return None
+            low, high = zip(*node.attrs["padding"], strict=True)
+            fill = float("-inf") if node.op == "max_pool" else 0.0
+            x = OPS["pad"](values[0], low=(0, 0, *low), high=(0, 0, *high), value=fill)
+            attrs = node.attrs | {"padding": ((0, 0),) * len(low)}
+            return OPS[node.op].append(new, [x, *values[1:]], attrs, node.origin)
+
+        return replay(to_layout(graph, "NCHW"), rule)[0]
+
+    def literal(self, value: Any) -> str:
+        """Dtypes are torch's own."""
+        return f"torch.{value}" if isinstance(value, DType) else super().literal(value)
+
+    def positional(self, form: LayerForm) -> int:
+        """nn.Conv2d(3, 64, 7), nn.Linear(3, 4), nn.RNN(3, 4)."""
+        return {"conv": 3, "linear": 2, "rnn": 2, "embedding": 2}.get(form.op, 1)
+
+    def call(self, layer: Layer, member: Member) -> list[Statement]:
+        """nn.RNN gives the outputs and, layers first, the last states; nn.Embedding takes indices."""
+        node = layer.node
+        if node.op == "embedding":
+            return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
+        if node.op != "rnn":
+            return super().call(layer, member)
+        outputs, last = node.outputs
+        call: Code = [member, "(", *self.array(node.inputs[0]), ")"]
+        return [Statement([outputs], [*call, "[0]"]), Statement([last], [*call, "[1][0]"])]
+
+    def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
+        """One bias of nn.RNN where our op has one: see :data:`RNN`."""
+        return super().constructor(form, arguments)
+
+    def parameter(self, value: Value) -> Code:
+        """A free parameter or buffer."""
+        shape = self.literal(value.shape)
+        zeros = f"torch.zeros({shape})"
+        return [f"nn.Parameter({zeros})" if value.kind == "param" else zeros]
+
+    def lowers(self, node: Node) -> bool:
+        """An RNN whose parameters are no layer's is decomposed."""
+        if node.op == "batch_norm" and node.attrs["training"] is True:
+            return False
+        return super().lowers(node)
+
+    def render(self, emitter: Emitter) -> str:
+        """Imports, then the classes, inner ones first."""
+        emitter.settle()
+        parts = [_class(emitter, cls) for cls in emitter.classes]
+        return HEADER + "\n\n\n".join(parts)
+
+
+def _class(emitter: Emitter, cls: Class) -> str:
+    body = cls.bodies[0]
+    names = [n[len(body.block.path) + 1 :] if n.startswith(body.block.path + ".") else n for n in body.members]
+    if body.chain:
+        base = "nn.Sequential"
+    elif names and names == [str(i) for i in range(len(names))]:
+        base = "nn.ModuleList"
+    else:
+        base = "nn.Module"
+    writer = _Writer(emitter, cls, base)
+    lines = [f"class {cls.name}({base}):"]
+    arguments = "".join(f", {p}" for p in cls.parameters)
+    if body.members:
+        lines.append(f"    def __init__(self{arguments}):")
+        lines += ["        " + line for line in writer.declarations()]
+    if not body.chain:
+        lines += [""] * bool(body.members)
+        lines.append(f"    def forward(self, {', '.join(writer.argument_names())}):")
+        lines += ["        " + line for line in writer.write()]
+    return "\n".join(lines)
+
+
+class _Writer(Writer):
+    def __init__(self, emitter: Emitter, cls: Class, base: str):
+        super().__init__(emitter, cls)
+        self.base = base
+
+    def declarations(self) -> list[str]:
+        """The lines of ``__init__``."""
+        body = self.body
+        if self.base != "nn.Module":
+            items = [self.declaration(code, 1) for code in body.members.values()]
+            opening, closing = ("super().__init__(", ")") if self.base == "nn.Sequential" else (
+                "super().__init__([", "])")  # fmt: skip
+            return [opening, *(f"    {line}," for line in items), closing]
+        lines = ["super().__init__()"]
+        containers: set[str] = set()
+        for name, code in body.members.items():
+            *path, last = name.split(".")
+            for i in range(len(path)):  # names that cross a scope which is no class of its own
+                if (outer := ".".join(path[: i + 1])) not in containers:
+                    containers.add(outer)
+                    lines.append(f"self.{outer} = nn.Module()")
+            text = self.declaration(code, 0)
+            where = ".".join(["self", *path])
+            if text.startswith("torch.zeros"):
+                lines.append(f'{where}.register_buffer("{last}", {text})')
+            elif last.isdigit():
+                lines.append(f'{where}.add_module("{last}", {text})')
+            else:
+                lines.append(f"{where}.{last} = {text}")
+        return [*lines, *self.corrections()]
+
+    def corrections(self) -> list[str]:
+        """nn.RNN has two biases; ours may have one, so the other stays zero and is not trained."""
+        lines = []
+        for s in self.body.block.items:
+            if isinstance(s, Layer) and s.node.op == "rnn" and s.node.inputs[4] is None:
+                where = f"self.{leaf(s.path)}.bias_hh_l0"
+                lines.append(f"nn.init.zeros_({where}).requires_grad_(False)  # one bias, as the original")
+        return lines
+
+    def declaration(self, code: Any, depth: int) -> str:
+        """A constructor call; a chain inside as a Sequential over several lines."""
+        if len(code) == 1 and isinstance(code[0], _Later):
+            body = code[0].body
+            if body.cls is not None:
+                inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
+                return f"{body.cls.name}({inside})"
+            pad = "    " * (depth + 1)
+            items = [self.declaration(body.members[n], depth + 1) for n in body.chain or ()]
+            return "nn.Sequential(\n" + "".join(f"        {pad}{i},\n" for i in items) + f"        {pad[4:]})"
+        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in flat(code, self.emitter))
+
+    def member(self, member: Member) -> str:
+        """``self.conv1``, or ``self[0]`` in a ModuleList."""
+        name = member.name
+        path = self.body.block.path
+        if path and name.startswith(path + "."):
+            name = name[len(path) + 1 :]
+        if name.isdigit():
+            return f"self[{name}]" if self.base == "nn.ModuleList" else f'getattr(self, "{name}")'
+        return "self." + name
+
+
+def emit(graph: Graph) -> Emitted:
+    """The source of a torch module that means this Graph."""
+    return Emitter(graph, Torch()).run()

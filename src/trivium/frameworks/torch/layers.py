@@ -1,0 +1,160 @@
+"""Our ops as torch.nn layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trivium.frameworks.layer import LayerForm, Weight
+from trivium.graph import MODE, Node
+
+_WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
+
+
+def square(sizes: tuple[int, ...]) -> Any:
+    """``3`` for ``(3, 3)``: as one writes it."""
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def symmetric(padding: Any) -> Any:
+    """(low, high) pairs as torch's one number per axis; None when low and high differ."""
+    return square(tuple(a for a, _ in padding)) if all(a == b for a, b in padding) else None
+
+
+def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
+    """Those arguments that differ from their defaults: ``given(stride=(2, 1))``."""
+    return {k: v for k, (v, default) in arguments.items() if v != default}
+
+
+def _conv(rank: int) -> LayerForm:
+    def write(node: Node) -> Mapping[str, Any] | None:
+        x, w, b = (*node.inputs, None)[:3]
+        a = node.attrs
+        padding = symmetric(a["padding"])
+        if x is None or w is None or len(x.shape) != rank + 2 or padding is None or a["layout"][1] != "C":
+            return None
+        return {
+            "in_channels": w.shape[1] * a["groups"],
+            "out_channels": w.shape[0],
+            "kernel_size": square(w.shape[2:]),  # type: ignore[arg-type]
+        } | given(
+            stride=(square(a["stride"]), 1), padding=(padding, 0),
+            dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1), bias=(b is not None, True),
+        )  # fmt: skip
+
+    return LayerForm("conv", f"nn.Conv{rank}d", write, weights=(_WEIGHT, _BIAS))
+
+
+def _linear(node: Node) -> Mapping[str, Any]:
+    w = node.inputs[1]
+    assert w is not None
+    bias = len(node.inputs) > 2 and node.inputs[2] is not None
+    return {"in_features": w.shape[1], "out_features": w.shape[0]} | given(bias=(bias, True))
+
+
+def _batch_norm(name: str, ranks: tuple[int, ...], unbiased: bool) -> LayerForm:
+    def write(node: Node) -> Mapping[str, Any] | None:
+        x, scale, bias = node.inputs[:3]
+        a = node.attrs
+        if (
+            x is None
+            or len(x.shape) not in ranks
+            or a["axis"] != 1
+            or a["training"] is not MODE
+            or a["unbiased"] != unbiased
+            or (scale is None) != (bias is None)
+        ):
+            return None
+        return {"num_features": x.shape[1]} | given(
+            eps=(a["epsilon"], 1e-5), momentum=(a["momentum"], 0.1), affine=(scale is not None, True)
+        )
+
+    names = dict(scale="weight", bias="bias", running_mean="running_mean", running_var="running_var")
+    return LayerForm("batch_norm", name, write, weights=tuple(Weight(k, v, v) for k, v in names.items()))
+
+
+def _layer_norm(node: Node) -> Mapping[str, Any] | None:
+    x, scale, bias = (*node.inputs, None, None)[:3]
+    if x is None or scale is None:
+        return None
+    shape = x.shape[len(x.shape) - node.attrs["axes"] :]
+    return {"normalized_shape": shape[0] if len(shape) == 1 else shape} | given(
+        eps=(node.attrs["epsilon"], 1e-5), bias=(bias is not None, True)
+    )
+
+
+def _embedding(node: Node) -> Mapping[str, Any] | None:
+    w = node.inputs[0]
+    return None if w is None else {"num_embeddings": w.shape[0], "embedding_dim": w.shape[1]}
+
+
+def _rnn(node: Node) -> Mapping[str, Any] | None:
+    w, bias = node.inputs[1], (*node.inputs, None, None)[3:5]
+    if w is None or bias[0] is None:
+        return None
+    arguments = {"input_size": w.shape[1], "hidden_size": w.shape[0], "batch_first": True}
+    return arguments | given(nonlinearity=(node.attrs["activation"], "tanh"))
+
+
+def _pool(name: str, op: str) -> LayerForm:
+    def write(node: Node) -> Mapping[str, Any] | None:
+        a = node.attrs
+        padding = symmetric(a["padding"])
+        if len(a["kernel"]) != 2 or padding is None or a["layout"] != "NCHW":
+            return None
+        arguments = {"kernel_size": square(a["kernel"])} | given(
+            stride=(square(a["stride"]), square(a["kernel"])), padding=(padding, 0)
+        )
+        if op == "max_pool":
+            return arguments | given(dilation=(square(a["dilation"]), 1))
+        counted = a["include_pad"] or padding == 0
+        return arguments | given(count_include_pad=(counted, True))
+
+    return LayerForm(op, name, write)
+
+
+def _plain(op: str, name: str) -> LayerForm:
+    return LayerForm(op, name, lambda node: {})
+
+
+FORMS = [
+    *(_conv(n) for n in (1, 2, 3)),
+    LayerForm("linear", "nn.Linear", _linear,
+              weights=(Weight("weight", "weight", "weight"), Weight("bias", "bias", "bias"))),
+    _batch_norm("nn.BatchNorm1d", (2, 3), True),
+    _batch_norm("nn.BatchNorm2d", (4,), True),
+    _batch_norm("nn.BatchNorm3d", (5,), True),
+    _batch_norm("BiasedBatchNorm1d", (2, 3), False),
+    _batch_norm("BiasedBatchNorm2d", (4,), False),
+    LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
+              weights=(Weight("scale", "weight", "weight"), Weight("bias", "bias", "bias"))),
+    LayerForm("embedding", "nn.Embedding", _embedding, weights=(Weight("weight", "weight", "weight"),)),
+    LayerForm("rnn", "nn.RNN", _rnn, weights=tuple(
+        Weight(n, n, f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))),
+    _pool("nn.MaxPool2d", "max_pool"),
+    _pool("nn.AvgPool2d", "avg_pool"),
+    LayerForm("flatten", "nn.Flatten", lambda node: {} if node.attrs["start"] == 1 else None),
+    LayerForm("dropout", "nn.Dropout",
+              lambda node: {"p": node.attrs["rate"]} if node.attrs["training"] is MODE else None),
+    LayerForm("softmax", "nn.Softmax", lambda node: {"dim": node.attrs["axis"]}),
+    LayerForm("gelu", "nn.GELU", lambda node: given(approximate=(node.attrs["approximate"], "none"))),
+    LayerForm("leaky_relu", "nn.LeakyReLU", lambda node: given(negative_slope=(node.attrs["slope"], 0.01))),
+    _plain("relu", "nn.ReLU"), _plain("tanh", "nn.Tanh"), _plain("sigmoid", "nn.Sigmoid"),
+    _plain("silu", "nn.SiLU"), _plain("softplus", "nn.Softplus"),
+]  # fmt: skip
+
+BIASED = '''
+class BiasedBatchNorm{n}d(nn.BatchNorm{n}d):
+    """Its running variance takes the batch's variance as it is, not times n / (n - 1) as PyTorch does."""
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        n = x.numel() / x.shape[1]
+        kept = self.running_var * (1 - self.momentum)
+        y = super().forward(x)
+        with torch.no_grad():
+            self.running_var.copy_(kept + (self.running_var - kept) * ((n - 1) / n))
+        return y
+'''
+HELPERS = {f"BiasedBatchNorm{n}d": BIASED.format(n=n) for n in (1, 2)}

@@ -1,0 +1,344 @@
+"""PyTorch modules -> Graph, through torch.export, once in each mode.
+
+What a module does while training and what it does in evaluation are exported apart and laid side by
+side: where they differ in nothing but the flag of a dropout or a batch norm, that flag is left open
+(``training=MODE``); a flag that is the same in both stays what it is (a frozen BatchNorm). Any other
+difference is refused, because one Graph would be wrong in one of the modes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from trivium.check import check
+from trivium.graph import MODE, Graph, UnsupportedError, Value
+from trivium.nn.module import GraphModule
+from trivium.shape import Dim
+from trivium.transforms.replay import prune
+
+if TYPE_CHECKING:
+    import torch
+
+
+def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) -> GraphModule:
+    """The Graph and the parameters of ``module``, for inputs like ``examples`` (tensors or arrays).
+
+    The first axis of every input is left open wherever the module does not fix it. ``training``
+    True or False reads the module in that mode alone, for one whose two modes differ in more than
+    dropout and batch norm. Parameters keep the names of ``module.state_dict()``.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("from_torch needs PyTorch: pip install torch") from error
+    from trivium.frameworks.torch.aten import Reader
+
+    tensors = [_as_tensor(torch, module, e) for e in examples]
+    modes = (True, False) if training is None else (training,)
+    with _modes_kept(module):
+        exported = _export(module, tensors, modes)
+    flags = _flags(module, *exported) if len(exported) > 1 else {}
+    program = exported[0]
+    graph = Graph(type(module).__name__)
+    arrays: dict[str, Any] = {}
+    sources, dims = _inputs(graph, module, program, arrays)
+    reader = Reader(graph, dims, flags, type(module).__name__)
+    with graph:
+        results = reader.run(program.graph, sources)
+    graph.outputs = _outputs(graph, module, program, results)
+    unused = {v for v in graph.of_kind("state") if v not in graph.uses() and v not in graph.outputs}
+    graph.inputs = [v for v in graph.inputs if v not in unused]
+    prune(graph)
+    names = {v.name: v.name for v in graph.of_kind("param", "state")}
+    return GraphModule(check(graph), {n: _as_array(torch, arrays[n]) for n in names}, names)
+
+
+# -- arrays --------------------------------------------------------------------------------------
+def _as_tensor(torch: Any, module: Any, example: Any) -> Any:
+    if isinstance(example, torch.Tensor):
+        return example
+    if isinstance(example, (np.ndarray, np.generic)):
+        first = next(iter(module.parameters()), None)
+        return torch.as_tensor(np.array(example), device=None if first is None else first.device)
+    raise UnsupportedError(
+        f"an example of type {type(example).__name__}",
+        type(module).__name__,
+        "examples are tensors or arrays; wrap the module in one that takes each tensor by itself",
+    )
+
+
+def _as_array(torch: Any, tensor: Any) -> Any:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+    return tensor.numpy().copy()
+
+
+# -- exporting -----------------------------------------------------------------------------------
+@contextlib.contextmanager
+def _modes_kept(module: Any) -> Iterator[None]:
+    """Every submodule's mode as it was, afterwards."""
+    before = [(m, m.training) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, mode in before:
+            m.training = mode
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """torch.export so that it assumes nothing about the batch and keeps the plain operators."""
+    import torch
+    import torch.nn.functional as functional
+    from torch.fx.experimental import _config
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    verify = functional._verify_batch_size
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole encoder layer
+    # It refuses to train on one row, which would make "not 1" a condition of the whole export.
+    functional._verify_batch_size = lambda size: None
+    try:
+        # Without backed_size_oblivious the exporter takes "the batch is not 1" for granted, and a
+        # model that asks (squeeze, broadcasting by hand) is silently fixed to the other answer.
+        with _config.patch(backed_size_oblivious=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        functional._verify_batch_size = verify
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _export(module: Any, tensors: Sequence[Any], modes: Sequence[bool]) -> list[Any]:
+    """One exported program per mode, with the same first axes open in each."""
+    opened = {i for i, t in enumerate(tensors) if t.ndim}
+    why: dict[int, str] = {}
+    while True:
+        with _exporting():
+            programs = [_export_mode(module, tensors, opened, mode, why) for mode in modes]
+        fixed = {i: reason for p in programs for i, reason in _conditions(p, opened).items()}
+        if not fixed and all(p is not None for p in programs):
+            break
+        why |= fixed
+        opened = opened - fixed.keys() if fixed else set()
+    for i, reason in why.items():
+        if tensors[i].ndim and tensors[i].shape[0] == tensors[0].shape[0]:
+            warnings.warn(
+                f"{type(module).__name__} is read for inputs of exactly the size "
+                f"{tuple(tensors[i].shape)} (input {i}): {reason}",
+                stacklevel=3,
+            )
+    return programs
+
+
+def _export_mode(
+    module: Any, tensors: Sequence[Any], opened: set[int], mode: bool, why: dict[int, str]
+) -> Any:
+    import torch
+
+    if module.training != mode:  # else as it is: a child may have been frozen by its own eval()
+        module.train(mode)
+    dynamic = tuple({0: torch.export.Dim.AUTO} if i in opened else None for i in range(len(tensors)))
+    try:
+        return torch.export.export(
+            module, tuple(tensors), dynamic_shapes=dynamic if opened else None, strict=False
+        )
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if opened:  # perhaps it can be exported for this size
+            why |= dict.fromkeys(opened, reason)
+            return None
+        raise UnsupportedError(
+            f"torch.export cannot follow it in {'training' if mode else 'evaluation'} mode: {reason}",
+            type(module).__name__,
+            "Python may not branch on what is in a tensor",
+        ) from error
+
+
+def _conditions(program: Any, opened: set[int]) -> dict[int, str]:
+    """The inputs whose open size holds only under a condition, with that condition."""
+    if program is None:
+        return {}
+    fixed: dict[int, str] = {}
+    by_symbol: dict[Any, list[int]] = {}
+    environment = None
+    for i, value in enumerate(_user_values(program)):
+        if i in opened and isinstance(value.shape[0], int):
+            fixed[i] = f"the module fixes the size {value.shape[0]}"
+        elif i in opened:
+            by_symbol.setdefault(value.shape[0].node.expr, []).append(i)
+            environment = value.shape[0].node.shape_env
+    for guard in environment.guards if environment else ():
+        expression = environment.simplify(guard.expr)  # equal sizes have become one symbol
+        for symbol in expression.free_symbols:
+            for i in by_symbol.get(symbol, ()):
+                fixed[i] = f"the module does something else unless {expression}"
+    return fixed
+
+
+def _user_values(program: Any) -> list[Any]:
+    names = set(program.graph_signature.user_inputs)
+    return [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+
+
+# -- the two modes side by side ------------------------------------------------------------------
+_FLAG = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "rnn_tanh": 6, "rnn_relu": 6,
+         "scaled_dot_product_attention": 4}  # fmt: skip
+
+
+def _flags(module: Any, train: Any, evaluation: Any) -> dict[Any, Any]:
+    """Which nodes of the training graph have a flag that is another in evaluation: node -> MODE."""
+    from trivium.frameworks.torch.aten import is_count, name_of, scope_of
+
+    def refuse(a: Any, b: Any) -> UnsupportedError:
+        node = a or b
+        both = " and ".join(f"{n.target}" if n else "nothing" for n in (a, b))
+        return UnsupportedError(
+            f"training and evaluation differ in more than dropout and batch norm: {both}",
+            scope_of(node) or type(module).__name__,
+            "read it in one mode: from_torch(..., training=False)",
+        )
+
+    def same(a: Any, b: Any) -> bool:
+        if hasattr(a, "op") and hasattr(b, "op"):
+            return pairs.get(a) is b
+        if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+            return len(a) == len(b) and all(map(same, a, b))
+        return type(a) is type(b) and (a == b or a != a)
+
+    def subgraphs(a: Any, b: Any) -> bool:
+        left, right = getattr(train.graph_module, a.target), getattr(evaluation.graph_module, b.target)
+        found: dict[Any, Any] = {}
+        walk(left.graph, right.graph, found)
+        pairs.update(found)
+        return True
+
+    def walk(left: Any, right: Any, pairs: dict[Any, Any]) -> None:
+        ahead = iter([n for n in right.nodes if not is_count(n)])
+        b = next(ahead, None)
+        for a in [n for n in left.nodes if not is_count(n)]:
+            name = name_of(a)
+            if name == "dropout" and (b is None or name_of(b) != "dropout"):
+                flags[a] = MODE  # written as "if training: dropout": evaluation has no node at all
+                pairs[a] = pairs[a.args[0]]
+                continue
+            if b is None or a.op != b.op:
+                raise refuse(a, b)
+            flag = _FLAG.get(name)
+            if a.op == "get_attr" and hasattr(getattr(train.graph_module, a.target, None), "graph"):
+                subgraphs(a, b)
+            elif a.op != "placeholder" and str(a.target) != str(b.target):
+                raise refuse(a, b)
+            if a.op == "call_function":
+                mine, theirs = list(a.args), list(b.args)
+                if flag is not None and max(len(mine), len(theirs)) > flag:
+                    defaults = [s.default_value for s in a.target._schema.arguments]
+                    mine += defaults[len(mine) : flag + 1]
+                    theirs += defaults[len(theirs) : flag + 1]
+                    if mine[flag] != theirs[flag]:
+                        if not mine[flag] or theirs[flag]:
+                            raise refuse(a, b)  # only "on while training" is a mode
+                        flags[a] = MODE
+                    theirs[flag] = mine[flag]
+                if not same(mine, theirs) or a.kwargs.keys() != b.kwargs.keys():
+                    raise refuse(a, b)
+                if not all(same(a.kwargs[k], b.kwargs[k]) for k in a.kwargs):
+                    raise refuse(a, b)
+            pairs[a] = b
+            b = next(ahead, None)
+        if b is not None:
+            raise refuse(None, b)
+
+    flags: dict[Any, Any] = {}
+    pairs: dict[Any, Any] = {}
+    walk(train.graph, evaluation.graph, pairs)
+    return flags
+
+
+# -- inputs and outputs ----------------------------------------------------------------------------
+def _inputs(
+    graph: Graph, module: Any, program: Any, arrays: dict[str, Any]
+) -> tuple[dict[Any, Value], dict[str, Dim]]:
+    """Inputs of ``graph`` for the placeholders, their tensors into ``arrays``; and the Dims by symbol."""
+    import torch
+    from torch.export.graph_signature import InputKind
+
+    from trivium.frameworks.torch.aten import dtype_of, is_count
+
+    nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    held = dict(module.named_parameters(remove_duplicate=False))
+    held |= dict(module.named_buffers(remove_duplicate=False))
+    specs = [(nodes[s.arg.name], s) for s in program.graph_signature.input_specs]
+    taken = {s.target for _, s in specs}
+    dims: dict[str, Dim] = {}
+    sources: dict[Any, Value] = {}
+    for node, spec in specs:
+        if spec.kind == InputKind.USER_INPUT:
+            value = node.meta["val"]
+            for s in value.shape:
+                if not isinstance(s, int):
+                    name = f"batch_{len(dims)}" if dims else "batch"
+                    dims.setdefault(str(s.node.expr), Dim(name))
+            shape = tuple(s if isinstance(s, int) else dims[str(s.node.expr)] for s in value.shape)
+            name = node.name + "_" * (node.name in taken)
+            sources[node] = graph.input("data", dtype_of(value.dtype), shape, name)
+    by_tensor: dict[int, Value] = {}
+    order = {name: i for i, name in enumerate(held)}
+    first: dict[int, str] = {}  # a tied parameter is one input, under its first name
+    for name, tensor in held.items():
+        first.setdefault(id(tensor), name)
+    for node, spec in sorted(specs, key=lambda s: order.get(s[1].target, len(order))):
+        if spec.kind == InputKind.USER_INPUT or all(map(is_count, node.users)) and _is_integer(node):
+            continue
+        fixed = spec.kind == InputKind.CONSTANT_TENSOR or spec.persistent is False
+        if fixed or spec.target not in held:
+            if spec.target not in held and spec.target not in program.constants:
+                raise UnsupportedError(f"an input of kind {spec.kind.name}", str(spec.target))
+            tensor = held.get(spec.target, program.constants.get(spec.target))
+            with graph:
+                from trivium.graph import OPS
+
+                (sources[node],) = OPS["constant"].append(
+                    graph, (), {"value": _as_array(torch, tensor)}
+                )
+            continue
+        tensor = held[spec.target]
+        if id(tensor) not in by_tensor:
+            trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
+            name = first[id(tensor)]
+            kind, dtype = "param" if trained else "state", dtype_of(tensor.dtype)
+            by_tensor[id(tensor)] = graph.input(kind, dtype, tuple(tensor.shape), name)
+            arrays[name] = tensor
+        sources[node] = by_tensor[id(tensor)]
+    return sources, dims
+
+
+def _is_integer(node: Any) -> bool:
+    return not node.meta["val"].dtype.is_floating_point
+
+
+def _outputs(graph: Graph, module: Any, program: Any, results: Sequence[Any]) -> list[Value]:
+    from torch.utils import _pytree
+
+    nested = _pytree.tree_unflatten(list(results), program.call_spec.out_spec)
+    if isinstance(nested, Mapping):
+        graph.structure, nested = tuple(nested), list(nested.values())
+    elif isinstance(nested, (tuple, list)):
+        graph.structure = type(nested) if type(nested) in (tuple, list) else tuple
+        nested = list(nested)
+    else:
+        nested = [nested]
+    for item in nested:
+        if not isinstance(item, Value):
+            raise UnsupportedError(
+                f"an output that is no tensor but {type(item).__name__}",
+                type(module).__name__,
+                "return a tensor, a flat tuple or a flat dict of tensors",
+            )
+    return nested

@@ -1,0 +1,75 @@
+"""The training step as a Graph: loss, gradients, and what every parameter and slot becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.graph import OPS, Graph, GraphError
+from trivium.op import lift
+from trivium.transforms.grad import gradient
+from trivium.transforms.replay import inline
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an optimizer does to one parameter, as a Graph on (p, g, *slots, count, lr).
+
+    It is elementwise, so it serves parameters of every shape. ``slots`` start as zeros in the
+    parameter's shape; ``count`` is this step's number, from 1.
+    """
+
+    graph: Graph
+    slots: tuple[str, ...]
+
+
+def update_of(rule: Callable[..., Any], slots: Sequence[str]) -> Update:
+    """Trace ``rule(p, g, slots: dict, count, lr) -> (p, slots: dict)``."""
+    graph = Graph("update")
+    with graph:
+        wide = [graph.input("data", dt.float32, ("n",), name) for name in ("p", "g", *slots)]
+        count, lr = (graph.input("data", dt.float32, (), name) for name in ("count", "lr"))
+        p, new = rule(wide[0], wide[1], dict(zip(slots, wide[2:], strict=True)), count, lr)
+        graph.outputs = [lift(graph, v, None) for v in (p, *(new[s] for s in slots))]
+    return Update(graph, tuple(slots))
+
+
+def slot_name(parameter: str, slot: str) -> str:
+    """What an optimizer's slot for a parameter is called."""
+    return f"{parameter}/{slot}"
+
+
+def training_step(loss: Graph, update: Update) -> Graph:
+    """(data, parameters, states, slots, count, lr) -> loss; everything that changes is an update.
+
+    ``loss`` has the scalar loss as its first output.
+    """
+    params = [v.name for v in loss.of_kind("param")]
+    if not params:
+        raise GraphError("there is nothing to train: the graph has no parameters")
+    step = gradient(loss, params)
+    step.name = f"{loss.name}_step"
+    by_name = {v.name: v for v in step.inputs}
+    value, *grads = step.outputs
+    with step:
+        count = step.input("state", dt.float32, (), "optimizer/count")
+        lr = step.input("data", dt.float32, (), "lr")
+        now = OPS["add"](count, 1)
+        step.updates[count] = now
+        for name, g in zip(params, grads, strict=True):
+            p = by_name[name]
+            slots = [step.input("state", p.dtype, p.shape, slot_name(name, s)) for s in update.slots]
+            new = inline(update.graph, step, [p, g, *slots, now, lr])
+            step.updates |= zip([p, *slots], new, strict=True)
+    step.outputs = [value]
+    return step
+
+
+def initial_slots(params: Mapping[str, Any], update: Update) -> dict[str, Any]:
+    """Zeros for every slot, and the count."""
+    slots = {slot_name(n, s): np.zeros_like(p) for n, p in params.items() for s in update.slots}
+    return slots | {"optimizer/count": np.zeros((), np.float32)}

@@ -1,0 +1,258 @@
+"""Every case of every op: what its declaration says of it is one thing, said in many ways.
+
+Type rule, oracle, body, text, gradient, gradient of the gradient, and torch's own derivation where
+the op names its torch form. Nothing here names an op that keeps the rules: a new op is tested by
+being declared with cases.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trivium as tv
+from trivium.check import check
+from trivium.graph import OPS, Graph, Node, Value
+from trivium.interpret import Interpreter
+from trivium.op import Case, Op
+from trivium.transforms.decompose import decompose
+from trivium.transforms.grad import gradient
+from trivium.transforms.replay import replay, specialize
+
+# Outputs through which no gradient flows, on purpose.
+NO_GRADIENT = {
+    "batch_norm": ({1, 2}, "running statistics are state: they follow the batch, not the loss"),
+    "stop_gradient": ({0}, "that is what it is for"),
+}
+NOT_TWICE_DIFFERENTIABLE: dict[str, str] = {}  # op: why
+
+ALL = [op for op in OPS.values() if isinstance(op, Op)]
+CASES = [pytest.param(op, c, id=f"{op.name}-{i}") for op in ALL for i, c in enumerate(op.cases)]
+COMPOSITES = [p for p in CASES if p.values[0].is_composite]
+each_case = pytest.mark.parametrize(("op", "case"), CASES)
+
+
+def one_node(op: Op, case: Case) -> Graph:
+    graph = Graph(op.name)
+    with graph:
+        values = [
+            None if s is None else graph.input("data", s.dtype, s.shape, f"x{i}")
+            for i, s in enumerate(case.arrays)
+        ]
+        graph.outputs = list(op.append(graph, *op.bind(values, case.attrs)))
+    return check(graph)
+
+
+def draw(case: Case, floating: Any = tv.float64) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [s.array(rng, floating) for s in case.arrays if s is not None]
+
+
+def scalar(graph: Graph, outputs: list[Value], seed: int) -> Graph:
+    """The graph with one output: a random projection of ``outputs`` on a number."""
+    graph, env = replay(graph)
+    rng = np.random.default_rng(seed)
+    with graph:
+        total = tv.zeros((), dtype=tv.float32)
+        for v in outputs:
+            kept = env[v]
+            total = total + (kept * rng.standard_normal(v.shape).astype(v.dtype.numpy)).sum()
+        graph.outputs = [total]
+    return graph
+
+
+def loss_of(op: Op, case: Case) -> tuple[Graph, list[str]]:
+    """The case's node under a scalar loss, and the inputs that it can be differentiated by."""
+    graph = one_node(op, case)
+    flat, _ = NO_GRADIENT.get(op.name, (set(), ""))
+    smooth = [v for i, v in enumerate(graph.outputs) if v.dtype.is_floating and i not in flat]
+    wrt = [v.name for v in graph.inputs if v.dtype.is_floating]
+    if not wrt or not smooth:
+        pytest.skip("nothing to differentiate")
+    return scalar(graph, smooth, 1), wrt
+
+
+def assert_derivative(
+    f: Callable[..., float], grads: list[Any], arrays: list[Any], at: list[int]
+) -> None:
+    """Each gradient against central differences, along two random directions in its array."""
+    rng = np.random.default_rng(2)
+    step = 1e-5
+    for g, i in zip(grads, at, strict=True):
+        assert g.shape == arrays[i].shape
+        for _ in range(2):
+            d = rng.uniform(-1, 1, arrays[i].shape)
+            ahead, behind = (
+                f(*arrays[:i], arrays[i] + s * d, *arrays[i + 1 :]) for s in (step, -step)
+            )
+            numeric = (ahead - behind) / (2 * step)
+            np.testing.assert_allclose(
+                (g * d).sum(), numeric, rtol=1e-6, atol=1e-7, err_msg=f"d/d input {i}"
+            )
+
+
+def positions(graph: Graph, names: list[str]) -> list[int]:
+    return [[v.name for v in graph.inputs].index(n) for n in names]
+
+
+@pytest.mark.parametrize("op", ALL, ids=lambda op: op.name)
+def test_has_a_case(op: Op) -> None:
+    assert op.cases, f"{op.name} is declared without a conformance case"
+    assert op.__doc__, f"{op.name} is declared without a docstring"
+
+
+@each_case
+@pytest.mark.parametrize("floating", [tv.float32, tv.float64])
+def test_types_are_what_the_oracle_gives(op: Op, case: Case, floating: Any) -> None:
+    graph = check(specialize(one_node(op, case), floating=floating))
+    results = Interpreter(graph)(*draw(case, floating))
+    assert [(v.dtype, v.shape) for v in graph.outputs] == [(r.dtype, r.shape) for r in results]
+
+
+@each_case
+def test_float32_is_near_float64(op: Op, case: Case) -> None:
+    graph, arrays = one_node(op, case), draw(case, tv.float32)
+    single, double = (Interpreter(graph, f)(*arrays) for f in (None, tv.float64))
+    for got, exact in zip(single, double, strict=True):
+        unit = np.finfo(np.float32).eps * max(1, np.abs(exact).max(initial=0))
+        np.testing.assert_allclose(got, exact, rtol=0, atol=16 * unit)
+
+
+def composites_in(graph: Graph) -> list[str]:
+    found = [n.op for n in graph.nodes if OPS[n.op].is_composite]
+    inner = [a for n in graph.nodes for a in n.attrs.values() if isinstance(a, Graph)]
+    return found + [name for g in inner for name in composites_in(g)]
+
+
+@pytest.mark.parametrize(("op", "case"), COMPOSITES)
+def test_body_is_the_fused_form(op: Op, case: Case) -> None:
+    graph, arrays = one_node(op, case), draw(case)
+    body = check(decompose(graph, lambda node: False))
+    assert composites_in(body) == []
+    assert [v.type for v in body.outputs] == [v.type for v in graph.outputs]
+    for fused, plain in zip(
+        *(Interpreter(g, tv.float64)(*arrays) for g in (graph, body)), strict=True
+    ):
+        np.testing.assert_allclose(fused, plain, rtol=1e-11, atol=1e-12)
+
+
+@each_case
+def test_text_reads_back(op: Op, case: Case) -> None:
+    graph = one_node(op, case)
+    again = check(tv.parse(str(graph)))
+    assert graph.difference(again) is None
+    assert str(again) == str(graph)
+
+
+@each_case
+def test_eager_is_the_oracle(op: Op, case: Case) -> None:
+    arrays = iter(draw(case, tv.float32))
+    inputs = [None if s is None else tv.asarray(next(arrays)) for s in case.arrays]
+    result = op(*inputs, **case.attrs)
+    expected = Interpreter(one_node(op, case))(*draw(case, tv.float32))
+    for got, want in zip(result if isinstance(result, tuple) else (result,), expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(got), want)
+
+
+@each_case
+def test_gradient(op: Op, case: Case) -> None:
+    loss, wrt = loss_of(op, case)
+    arrays = draw(case)
+    grads = Interpreter(check(gradient(loss, wrt)), tv.float64)(*arrays)[1:]
+    f = Interpreter(loss, tv.float64)
+    assert_derivative(lambda *xs: f(*xs)[0], grads, arrays, positions(loss, wrt))
+
+
+@each_case
+def test_gradient_of_the_gradient(op: Op, case: Case) -> None:
+    if op.name in NOT_TWICE_DIFFERENTIABLE:
+        pytest.skip(NOT_TWICE_DIFFERENTIABLE[op.name])
+    loss, wrt = loss_of(op, case)
+    arrays = draw(case)
+    first = gradient(loss, wrt)
+    slope = scalar(first, first.outputs[1:], 3)
+    seconds = Interpreter(check(gradient(slope, wrt)), tv.float64)(*arrays)[1:]
+    f = Interpreter(slope, tv.float64)
+    assert_derivative(lambda *xs: f(*xs)[0], seconds, arrays, positions(loss, wrt))
+
+
+@each_case
+def test_eager_gradient(op: Op, case: Case) -> None:
+    loss, wrt = loss_of(op, case)
+    arrays = draw(case, tv.float64)
+    expected = Interpreter(gradient(loss, wrt), tv.float64)(*arrays)[1:]
+    inputs = [tv.asarray(a, requires_grad=a.dtype == np.float64) for a in arrays]
+    module = tv.nn.GraphModule(specialize(loss, floating=tv.float64), {})
+    module(*inputs).backward()
+    for i, want in zip(positions(loss, wrt), expected, strict=True):
+        got = np.zeros_like(want) if inputs[i].grad is None else inputs[i].grad.numpy()
+        np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+# -- torch as a second opinion ---------------------------------------------------------------------
+CONVERSIONS = {"args": "*{0}", "flag": ", keepdim={0}"}  # of a template's field: "{shape!args}"
+
+
+def torch_expression(op: Op) -> str | None:
+    """The op's torch form as an expression over its arguments' names; None where it has none."""
+    template = op.lowerings.get("torch")
+    if not isinstance(template, str):
+        return None
+    fields = re.findall(r"\{(\w+)!?(\w*)\}", template)
+    if any(conversion and conversion not in CONVERSIONS for _, conversion in fields):
+        return None
+
+    def argument(field: re.Match[str]) -> str:
+        name, conversion = field.groups()
+        return f"*{name}" if name == op.variadic else CONVERSIONS.get(conversion, "{0}").format(name)
+
+    return re.sub(r"\{(\w+)!?(\w*)\}", argument, template)
+
+
+def in_torch(op: Op, node: Node, tensors: list[Any]) -> Any:
+    import torch
+
+    expression = torch_expression(op)
+    if expression is None:
+        pytest.skip("no torch form of one line")
+    attrs = {
+        k: getattr(torch, v) if isinstance(v, type(tv.float32)) else v for k, v in node.attrs.items()
+    }
+    it = iter(tensors)
+    arrays = [None if v is None else next(it) for v in node.inputs]
+    named = {op.variadic: arrays} if op.variadic else dict(zip(op.arrays, arrays, strict=True))
+    scope = {"torch": torch, "F": torch.nn.functional, **attrs, **named}
+    return eval(expression, scope)  # noqa: S307  # a declaration of ours, on our tensors
+
+
+TORCH = [p for p in CASES if torch_expression(p.values[0]) is not None]
+
+
+@pytest.mark.parametrize(("op", "case"), TORCH)
+def test_torch_gives_the_same(op: Op, case: Case) -> None:
+    torch = pytest.importorskip("torch")
+    graph, arrays = specialize(one_node(op, case), floating=tv.float64), draw(case)
+    result = in_torch(op, graph.nodes[0], [torch.tensor(a) for a in arrays])
+    (expected,) = Interpreter(graph)(*arrays)
+    assert tv.float64.__class__(str(result.dtype).removeprefix("torch.")) == graph.outputs[0].dtype
+    np.testing.assert_allclose(result.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("op", "case"), TORCH)
+def test_torch_derives_the_same(op: Op, case: Case) -> None:
+    torch = pytest.importorskip("torch")
+    loss, wrt = loss_of(op, case)
+    arrays = draw(case)
+    ours = Interpreter(gradient(loss, wrt), tv.float64)(*arrays)[1:]
+    tensors = [torch.tensor(a, requires_grad=a.dtype == np.float64) for a in arrays]
+    result = in_torch(op, specialize(one_node(op, case), floating=tv.float64).nodes[0], tensors)
+    if not result.requires_grad:
+        assert not any(g.any() for g in ours)
+        return
+    weight = np.random.default_rng(1).standard_normal(result.shape)
+    (result * torch.tensor(np.float32(weight)).double()).sum().backward()
+    for i, mine in zip(positions(loss, wrt), ours, strict=True):
+        theirs = np.zeros_like(mine) if tensors[i].grad is None else tensors[i].grad.numpy()
+        np.testing.assert_allclose(mine, theirs, rtol=1e-10, atol=1e-12)
