@@ -185,7 +185,9 @@ def test_eager_gradient(op: Op, case: Case) -> None:
     expected = Interpreter(gradient(loss, wrt), tv.float64)(*arrays)[1:]
     inputs = [tv.asarray(a, requires_grad=a.dtype == np.float64) for a in arrays]
     module = tv.nn.GraphModule(specialize(loss, floating=tv.float64), {})
-    module(*inputs).backward()
+    result = module(*inputs)
+    if result.requires_grad:
+        result.backward()
     for i, want in zip(positions(loss, wrt), expected, strict=True):
         got = np.zeros_like(want) if inputs[i].grad is None else inputs[i].grad.numpy()
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)

@@ -1,12 +1,18 @@
 """Trivium: one model, every framework, and the evidence that it is still the same model."""
 
 import trivium.ops  # noqa: F401  (fills the registry)
-from trivium import nn
+from trivium import data, fit, nn, optim
+from trivium.convert import (
+    emit, from_keras, from_mxnet, from_onnx, from_torch, load, save, to_jax, to_keras, to_mxnet,
+    to_onnx, to_tensorflow, to_torch, verify,
+)  # fmt: skip
 from trivium.dtype import (
     bfloat16, bool_, float16, float32, float64, int8, int16, int32, int64, uint8, uint16, uint32,
     uint64,
 )  # fmt: skip
-from trivium.graph import MODE, Graph, GraphError
+from trivium.engines import engines
+from trivium.fit import Callback, History, TrainStep, compile
+from trivium.graph import MODE, Graph, GraphError, UnsupportedError
 from trivium.nn.module import seed, trace
 from trivium.ops.control import cond, scan
 from trivium.ops.elementwise import (
@@ -28,9 +34,12 @@ from trivium.ops.reduce import argmax, log_softmax, logsumexp, max, mean, min, s
 from trivium.ops.shape import (
     broadcast_to, concat, expand_dims, flatten, flip, pad, reshape, squeeze, stack, transpose,
 )  # fmt: skip
+from trivium.session import Session, variable
 from trivium.shape import Dim, ShapeError
 from trivium.tensor import Spec, Tensor, arange, asarray, full, no_grad, ones, placeholder, zeros
 from trivium.text import parse
+from trivium.functional import grad, value_and_grad
+from trivium.verify import Report, VerificationError
 
 astype = cast
 permute_dims = transpose

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from trivium.graph import OPS, Graph, GraphError, Value
+from trivium.graph import KINDS, OPS, Graph, GraphError, Value
 
 
 def check(graph: Graph) -> Graph:
     """``graph`` itself, or a GraphError that names the first node that is wrong."""
     known: set[Value] = set(graph.inputs)
+    for value in graph.inputs:
+        if value.kind not in KINDS or value.graph is not graph:
+            raise GraphError(f"{value!r}, {value.name!r}, is no input of this graph")
     names = [v.name for v in graph.inputs]
     for name in names:
         if names.count(name) > 1:
@@ -19,19 +22,27 @@ def check(graph: Graph) -> Graph:
         for value in node.inputs:
             if value is not None and value not in known:
                 raise GraphError(f"{where}: reads {value!r}, which nothing before it makes")
+        if wrong := node.attrs.keys() ^ OPS[node.op].defaults.keys():
+            raise GraphError(f"{where}: has or lacks the attribute {min(wrong)}")
         types = [None if v is None else v.type for v in node.inputs]
-        inferred = OPS[node.op].infer(types, node.attrs)
+        try:
+            inferred = OPS[node.op].infer(types, node.attrs)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:
+            raise GraphError(f"{where}: {error}") from error
         if inferred != [v.type for v in node.outputs]:
             has = ", ".join(str(v.type) for v in node.outputs)
             raise GraphError(f"{where}: says {has}, is {', '.join(map(str, inferred))}")
         for item in node.attrs.values():
             if isinstance(item, Graph):
                 check(item)
-        known |= set(node.outputs)
+        for value in node.outputs:
+            if value.node is not node or value.graph is not graph or value in known:
+                raise GraphError(f"{where}: {value!r} is made elsewhere too")
+            known.add(value)
     for value in graph.results():
         if value not in known:
             raise GraphError(f"the result {value!r} is made by no node of this graph")
     for state, new in graph.updates.items():
-        if state.kind not in ("state", "param") or state.type != new.type:
+        if not any(state is v for v in graph.of_kind("state", "param")) or state.type != new.type:
             raise GraphError(f"{state!r} cannot become {new!r}")
     return graph

@@ -30,6 +30,7 @@ class DType(str):
 
     @property
     def numpy(self) -> np.dtype[Any]:
+        """NumPy's type for it."""
         return _NUMPY[self]
 
     @property
@@ -82,7 +83,13 @@ def promote(*dtypes: DType) -> DType:
                 f"{result} and {other} do not mix: the array API leaves it open and frameworks "
                 f"answer differently; cast one with astype()"
             )
-        result = as_dtype(np.promote_types(result.numpy, other.numpy))
+        if {result, other} == {float16, bfloat16}:
+            result = float32  # neither holds the other; torch and JAX say so too
+            continue
+        common = as_dtype(np.promote_types(result.numpy, other.numpy))
+        if common.is_floating != result.is_floating:  # uint64 and int64, in NumPy
+            raise TypeError(f"{result} and {other} do not mix: no integer type holds both")
+        result = common
     return result
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import keyword
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -335,12 +336,17 @@ class Graph:
     def difference(self, other: Graph) -> str | None:
         """The first thing in which two Graphs differ, in words; None when they are the same."""
         pairs: dict[Value | None, Value | None] = {None: None}
-        mine, theirs = ([(v.kind, v.name, v.type) for v in g.inputs] for g in (self, other))
-        if sorted(mine) != sorted(theirs):
-            left, right = set(mine) - set(theirs), set(theirs) - set(mine)
-            return f"inputs: {sorted(map(str, left))} against {sorted(map(str, right))}"
-        by_name = {v.name: v for v in other.inputs}
-        pairs |= {v: by_name[v.name] for v in self.inputs}
+        data = [g.of_kind("data", "rng") for g in (self, other)]
+        if [(v.kind, v.type) for v in data[0]] != [(v.kind, v.type) for v in data[1]]:
+            return f"inputs: {data[0]} against {data[1]}"
+        pairs |= zip(*data, strict=True)  # arguments go by position, parameters by name
+        held = [g.of_kind("param", "state") for g in (self, other)]
+        mine, theirs = ({(v.kind, v.name, v.type) for v in h} for h in held)
+        if mine != theirs:
+            left, right = mine - theirs, theirs - mine
+            return f"parameters: {sorted(map(str, left))} against {sorted(map(str, right))}"
+        by_name = {v.name: v for v in held[1]}
+        pairs |= {v: by_name[v.name] for v in held[0]}
         for i, (a, b) in enumerate(zip(self.nodes, other.nodes, strict=False)):
             if a.op != b.op or not _identical([pairs.get(v) for v in a.inputs], b.inputs):
                 return f"node {i}: {a!r} against {b!r}, or other inputs"
@@ -385,7 +391,7 @@ def identifier(name: str) -> str:
     >>> identifier("layer1.0.conv1"), identifier("class")
     ('layer1_0_conv1', 'class_')
     """
-    word = re.sub(r"\W", "_", name) or "v"
+    word = re.sub(r"\W", "_", name, flags=re.ASCII) or "v"
     if word[0].isdigit():
         word = "_" + word
     return word + "_" if keyword.iskeyword(word) else word
@@ -393,8 +399,7 @@ def identifier(name: str) -> str:
 
 def quoted(text: str) -> str:
     """``text`` as a Python string in double quotes, whatever is in it: names come from outside."""
-    inside = repr(f"'{text}")[2:-1]  # a text with a ' in it is printed in double quotes, if it can be
-    return '"' + inside.replace("\\'", "'").replace('"', '\\"') + '"'
+    return json.dumps(text, ensure_ascii=False)  # every JSON string is a Python string
 
 
 def literal(value: Any) -> str:

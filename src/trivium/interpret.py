@@ -53,4 +53,4 @@ class Interpreter:
             a.astype(v.dtype.numpy, copy=False) for v, a in zip(special.inputs, arrays, strict=True)
         ]
         with np.errstate(all="ignore"):
-            return run(special, cast)
+            return [np.asarray(r) for r in run(special, cast)]

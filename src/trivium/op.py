@@ -153,7 +153,10 @@ class Op:
             given = list(given[0])
         rest = dict(attrs)
         if not self.variadic:  # f(x, 1): what follows the arrays are attributes, in their order
-            rest |= zip(self.defaults, given[len(self.arrays) :], strict=False)
+            by_place = dict(zip(self.defaults, given[len(self.arrays) :], strict=False))
+            if twice := rest.keys() & by_place.keys():
+                raise TypeError(f"{self.name}() got {', '.join(sorted(twice))} twice")
+            rest |= by_place
             given = given[: len(self.arrays)] + given[len(self.arrays) + len(self.defaults) :]
         absent = [n for n in self.arrays[len(given) : self.required] if n not in rest]
         given += [rest.pop(name, None) for name in self.arrays[len(given) :]]
@@ -190,7 +193,11 @@ class Op:
 
     def normalize(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes with every number spelled out (an int stride becomes one per axis)."""
-        return dict(attrs) | (self.normal(*types, **attrs) if self.normal else {})
+        full = {k: attrs.get(k, v) for k, v in self.defaults.items()}
+        absent = [k for k, v in full.items() if v is inspect.Parameter.empty]
+        if absent or attrs.keys() - full.keys():
+            raise TypeError(f"has the attributes {', '.join(full)}, got {', '.join(attrs)}")
+        return full | (self.normal(*types, **full) if self.normal else {})
 
     def infer(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> list[Type]:
         """The types of the outputs."""
@@ -263,7 +270,9 @@ def lift(graph: Graph, item: Any, like: DType | None) -> Value:
 def _captured(graph: Graph, item: Any, make: Callable[[], Value]) -> Value:
     if id(item) not in graph.captured:
         graph.captured[id(item)] = (item, make())
-    return graph.captured[id(item)][1]
+    value = graph.captured[id(item)][1]
+    # A state that was given a new value here is read as that, as it would be outside a Graph.
+    return graph.updates.get(value, value) if value.kind == "state" else value
 
 
 def _fresh(graph: Graph) -> str:

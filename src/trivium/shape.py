@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Union
 
 Size = Union[int, "Dim"]
@@ -113,6 +112,8 @@ class Dim:
         parts = []
         for mono, coefficient in self.terms:
             factors = [str(a) for a in mono]
+            if coefficient != 1 or len(mono) > 1:  # 2*(h)//2 would be read as (2*h)//2
+                factors = [f"({f})" if isinstance(a, Quotient) else f for a, f in zip(mono, factors, strict=True)]
             if abs(coefficient) != 1 or not factors:
                 factors.insert(0, str(abs(coefficient)))
             parts.append(("-" if coefficient < 0 else "+") + "*".join(factors))
@@ -199,7 +200,10 @@ def _exact_quotient(a: Size, b: Dim) -> Size:
 
 def size_product(sizes: Iterable[Size]) -> Size:
     """The number of elements of a shape."""
-    return reduce(lambda a, b: a * b, sizes, 1)
+    product: Size = 1
+    for size in sizes:
+        product = product * size
+    return product
 
 
 def subs(size: Size, env: Mapping[str, Size]) -> Size:

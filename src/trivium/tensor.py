@@ -44,10 +44,12 @@ def no_grad() -> Iterator[None]:
 class _Step:
     """One remembered application of an op."""
 
-    __slots__ = ("attrs", "inputs", "op", "outputs")
+    __slots__ = ("arrays", "attrs", "inputs", "op", "outputs")
 
     def __init__(self, op: Op, inputs: Sequence[Tensor | None], attrs: Any, outputs: Sequence[Any]):
         self.op, self.inputs, self.attrs, self.outputs = op, inputs, attrs, outputs
+        # The numbers as they are now: a parameter may have others by the time of backward().
+        self.arrays = [None if t is None else Tensor(t.data) for t in inputs]
 
 
 class Tensor(Operators):
@@ -148,11 +150,13 @@ class Tensor(Operators):
 
         ``gradient`` is the cotangent of a tensor that is no scalar.
         """
-        if gradient is None:
-            if self.data.size != 1:
-                raise ValueError(f"backward() of shape {self.shape} needs a gradient of that shape")
+        if not self.requires_grad:
+            raise ValueError("backward() of a tensor behind which nothing wants a gradient")
+        if gradient is None and self.data.size == 1:
             gradient = np.ones_like(self.data)
-        grads: dict[int, Any] = {id(self): asarray(gradient)}
+        if gradient is None or np.shape(gradient) != self.shape:
+            raise ValueError(f"backward() of shape {self.shape} needs a gradient of that shape")
+        grads: dict[int, Any] = {id(self): asarray(gradient, self.dtype)}
         with no_grad():
             for step, outputs in _steps_back(self):
                 gs = [
@@ -162,7 +166,7 @@ class Tensor(Operators):
                 ys = tuple(Tensor(d) for d in step.outputs)
                 one = len(ys) == 1
                 found = vjp_of(
-                    step.op, gs[0] if one else tuple(gs), ys[0] if one else ys, step.inputs, step.attrs
+                    step.op, gs[0] if one else tuple(gs), ys[0] if one else ys, step.arrays, step.attrs
                 )
                 for x, g in zip(step.inputs, found, strict=True):
                     if x is not None and g is not None and x.requires_grad:
@@ -170,8 +174,9 @@ class Tensor(Operators):
                         if x._step is None:
                             add = grads.pop(id(x))
                             x._grad = add.detach() if x._grad is None else x._grad + add
-            if self._step is None and self.requires_grad:
-                self._grad = grads[id(self)]
+            if self._step is None:
+                add = grads[id(self)]
+                self._grad = add if self._grad is None else self._grad + add
 
 
 def _steps_back(root: Tensor) -> list[tuple[_Step, list[Tensor | None]]]:

@@ -24,11 +24,13 @@ def parse(text: str) -> Graph:
     """
     try:
         (definition,) = ast.parse(text).body
-    except (SyntaxError, ValueError) as error:
+        if not isinstance(definition, ast.FunctionDef):
+            raise GraphError("this is no printed Graph: it does not begin with 'def'")
+        return _Reader().graph(definition, {})
+    except GraphError:
+        raise
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: depth
         raise GraphError(f"this is no printed Graph: {error}") from None
-    if not isinstance(definition, ast.FunctionDef):
-        raise GraphError("this is no printed Graph: it does not begin with 'def'")
-    return _Reader().graph(definition, {})
 
 
 def _fail(node: ast.AST, why: str) -> GraphError:
@@ -42,7 +44,7 @@ class _Reader:
         for arg in definition.args.args:
             match arg.annotation:
                 case ast.Call(ast.Name(kind), [ast.Constant(str(name)), ast.Name(dtype), shape]) if (
-                    kind in KINDS
+                    kind in KINDS and dtype in dt.ALL
                 ):
                     sizes = as_shape(self.value(shape, {}))
                     names[arg.arg] = graph.input(kind, dtype, sizes, name)
@@ -69,8 +71,9 @@ class _Reader:
                         graph.updates[old] = becomes
                 case ast.Return(value):
                     items = value.elts if isinstance(value, ast.Tuple) else [value]
-                    found = [self.look(statement, names, getattr(i, "id", "None")) for i in items if i]
-                    graph.outputs = [v for v in found if v is not None]
+                    if not isinstance(value, ast.Constant):  # "return None": no outputs
+                        found = [self.look(statement, names, getattr(i, "id", "?")) for i in items]
+                        graph.outputs = [v for v in found if v is not None]
                 case _:
                     raise _fail(statement, "not a line of a printed Graph")
 
@@ -95,16 +98,18 @@ class _Reader:
         try:
             _, attrs = OPS[op].bind(inputs, attrs)
             outputs = OPS[op].append(graph, inputs, attrs, origin)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise _fail(line, str(error)) from None
         lefts = target.elts if isinstance(target, ast.Tuple) else [target]
         if len(lefts) != len(outputs):
             raise _fail(line, f"{op} gives {len(outputs)} results")
         for left, value in zip(lefts, outputs, strict=True):
             name = getattr(left, "id", "")
+            number = 1
+            while f"{op}_{number}" in names:
+                number += 1
             names[name] = value
-            base, _, number = name.rpartition("_")
-            value.name = "" if base == op and number.isdigit() else name
+            value.name = "" if name == f"{op}_{number}" else name  # "": numbered when printed
 
     def value(self, node: ast.expr, inner: dict[str, Graph]) -> Any:
         match node:

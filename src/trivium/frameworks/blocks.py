@@ -106,8 +106,9 @@ def blocks(graph: Graph, layers: dict[Node, Layer]) -> Block:
     def home(node: Node) -> str:
         layer = layers.get(node)
         scope = parent(layer.path) if layer else node.scope
-        while scope not in scopes:
-            scope = parent(scope)
+        mine = [] if layer else [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
+        while scope not in scopes or not all(inside(name, scope) for name in mine):
+            scope = parent(scope)  # a parameter shared with another scope is read above both
         return scope
 
     # A plain module has a scope of its own, for itself alone.

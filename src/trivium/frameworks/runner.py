@@ -48,3 +48,6 @@ class Trainer(Protocol):
 
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""

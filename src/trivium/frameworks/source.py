@@ -114,6 +114,7 @@ class Target:
     list_prefix = ""  # how a numbered child is reached when it is no element of a chain
     sequential = True  # numbered children in a chain are the framework's own Sequential
     dotted = True  # members keep their dotted paths below the block
+    bare_numbers = False  # a Python number may stand for an array beside another, in any function
 
     # -- to be said by each target ---------------------------------------------------------------
     def prepare(self, graph: Graph) -> Graph:
@@ -163,6 +164,10 @@ class Target:
         """The whole source."""
         raise NotImplementedError
 
+    def class_name(self, words: Sequence[str]) -> str:
+        """What a class (or function) is called: ``BasicBlock``."""
+        return "".join(w[:1].upper() + w[1:] for w in words)
+
     # -- lowering a node ---------------------------------------------------------------------------
     def lowers(self, node: Node) -> bool:
         """Has the target a form of its own for this node?"""
@@ -199,7 +204,8 @@ class Target:
                     code += [", "] * bool(i) + self.array(v)
             elif name in op.arrays:
                 value = arrays.get(name)
-                code += number(self, value) or self.array(value) if infix else self.array(value)
+                bare = infix or (self.bare_numbers and beside_array(node, value))
+                code += number(self, value) or self.array(value) if bare else self.array(value)
             else:
                 code += self.attribute(node.attrs[name], how)
         return _without_trailing_none(code)
@@ -209,6 +215,11 @@ class Target:
         if value is None:
             return ["None"]
         return self.use(value) if value.kind in ("param", "state") else [value]
+
+    def number(self, value: Value) -> Code:
+        """The number that a ``full`` without axes is, as Python's operators take it."""
+        assert value.node is not None
+        return self.attribute(value.node.attrs["value"])
 
     def attribute(self, value: Any, how: str = "") -> Code:
         """An attribute's value; ``how`` is the conversion after ``!`` in the template."""
@@ -229,11 +240,20 @@ class Target:
         return [self.literal(value)]
 
 
+def beside_array(node: Node, value: Value | None) -> bool:
+    """Does another operand, which is no number, have this one's dtype? Then it decides."""
+    return any(
+        v is not None and value is not None and v.dtype == value.dtype
+        and (v.node is None or v.node.op != "full")
+        for v in node.inputs
+    )  # fmt: skip
+
+
 def number(target: Target, value: Value | None) -> Code:
     """The literal a Value is, if it is one number: Python's operators take it as it stands."""
     if value is None or value.node is None or value.node.op != "full" or value.shape != ():
         return []
-    return target.attribute(value.node.attrs["value"])
+    return target.number(value)
 
 
 def _joined(parts: Sequence[Code]) -> Code:
@@ -293,11 +313,23 @@ class Emitter:
     def run(self) -> Emitted:
         """The source."""
         source = self.target.render(self)
-        used = [text for name, text in self.target.helpers.items() if re.search(rf"\b{name}\b", source)]
         first = source.find("\n\n\n") + 3
-        source = source[:first] + "".join(h.strip("\n") + "\n\n\n" for h in used) + source[first:]
+        used = "".join(h.strip("\n") + "\n\n\n" for h in self.helpers(source))
+        source = source[:first] + used + source[first:]
         assert self.root.cls is not None
         return Emitted(source.rstrip() + "\n", self.root.cls.name, self.weights)
+
+    def helpers(self, source: str) -> list[str]:
+        """The helpers that the source calls, and those that they call."""
+        found: dict[str, str] = {}
+        left = [source]
+        while left:
+            text = left.pop()
+            for name, helper in self.target.helpers.items():
+                if name not in found and re.search(rf"(?<![.\w\"]){name}\b(?!\")", text):
+                    found[name] = helper
+                    left.append(helper)
+        return [h for name, h in self.target.helpers.items() if name in found]
 
     # -- blocks to bodies ----------------------------------------------------------------------------
     def body(self, block: Block) -> Body:
@@ -396,8 +428,8 @@ class Emitter:
         words = self.graph.classes.get(path) or (leaf(path) if path else self.graph.name)
         if words.isdigit():
             words = leaf(parent(path)) + "_block"
-        name = "".join(w[:1].upper() + w[1:] for w in re.split(r"\W|_", words)) or "Model"
-        name = name if name[0].isalpha() else "Model" + name
+        name = self.target.class_name(re.split(r"\W|_", words)) or self.target.class_name(["model"])
+        name = name if name[0].isalpha() else self.target.class_name(["model", name])
         base, n = name, 2
         while name in self.used_names or name in self.target.helpers:
             name, n = f"{base}{n}", n + 1
@@ -574,8 +606,12 @@ class Writer:
             elif isinstance(p, Size):
                 out += self.size(p.dim)
             else:
-                out += str(p)
+                out += self.piece(p)
         return out, depth
+
+    def piece(self, piece: Any) -> str:
+        """Anything else in an expression: text as it stands."""
+        return str(piece)
 
     def member(self, member: Member) -> str:
         """A layer or parameter of this block."""
@@ -593,7 +629,7 @@ class Writer:
                     continue
                 for axis, s in enumerate(v.shape):
                     if s == d:
-                        return f"{name}.shape[{axis}]"
+                        return self.size_of(name, axis)
             return None
 
         whole = known(dim)
@@ -608,6 +644,10 @@ class Writer:
             text = re.sub(rf"\b{name}\b", part, text)
         return text
 
+    def size_of(self, name: str, axis: int) -> str:
+        """The size of a variable along one axis."""
+        return f"{name}.shape[{axis}]"
+
     def _latest(self, name: str) -> Value:
         return [v for v, n in self.names.items() if n == name][-1]
 
@@ -619,8 +659,16 @@ class Writer:
             self.statement(s, following)
         outputs = self.body.block.outputs
         parts = [self.pending[v][0] if v in self.pending else self.names[v] for v in outputs]
-        self.lines.append(f"return {', '.join(parts)}")
+        self.lines.append(self.result(parts))
         return self.lines
+
+    def result(self, parts: Sequence[str]) -> str:
+        """The last line of a body."""
+        return f"return {', '.join(parts)}"
+
+    def joins(self, s: Statement, text: str, last: bool) -> bool:
+        """May a statement be written inside the next one (or, the ``last``, inside the result)?"""
+        return len(text) < WIDTH - 20
 
     def statement(self, s: Statement, following: Sequence[Any]) -> None:
         start = self.slot
@@ -635,7 +683,9 @@ class Writer:
             self.left[p] -= 1
         only = s.outputs[0] if len(s.outputs) == 1 else None
         next_uses = sum(1 for p in following if p is only)
-        if only is not None and self.left.get(only) == 1 and next_uses == 1 and len(text) < WIDTH - 20:
+        last = s is self.body.statements[-1]
+        once = only is not None and self.left.get(only) == 1 and next_uses == 1
+        if only is not None and once and self.joins(s, text, last):
             self.pending[only] = (text, s.infix, depth)
             return
         kept = [v if v is not None and self.left.get(v) else None for v in s.outputs]

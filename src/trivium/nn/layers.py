@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from trivium.graph import OPS, current
-from trivium.nn.module import Module, random_key
+from trivium.nn.module import Module, fresh_salt, random_key
 
 
 def glorot(rng: np.random.Generator, shape: Any) -> Any:
@@ -168,7 +169,7 @@ class Dropout(Module):
         if training is False:
             return x
         # The salt tells this layer's mask from the others' under the same key.
-        salt = int.from_bytes(self._path.encode()[-6:], "little")
+        salt = fresh_salt(zlib.crc32(self._path.encode()))
         return OPS["dropout"](x, random_key(), rate=self.rate, training=training, salt=salt)
 
     def __repr__(self) -> str:

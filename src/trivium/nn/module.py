@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,24 +18,49 @@ from trivium.graph import MODE, OPS, Graph, Value, current
 from trivium.op import lift
 from trivium.shape import Dim, Shape, ShapeError, bind, subs
 from trivium.tensor import Spec, Tensor, asarray, spec_of
+from trivium.transforms.replay import specialize
 
 _default_seed = 0
 
 
 def seed(n: int) -> None:
-    """Set the seed that modules built from now on take their initial values from."""
+    """Set the seed that modules built from now on take their initial values from, and dropout's."""
     global _default_seed
-    _default_seed = n
+    _default_seed, _key_count[0] = n, 0
+
+
+class Owner(Protocol):
+    """Who trains a parameter elsewhere."""
+
+    def fetch(self) -> None:
+        """Bring the parameters up to date."""
+
+    def changed(self) -> None:
+        """A parameter was given other numbers from outside."""
 
 
 class Parameter(Tensor):
     """A named tensor of a module: ``kind`` "param" is trained by gradient, "state" is not."""
 
-    __slots__ = ("kind", "name")
+    __slots__ = ("_array", "kind", "name", "owner")
 
     def __init__(self, data: Any, name: str, kind: str = "param"):
+        self.owner: Owner | None = None
         super().__init__(data, requires_grad=kind == "param")
         self.name, self.kind = name, kind
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
+        """Its numbers, fetched from the engine that trains it if they are newer there."""
+        if self.owner is not None:
+            self.owner.fetch()
+        return self._array
+
+    @data.setter
+    def data(self, new: np.ndarray[Any, Any]) -> None:
+        self._array = new
+        if self.owner is not None:
+            self.owner.changed()
 
     def capture(self, graph: Graph) -> Value:
         """An input of the Graph, under its name."""
@@ -43,14 +68,19 @@ class Parameter(Tensor):
 
     def assign(self, new: Any) -> None:
         """Take new numbers, or, inside a Graph that is being built, say what the state becomes."""
+        if new.shape != self.shape or new.dtype != self.dtype:
+            raise ShapeError(f"{self.name} is {self.dtype}{self.shape}, got {new.dtype}{new.shape}")
         graph = current()
         if graph is None:
-            if new.shape != self.shape:
-                raise ShapeError(f"{self.name} has shape {self.shape}, got {new.shape}")
             self.data = np.asarray(new.data if isinstance(new, Tensor) else new)
         else:
+            lift(graph, self, None)
             _, value = graph.captured[id(self)]
-            graph.updates[value] = new
+            graph.updates[value] = lift(graph, new, None)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _random(path: str, seed: int) -> np.random.Generator:
@@ -116,17 +146,24 @@ class Module:
         return found
 
     def _name_children(self, path: str, seed: int) -> None:
-        self._path, self._seed = path, seed
-        for name, p in self.__dict__.get("_parameters", {}).items():
-            p.name = f"{path}.{name}" if path else name
+        for at, module in self._walk(path):
+            module._path, module._seed = at, seed
+            for name, p in module.__dict__.get("_parameters", {}).items():
+                p.name = _join(at, name)
+
+    def _walk(self, path: str, seen: set[int] | None = None) -> Iterator[tuple[str, Module]]:
+        """Every module once, under the first of its paths."""
+        seen = set() if seen is None else seen
+        if id(self) in seen:
+            return
+        seen.add(id(self))
+        yield path, self
         for name, child in self.children().items():
-            child._name_children(f"{path}.{name}" if path else name, seed)
+            yield from child._walk(_join(path, name), seen)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all inside it, depth first."""
-        yield self
-        for child in self.children().values():
-            yield from child.modules()
+        """This module and all inside it, depth first, each once."""
+        return (module for _, module in self._walk(""))
 
     def param(self, name: str, shape: Shape, init: Callable[..., Any], kind: str = "param") -> Parameter:
         """The parameter ``name`` of this module, made on first use.
@@ -137,7 +174,7 @@ class Module:
         if name not in held:
             if not all(isinstance(s, int) for s in shape):
                 raise ShapeError(f"{name} would have the open shape {shape}: parameters have fixed sizes")
-            path = f"{self._path}.{name}" if self._path else name
+            path = _join(self._path, name)
             data = init(_random(path, self._seed or 0), shape)
             held[name] = Parameter(np.asarray(data, np.float32), path, kind)
         parameter: Parameter = held[name]
@@ -147,11 +184,10 @@ class Module:
 
     def named_parameters(self, *kinds: str, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Names and parameters, by default the trained ones; ``kinds`` of "param", "state"."""
-        for name, p in self.__dict__.get("_parameters", {}).items():
-            if p.kind in (kinds or ("param",)):
-                yield prefix + name, p
-        for name, child in self.children().items():
-            yield from child.named_parameters(*kinds, prefix=f"{prefix}{name}.")
+        for path, module in self._walk(""):
+            for name, p in module.__dict__.get("_parameters", {}).items():
+                if p.kind in (kinds or ("param",)):
+                    yield prefix + _join(path, name), p
 
     def parameters(self) -> list[Parameter]:
         """The trained parameters."""
@@ -205,11 +241,11 @@ class Module:
             raise KeyError(f"the state has no {', '.join(sorted(missing))}")
         if extra := values.keys() - mine.keys():
             raise KeyError(f"the model has no {', '.join(sorted(extra))}")
+        for name, p in mine.items():  # all of them before the first is taken
+            if (shape := np.shape(values[name])) != p.shape:
+                raise ShapeError(f"{name} has shape {p.shape}, the state holds {shape}")
         for name, p in mine.items():
-            new = np.asarray(values[name])
-            if new.shape != p.shape:
-                raise ShapeError(f"{name} has shape {p.shape}, the state holds {new.shape}")
-            p.data = new.astype(p.data.dtype)
+            p.data = np.array(values[name], p.data.dtype)
         return self
 
     def __repr__(self) -> str:
@@ -264,7 +300,7 @@ def _finish(graph: Graph, result: Any) -> None:
 def restructure(graph: Graph, outputs: list[Any]) -> Any:
     """Outputs nested as the traced function returned them."""
     if graph.structure is None:
-        return outputs[0]
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
     if isinstance(graph.structure, tuple):
         return dict(zip(graph.structure, outputs, strict=True))
     return graph.structure(outputs)
@@ -303,12 +339,17 @@ class GraphModule(Module):
                 return self.training
             if isinstance(item, tuple):
                 return tuple(map(attr, item))
+            if isinstance(item, Graph):
+                mode = self.training
+                return specialize(item, dims, None if mode is MODE else mode)
             return subs(item, dims)
 
         base = graph.scope if graph else ""
         for node in self.graph.nodes:
             scope = ".".join(filter(None, (base, node.scope)))
             attrs = {k: attr(a) for k, a in node.attrs.items()}
+            if "salt" in attrs:
+                attrs["salt"] = fresh_salt(attrs["salt"])
             inputs = [env[v] for v in node.inputs]
             if graph is None:
                 out = OPS[node.op](*inputs, **attrs)
@@ -329,18 +370,35 @@ def _dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:
     """What the Graph's open sizes are for these arguments, which may be traced and open themselves."""
     env: dict[str, Any] = {}
     for value, arg in zip(graph.of_kind("data"), args, strict=True):
+        if arg.dtype != value.dtype and not (arg.dtype.is_floating and value.dtype.is_floating):
+            raise TypeError(f"input {value.name!r} wants {value.dtype}, got {arg.dtype}")
+        if len(arg.shape) != len(value.shape):
+            raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
         if all(isinstance(s, int) for s in arg.shape):
             bind(value.shape, arg.shape, env, f"input {value.name!r}")
             continue
         for want, got in zip(value.shape, arg.shape, strict=True):
             if isinstance(want, Dim) and want == Dim(n := next(iter(want.names()))):
                 env.setdefault(n, got)
-            elif want != got:
+        for want, got in zip(value.shape, arg.shape, strict=True):
+            if subs(want, env) != got:
                 raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
     return env
 
 
 _key_count = [0]
+
+
+def fresh_salt(wish: int) -> int:
+    """``wish``, or the next number with which nothing draws yet in the Graph that is being built.
+
+    Two draws with one key and one salt would be the same numbers.
+    """
+    graph = current()
+    used = {node.attrs.get("salt") for node in graph.nodes} if graph else set()
+    while wish in used:
+        wish += 1
+    return wish
 
 
 def random_key() -> Any:

@@ -72,8 +72,9 @@ def _conv_rule(x: Type, w: Type, b: Type | None = None, *, stride: Any, padding:
         )
     if isinstance(w.shape[0], int) and w.shape[0] % groups:
         raise ShapeError(f"{w.shape[0]} output channels do not split into {groups} groups")
-    if b is not None and b.shape != (w.shape[0],):
-        raise ShapeError(f"the bias has shape {b.shape}, wants ({w.shape[0]},)")
+    if b is not None and b != Type(x.dtype, (w.shape[0],)):
+        error = TypeError if b.dtype != x.dtype else ShapeError
+        raise error(f"the bias is {b}, wants {Type(x.dtype, (w.shape[0],))}")
     shape = list(x.shape)
     shape[channel] = w.shape[0]
     for i, axis in enumerate(axes):

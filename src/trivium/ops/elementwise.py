@@ -341,11 +341,20 @@ less_equal = _compare("less_equal", "<=", np.less_equal, "LessOrEqual", "lesser_
 greater = _compare("greater", ">", np.greater, "Greater", "greater")
 greater_equal = _compare("greater_equal", ">=", np.greater_equal, "GreaterOrEqual", "greater_equal")
 
+
+
+def _logical(*types: Type) -> Type:
+    if any(t.dtype != bool_ for t in types):
+        # Some frameworks would take them bit by bit, others as "not zero".
+        raise TypeError(f"wants bool arrays, got {', '.join(map(str, types))}")
+    return elementwise(*types)
+
+
 _BOOLS = [case(S(2, 3, dtype=bool_), S(3, dtype=bool_))]
 
 
 @primitive(
-    rule=comparison, vjp=zero_gradient, cases=_BOOLS,
+    rule=_logical, vjp=zero_gradient, cases=_BOOLS,
     torch="{x} & {y}", keras="ops.logical_and({x}, {y})", tensorflow="{x} & {y}",
     mxnet="F.broadcast_logical_and({x}, {y})", jax="{x} & {y}", onnx="And",
 )  # fmt: skip
@@ -355,7 +364,7 @@ def logical_and(x: Any, y: Any) -> Any:
 
 
 @primitive(
-    rule=comparison, vjp=zero_gradient, cases=_BOOLS,
+    rule=_logical, vjp=zero_gradient, cases=_BOOLS,
     torch="{x} | {y}", keras="ops.logical_or({x}, {y})", tensorflow="{x} | {y}",
     mxnet="F.broadcast_logical_or({x}, {y})", jax="{x} | {y}", onnx="Or",
 )  # fmt: skip
@@ -365,7 +374,7 @@ def logical_or(x: Any, y: Any) -> Any:
 
 
 @primitive(
-    rule=comparison, vjp=zero_gradient, cases=[case(S(2, 3, dtype=bool_))],
+    rule=_logical, vjp=zero_gradient, cases=[case(S(2, 3, dtype=bool_))],
     torch="~{x}", keras="ops.logical_not({x})", tensorflow="~{x}",
     mxnet="F.logical_not({x})", jax="~{x}", onnx="Not",
 )  # fmt: skip

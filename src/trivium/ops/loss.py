@@ -40,7 +40,10 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     if logits.shape[:-1] != labels.shape:
         raise ValueError(f"logits {logits.shape} want labels {logits.shape[:-1]}, got {labels.shape}")
     chosen = OPS["one_hot"](labels, classes=logits.shape[-1], dtype=logits.dtype)
-    return _reduce(-(OPS["log_softmax"](logits, axis=-1) * chosen).sum(axis=-1), reduction)
+    # where and not a product: a class ruled out by a logit of -inf would make 0 * -inf of it.
+    nothing = OPS["full"](shape=(), value=0, dtype=logits.dtype)
+    picked = OPS["where"](chosen > nothing, OPS["log_softmax"](logits, axis=-1), nothing)
+    return _reduce(-picked.sum(axis=-1), reduction)
 
 
 @composite(

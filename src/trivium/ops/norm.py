@@ -9,11 +9,20 @@ from trivium.op import S, case, composite
 from trivium.shape import ShapeError, normalize_axes, size_product
 
 
+def _same_dtype(name: str, t: Type | None, x: Type) -> None:
+    if t is not None and t.dtype != x.dtype:
+        raise TypeError(f"{name} is {t.dtype} beside {x}: cast one with astype()")
+
+
 def _batch_norm_rule(x: Type, scale: Any, bias: Any, mean: Type, var: Type, *, axis: int,
-                     **_: Any) -> Any:  # fmt: skip
+                     **attrs: Any) -> Any:  # fmt: skip
     for name, t in dict(scale=scale, bias=bias, mean=mean, var=var).items():
         if t is not None and t.shape != (x.shape[axis],):
             raise ShapeError(f"{name} has shape {t.shape}, axis {axis} of {x} wants ({x.shape[axis]},)")
+        _same_dtype(name, t, x)
+    count = size_product(s for i, s in enumerate(x.shape) if i != axis)
+    if attrs["training"] is True and attrs["unbiased"] and count == 1:
+        raise ShapeError(f"an unbiased variance wants more than one value a channel, got {x}")
     return x, mean, var
 
 
@@ -74,6 +83,7 @@ def _layer_norm_rule(x: Type, scale: Any = None, bias: Any = None, *, axes: int,
     for name, t in dict(scale=scale, bias=bias).items():
         if t is not None and t.shape != x.shape[len(x.shape) - axes :]:
             raise ShapeError(f"{name} has shape {t.shape}, the last {axes} axes of {x} do not")
+        _same_dtype(name, t, x)
     return x
 
 

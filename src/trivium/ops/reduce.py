@@ -36,8 +36,14 @@ def spread(g: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     return OPS["reshape"](g, shape=shape)
 
 
+def _sum_rule(x: Type, **attrs: Any) -> Type:
+    if x.dtype == dt.bool_:
+        raise TypeError("a sum of bools is a count in some frameworks, any() in others: cast first")
+    return _reduced(x, **attrs)
+
+
 @primitive(
-    rule=_reduced, normal=_axes, cases=_CASES,
+    rule=_sum_rule, normal=_axes, cases=_CASES,
     torch="{x}.sum({axis}{keepdims!flag})",
     keras="ops.sum({x}, axis={axis}{keepdims!flag_keepdims})",
     tensorflow="tf.reduce_sum({x}, axis={axis}{keepdims!flag_keepdims})",

@@ -144,7 +144,7 @@ def squeeze(x: Any, *, axis: Any) -> Any:
 def _concat_rule(*xs: Type, axis: int) -> Type:
     first = xs[0]
     for x in xs[1:]:
-        if x.dtype != first.dtype or any(
+        if x.dtype != first.dtype or len(x.shape) != len(first.shape) or any(
             a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != axis
         ):
             raise ShapeError(f"{first} and {x} do not join along axis {axis}")
@@ -270,6 +270,8 @@ def getitem(x: Any, key: Any) -> Any:
                 x = slice_axis(x, axis=axis, start=k.start, stop=k.stop, step=step)
             axis += 1
         elif isinstance(k, (int, np.integer)) and not isinstance(k, bool):
+            if axis >= len(x.shape):
+                raise IndexError(f"{key!r} has more indices than {x.shape} has axes")
             size = x.shape[axis]
             if isinstance(size, int) and not -size <= k < size:
                 raise IndexError(f"index {k} is out of range for axis {axis} of {x.shape}")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trivium.dtype import as_dtype
 from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode
-from trivium.graph import MODE, OPS, Graph, UnsupportedError, Value
+from trivium.graph import OPS, Graph, UnsupportedError, Value
 from trivium.shape import Size
 
 # Attributes without influence on the numbers, or said again by the shapes of the weights.
-_IDLE = {"workspace", "cudnn_tune", "cudnn_off", "num_args", "num_filter", "num_hidden", "input_dim",
-         "output_dim", "sparse_grad", "ctx"}  # fmt: skip
+_IDLE = {
+    "workspace", "cudnn_tune", "cudnn_off", "ctx", "sparse_grad", "num_args", "num_filter",
+    "num_hidden", "input_dim", "output_dim",
+}  # fmt: skip
 
 
 @dataclass
@@ -24,15 +27,16 @@ class Call:
     node: SymbolNode
     symbol: Symbol
     graph: Graph
-    read: Callable[[int], Value]
-    """The Value that the n-th input is."""
+    variable: Callable[[SymbolNode], Value]
+    """The input of the Graph that a variable of the Symbol is."""
     frozen: Callable[[Value, float], bool]
     """Is this an input that is never trained and is this number everywhere?"""
     asked: set[str] = field(default_factory=set)
 
     def refuse(self, what: str, remedy: str = "") -> UnsupportedError:
         """The error that says that this operator cannot be carried."""
-        return UnsupportedError(f"MXNet's {self.node.op} {what}", f"node {self.node.name!r}", remedy)
+        where = f"node {self.node.name!r}"
+        return UnsupportedError(f"MXNet's {self.node.op} {what}", where, remedy)
 
     def _text(self, key: str) -> str | None:
         self.asked.add(key)
@@ -65,7 +69,7 @@ class Call:
         return default if value is None else value
 
     def sizes(self, key: str, default: Any = None) -> Any:
-        """A tuple of ints (of None too, where a slice has an open end); one int is a tuple of one."""
+        """A tuple of ints (or None, where a slice has an open end); an int is a tuple of one."""
         value = self._parsed(key, (int, tuple))
         value = (value,) if isinstance(value, int) else value
         return default if value is None else value
@@ -85,7 +89,7 @@ class Call:
             raise self.refuse(f"with {key}={text} is not carried")
 
     def finish(self) -> None:
-        """Refuse what nobody asked for: an attribute that was overlooked would be silently wrong."""
+        """Refuse an attribute that nobody asked for: overlooked, it would be silently wrong."""
         for key in self.node.attrs.keys() - self.asked - _IDLE:
             if not key.startswith("__"):
                 raise self.refuse(f"has an attribute {key!r} that is not known here")
@@ -110,7 +114,7 @@ def operator(*names: str, unread: Sequence[int] = ()) -> Callable[[Handler], Han
     return declare
 
 
-# -- arithmetic --------------------------------------------------------------------------------------
+# -- arithmetic ----------------------------------------------------------------------------------
 def _plain(op: str, swapped: bool = False) -> Handler:
     def handler(call: Call, *xs: Any) -> Any:
         if "scalar" in call.node.attrs:
@@ -198,7 +202,7 @@ def _cast(call: Call, x: Any) -> Any:
 @operator("where")
 def _where(call: Call, condition: Any, x: Any, y: Any) -> Any:
     if condition.shape != x.shape:
-        raise call.refuse(f"whose condition has shape {condition.shape} for {x.shape} is not carried")
+        raise call.refuse(f"with a condition {condition.shape} for {x.shape} is not carried")
     return OPS["where"](condition != 0, x, y)
 
 
@@ -211,11 +215,13 @@ def _dot(call: Call, x: Any, y: Any) -> Any:
     return OPS["matmul"](x, y.mT if call.flag("transpose_b") else y)
 
 
-# -- reductions --------------------------------------------------------------------------------------
+# -- reductions ----------------------------------------------------------------------------------
 @operator("sum", "sum_axis", "mean", "max", "max_axis", "min", "min_axis")
 def _reduce(call: Call, x: Any) -> Any:
     axes = call.sizes("axis", ()) or tuple(range(x.ndim))
     if call.flag("exclude"):
+        if not call.sizes("axis", ()):
+            raise call.refuse("with exclude wants axes")
         axes = tuple(i for i in range(x.ndim) if i not in {a % x.ndim for a in axes})
     op = OPS[call.node.op.removesuffix("_axis")]
     return op(x, axis=axes, keepdims=call.flag("keepdims"))
@@ -242,17 +248,18 @@ def _softmax(call: Call, x: Any, *more: Any) -> Any:
 
 @operator("SoftmaxActivation")
 def _softmax_activation(call: Call, x: Any) -> Any:
-    if call.word("mode", "instance") == "channel":
-        return OPS["softmax"](x, axis=1)
-    return OPS["softmax"](_matrix(x)).reshape(x.shape)
+    if call.word("mode", "instance") == "instance" and x.ndim != 2:
+        raise call.refuse(f"of {x.ndim} axes goes along the last and its gradient along the second",
+                          "use softmax")  # fmt: skip
+    return OPS["softmax"](x, axis=1)
 
 
 @operator("SoftmaxOutput", unread=(1,))
 def _softmax_output(call: Call, x: Any, label: None) -> Any:
-    # Its own gradient is that of the cross entropy with the label, whatever it is asked for; what is
-    # carried is what it computes, and the loss is left to the one who trains.
-    for key in ("grad_scale", "ignore_label", "use_ignore", "normalization", "out_grad", "smooth_alpha"):
-        call.word(key, "")
+    # Its own gradient is that of the cross entropy with the label, whatever gradient comes in. What
+    # is carried is what it computes; the loss is left to the one who trains.
+    call.asked |= {"grad_scale", "ignore_label", "use_ignore", "normalization", "out_grad",
+                   "smooth_alpha"}  # fmt: skip
     per_pixel, keep = call.flag("multi_output"), call.flag("preserve_shape")
     if x.ndim > 2 and not per_pixel and not keep:
         raise call.refuse("over all axes but the first is not carried", "set preserve_shape")
@@ -265,7 +272,7 @@ def _regression_output(call: Call, x: Any, label: None) -> Any:
     return OPS["sigmoid"](x) if call.node.op.startswith("Logistic") else x
 
 
-# -- shapes ------------------------------------------------------------------------------------------
+# -- shapes --------------------------------------------------------------------------------------
 def _matrix(x: Any) -> Any:
     return x if x.ndim == 2 else OPS["flatten"](x, start=1)
 
@@ -320,7 +327,8 @@ def transpose(x: Any, axes: tuple[int, ...]) -> Any:
     """The transpose, where two that undo each other leave nothing behind."""
     node = x.node
     if node is not None and node.op == "transpose":
-        if tuple(node.attrs["axes"][a] for a in axes) == tuple(range(x.ndim)):
+        before = node.attrs["axes"]
+        if all(before[a] == i for i, a in enumerate(axes)):
             return node.inputs[0]
     return OPS["transpose"](x, axes=axes)
 
@@ -369,7 +377,8 @@ def _broadcast_to(call: Call, x: Any) -> Any:
 
 @operator("slice_axis")
 def _slice_axis(call: Call, x: Any) -> Any:
-    return OPS["slice_axis"](x, axis=call.whole("axis"), start=call.whole("begin"), stop=call.whole("end"))
+    start, stop = call.whole("begin"), call.whole("end")
+    return OPS["slice_axis"](x, axis=call.whole("axis"), start=start, stop=stop)
 
 
 @operator("slice", "crop")
@@ -388,7 +397,8 @@ def _split(call: Call, x: Any) -> Any:
     if parts < 1 or x.shape[axis] % parts != 0:
         raise call.refuse(f"of a size {x.shape[axis]} into {parts} is not carried")
     width = x.shape[axis] // parts
-    cuts = [OPS["slice_axis"](x, axis=axis, start=i * width, stop=(i + 1) * width) for i in range(parts)]
+    starts = [i * width for i in range(parts)]
+    cuts = [OPS["slice_axis"](x, axis=axis, start=s, stop=s + width) for s in starts]
     if call.flag("squeeze_axis"):
         cuts = [OPS["squeeze"](c, axis=axis) for c in cuts]
     return tuple(cuts)
@@ -403,13 +413,14 @@ def _flip(call: Call, x: Any) -> Any:
 def _pad(call: Call, x: Any) -> Any:
     call.only("mode", "constant")
     width = call.sizes("pad_width", ())
-    return OPS["pad"](x, low=width[::2], high=width[1::2], value=float(call.number("constant_value", 0)))
+    value = float(call.number("constant_value", 0))
+    return OPS["pad"](x, low=width[::2], high=width[1::2], value=value)
 
 
-# -- indices -----------------------------------------------------------------------------------------
+# -- indices -------------------------------------------------------------------------------------
 def _indices(call: Call, indices: Any, size: Size, mode: str) -> Any:
-    """Integers in range: MXNet counts in floats, cuts them off and takes the nearest that is there."""
-    if indices.dtype.is_floating:
+    """Integers in range: MXNet takes floats, cuts them off, and beyond the ends takes the ends."""
+    if indices.dtype not in ("int32", "int64"):
         indices = indices.astype("int64")
     if mode != "clip":
         raise call.refuse(f"with mode={mode!r} is not carried", "use the default, clip")
@@ -419,7 +430,8 @@ def _indices(call: Call, indices: Any, size: Size, mode: str) -> Any:
 @operator("take")
 def _take(call: Call, x: Any, indices: Any) -> Any:
     axis = call.whole("axis", 0)
-    return OPS["take"](x, _indices(call, indices, x.shape[axis], call.word("mode", "clip")), axis=axis)
+    indices = _indices(call, indices, x.shape[axis], call.word("mode", "clip"))
+    return OPS["take"](x, indices, axis=axis)
 
 
 @operator("Embedding")
@@ -434,4 +446,5 @@ def _one_hot(call: Call, indices: Any) -> Any:
     if (on, off) != (1, 0):
         raise call.refuse("with values other than 1 and 0 is not carried")
     indices = indices.astype("int64") if indices.dtype.is_floating else indices
-    return OPS["one_hot"](indices, classes=call.whole("depth"), dtype=call.word("dtype", "float32"))
+    dtype = as_dtype(call.word("dtype", "float32"))
+    return OPS["one_hot"](indices, classes=call.whole("depth"), dtype=dtype)

@@ -27,7 +27,7 @@ _ARRAY = {0xF993FAC8: 1, 0xF993FAC9: 2, 0xF993FACA: 3}  # magic number -> versio
 class _Cursor:
     """A position in the bytes of a file."""
 
-    def __init__(self, data: bytes, where: str):
+    def __init__(self, data: memoryview, where: str):
         self.data, self.at, self.where = data, 0, where
 
     def wrong(self, what: str) -> UnsupportedError:
@@ -35,7 +35,7 @@ class _Cursor:
         return UnsupportedError(f"a damaged or foreign .params file: {what}",
                                 f"{self.where}, byte {self.at}", remedy)  # fmt: skip
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int) -> memoryview:
         if not 0 <= count <= len(self.data) - self.at:
             raise self.wrong(f"{count} bytes are announced, {len(self.data) - self.at} are left")
         self.at += count
@@ -55,7 +55,7 @@ class _Cursor:
 
 def read_params(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The arrays of a ``.params`` file under their names there ("arg:conv0_weight")."""
-    cursor = _Cursor(path.read_bytes(), str(path))
+    cursor = _Cursor(memoryview(path.read_bytes()), str(path))
     if cursor.number("Q") != _LIST:
         raise cursor.wrong("it does not begin as mxnet.nd.save begins")
     cursor.number("Q")  # reserved
@@ -71,7 +71,7 @@ def read_params(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 def _name(cursor: _Cursor) -> str:
     raw = cursor.take(cursor.number("Q"))
     try:
-        return raw.decode()
+        return bytes(raw).decode()
     except UnicodeDecodeError:
         raise cursor.wrong("a name is not UTF-8") from None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -14,18 +14,17 @@ from trivium.frameworks.onnx import (
     KIND,
     OPSET,
     RENAMED,
-    UNBIASED,
     bijective,
     package,
     to_onnx_dtype,
 )
+from trivium.frameworks.onnx.forms import FORMS, ONLY_WHEN
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import Refused
 from trivium.shape import Dim, Quotient, Size
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import prune, specialize
 
-END = np.iinfo(np.int64).max  # a Slice up to here goes to the end of the axis
 LIMIT = 2**31 - 2**20  # protobuf cannot write a message of 2 GB
 
 
@@ -69,8 +68,8 @@ def _prepared(graph: Graph) -> Graph:
 
 
 def _kept(node: Node) -> bool:
-    if node.op in _ONLY_WHEN:
-        return _ONLY_WHEN[node.op](node)
+    if node.op in ONLY_WHEN:
+        return ONLY_WHEN[node.op](node)
     return node.op in FORMS or node.op in bijective()
 
 
@@ -103,8 +102,12 @@ class Writer:
                 self.taken.add(name)
                 return name
 
-    def emit(self, kind: str, *inputs: str, outputs: int = 1, **attrs: Any) -> Any:
-        """Add a node; the name of its output, or the names of its outputs."""
+    def emit(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        """Add a node; the name of its output."""
+        return self.many(kind, 1, *inputs, **attrs)[0]
+
+    def many(self, kind: str, outputs: int, *inputs: str, **attrs: Any) -> list[str]:
+        """Add a node with this number of outputs; their names."""
         name = self.fresh(kind)
         made = [name] if outputs == 1 else [f"{name}:{i}" for i in range(outputs)]
         given = list(inputs)
@@ -116,7 +119,7 @@ class Writer:
             if item is not None:
                 node.attribute.append(self._attribute(key, item))
         self.nodes.append(node)
-        return made[0] if outputs == 1 else made
+        return made
 
     def _attribute(self, key: str, item: Any) -> Any:
         if isinstance(item, (tuple, list)) and not item:
@@ -132,8 +135,7 @@ class Writer:
 
     def number(self, array: Any, dtype: DType) -> str:
         """A constant that is part of the graph; initializers are the parameters alone."""
-        made: str = self.emit("Constant", value=self.tensor(np.asarray(array), dtype))
-        return made
+        return self.emit("Constant", value=self.tensor(np.asarray(array), dtype))
 
     def ints(self, *items: int) -> str:
         """A constant vector of integers."""
@@ -169,7 +171,7 @@ class Writer:
             return self.known[atom]
         top, bottom = self.size(atom.numerator), self.ints(atom.divisor)
         # Div truncates, // floors: without the remainder the two are the same.
-        return self.emit("Div", self.emit("Sub", top, self.emit("Mod", top, bottom)), bottom)  # type: ignore[no-any-return]
+        return self.emit("Div", self.emit("Sub", top, self.emit("Mod", top, bottom)), bottom)
 
     def sizes(self, shape: Sequence[Size]) -> str:
         """A shape as a vector."""
@@ -205,10 +207,11 @@ class Writer:
             self.names |= zip(node.outputs, made, strict=True)
         self.scope = base
 
-    def node(self, node: Node, inputs: list[str]) -> Any:
+    def node(self, node: Node, inputs: list[str]) -> str | Sequence[str]:
         """Add what one of our nodes is in ONNX; the names of its outputs."""
         if node.op in FORMS:
-            return FORMS[node.op](self, node, *inputs)
+            made: str | Sequence[str] = FORMS[node.op](self, node, *inputs)
+            return made
         if node.op in self.words:
             renamed = RENAMED.get(node.op, {})
             attrs = {renamed.get(k, k): item for k, item in node.attrs.items()}
@@ -263,19 +266,3 @@ def _rename(nodes: Sequence[Any], names: Mapping[str, str]) -> None:
 
 
 _REMEDY = "leave this op out of the exported part, or write it in other ops"
-Form = Callable[..., Any]
-FORMS: dict[str, Form] = {}
-"""Our ops whose ONNX form is irregular: ``form(writer, node, *inputs) -> names of the outputs``."""
-
-_ONLY_WHEN: dict[str, Callable[[Node], bool]] = {
-    # Composites kept whole only then; otherwise their body is written.
-    "flatten": lambda n: n.attrs["start"] == 1 and n.inputs[0].ndim >= 2,  # type: ignore[union-attr]
-    "batch_norm": lambda n: not n.attrs["training"] and n.inputs[0].ndim >= 2,  # type: ignore[union-attr]
-    "layer_norm": lambda n: all(isinstance(s, int) for s in n.inputs[0].shape[-n.attrs["axes"] :]),  # type: ignore[union-attr]
-    "linear": lambda n: n.inputs[0].dtype.is_floating,  # type: ignore[union-attr]
-    "rnn": lambda n: n.attrs["activation"] in ACTIVATIONS,
-}
-
-ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}
-
-from trivium.frameworks.onnx import forms  # noqa: E402, F401  (fills FORMS)

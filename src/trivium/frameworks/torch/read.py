@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from trivium.check import check
-from trivium.graph import MODE, Graph, UnsupportedError, Value
+from trivium.frameworks.torch import aten_nn, aten_shape  # noqa: F401  (they fill the table)
+from trivium.frameworks.torch.aten import Reader, as_size, dtype_of, is_count, name_of, of_an_operator, scope_of
+from trivium.graph import MODE, OPS, Graph, UnsupportedError, Value
 from trivium.nn.module import GraphModule
 from trivium.shape import Dim
 from trivium.transforms.replay import prune
@@ -37,18 +40,16 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
         import torch
     except ImportError as error:
         raise ImportError("from_torch needs PyTorch: pip install torch") from error
-    from trivium.frameworks.torch.aten import Reader
 
     tensors = [_as_tensor(torch, module, e) for e in examples]
     modes = (True, False) if training is None else (training,)
-    with _modes_kept(module):
-        exported = _export(module, tensors, modes)
+    exported = _export(module, tensors, modes)
     flags = _flags(module, *exported) if len(exported) > 1 else {}
     program = exported[0]
     graph = Graph(type(module).__name__)
     arrays: dict[str, Any] = {}
     sources, dims = _inputs(graph, module, program, arrays)
-    reader = Reader(graph, dims, flags, type(module).__name__)
+    reader = Reader(graph, dims, flags, type(module).__name__, both=training is None)
     with graph:
         results = reader.run(program.graph, sources)
     graph.outputs = _outputs(graph, module, program, results)
@@ -142,13 +143,17 @@ def _export_mode(
 ) -> Any:
     import torch
 
-    if module.training != mode:  # else as it is: a child may have been frozen by its own eval()
-        module.train(mode)
-    dynamic = tuple({0: torch.export.Dim.AUTO} if i in opened else None for i in range(len(tensors)))
+    tensors = [t.detach().clone() for t in tensors]  # the collection goes by identity
+    sizes = torch.export.ShapesCollection()
+    for i in opened:
+        sizes[tensors[i]] = {0: torch.export.Dim.AUTO}
     try:
-        return torch.export.export(
-            module, tuple(tensors), dynamic_shapes=dynamic if opened else None, strict=False
-        )
+        with _modes_kept(module):
+            if module.training != mode:  # else as it is: a child may be frozen by its own eval()
+                module.train(mode)
+            return torch.export.export(
+                module, tuple(tensors), dynamic_shapes=sizes if opened else None, strict=False
+            )
     except Exception as error:
         reason = str(error).strip().split("\n")[0]
         if opened:  # perhaps it can be exported for this size
@@ -169,16 +174,16 @@ def _conditions(program: Any, opened: set[int]) -> dict[int, str]:
     by_symbol: dict[Any, list[int]] = {}
     environment = None
     for i, value in enumerate(_user_values(program)):
-        if i in opened and isinstance(value.shape[0], int):
-            fixed[i] = f"the module fixes the size {value.shape[0]}"
+        if i in opened and not isinstance(size := value.shape[0], int) and size.node.expr.is_Symbol:
+            by_symbol.setdefault(size.node.expr, []).append(i)
+            environment = size.node.shape_env
         elif i in opened:
-            by_symbol.setdefault(value.shape[0].node.expr, []).append(i)
-            environment = value.shape[0].node.shape_env
+            fixed[i] = f"the model fixes the size {as_size(size, {})}"
     for guard in environment.guards if environment else ():
         expression = environment.simplify(guard.expr)  # equal sizes have become one symbol
         for symbol in expression.free_symbols:
-            for i in by_symbol.get(symbol, ()):
-                fixed[i] = f"the module does something else unless {expression}"
+            for i in by_symbol.get(symbol, ()) if not of_an_operator(guard, expression) else ():
+                fixed.setdefault(i, f"the model does something else unless {expression}")
     return fixed
 
 
@@ -193,72 +198,61 @@ _FLAG = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "rnn_tanh": 6, "rnn_
 
 
 def _flags(module: Any, train: Any, evaluation: Any) -> dict[Any, Any]:
-    """Which nodes of the training graph have a flag that is another in evaluation: node -> MODE."""
-    from trivium.frameworks.torch.aten import is_count, name_of, scope_of
-
-    def refuse(a: Any, b: Any) -> UnsupportedError:
-        node = a or b
-        both = " and ".join(f"{n.target}" if n else "nothing" for n in (a, b))
-        return UnsupportedError(
-            f"training and evaluation differ in more than dropout and batch norm: {both}",
-            scope_of(node) or type(module).__name__,
-            "read it in one mode: from_torch(..., training=False)",
-        )
-
-    def same(a: Any, b: Any) -> bool:
-        if hasattr(a, "op") and hasattr(b, "op"):
-            return pairs.get(a) is b
-        if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-            return len(a) == len(b) and all(map(same, a, b))
-        return type(a) is type(b) and (a == b or a != a)
-
-    def subgraphs(a: Any, b: Any) -> bool:
-        left, right = getattr(train.graph_module, a.target), getattr(evaluation.graph_module, b.target)
-        found: dict[Any, Any] = {}
-        walk(left.graph, right.graph, found)
-        pairs.update(found)
-        return True
-
-    def walk(left: Any, right: Any, pairs: dict[Any, Any]) -> None:
-        ahead = iter([n for n in right.nodes if not is_count(n)])
-        b = next(ahead, None)
-        for a in [n for n in left.nodes if not is_count(n)]:
-            name = name_of(a)
-            if name == "dropout" and (b is None or name_of(b) != "dropout"):
-                flags[a] = MODE  # written as "if training: dropout": evaluation has no node at all
-                pairs[a] = pairs[a.args[0]]
-                continue
-            if b is None or a.op != b.op:
-                raise refuse(a, b)
-            flag = _FLAG.get(name)
-            if a.op == "get_attr" and hasattr(getattr(train.graph_module, a.target, None), "graph"):
-                subgraphs(a, b)
-            elif a.op != "placeholder" and str(a.target) != str(b.target):
-                raise refuse(a, b)
-            if a.op == "call_function":
-                mine, theirs = list(a.args), list(b.args)
-                if flag is not None and max(len(mine), len(theirs)) > flag:
-                    defaults = [s.default_value for s in a.target._schema.arguments]
-                    mine += defaults[len(mine) : flag + 1]
-                    theirs += defaults[len(theirs) : flag + 1]
-                    if mine[flag] != theirs[flag]:
-                        if not mine[flag] or theirs[flag]:
-                            raise refuse(a, b)  # only "on while training" is a mode
-                        flags[a] = MODE
-                    theirs[flag] = mine[flag]
-                if not same(mine, theirs) or a.kwargs.keys() != b.kwargs.keys():
-                    raise refuse(a, b)
-                if not all(same(a.kwargs[k], b.kwargs[k]) for k in a.kwargs):
-                    raise refuse(a, b)
-            pairs[a] = b
-            b = next(ahead, None)
-        if b is not None:
-            raise refuse(None, b)
-
+    """The nodes of the training graph whose flag is another in evaluation, each with MODE."""
     flags: dict[Any, Any] = {}
-    pairs: dict[Any, Any] = {}
-    walk(train.graph, evaluation.graph, pairs)
+    _align(train.graph_module, evaluation.graph_module, {}, flags, type(module).__name__)
     return flags
+
+
+def _align(left: Any, right: Any, pairs: dict[Any, Any], flags: dict[Any, Any], model: str) -> None:
+    """Pair the nodes of two exported graphs in their order; refuse them at the first difference."""
+    ahead = deque(n for n in right.graph.nodes if not is_count(n))
+    for a in (n for n in left.graph.nodes if not is_count(n)):
+        if name_of(a) == "dropout" and not (ahead and name_of(ahead[0]) == "dropout"):
+            flags[a] = MODE  # written as "if self.training: dropout": evaluation has no such node
+            pairs[a] = pairs[a.args[0]]
+            continue
+        b = ahead.popleft() if ahead else None
+        if b is None or not _agree(a, b, pairs, flags):
+            raise _differ(a, b, model)
+        if a.op == "get_attr" and hasattr(body := getattr(left, a.target), "graph"):
+            _align(body, getattr(right, b.target), pairs, flags, model)
+        pairs[a] = b
+    if ahead:
+        raise _differ(None, ahead[0], model)
+
+
+def _agree(a: Any, b: Any, pairs: dict[Any, Any], flags: dict[Any, Any]) -> bool:
+    """Do two nodes do the same with the same, but perhaps for a flag that is on while training?"""
+    if a.op != b.op or (a.op == "call_function" and str(a.target) != str(b.target)):
+        return False
+    mine, theirs = list(a.args), list(b.args)
+    at = _FLAG.get(name_of(a))
+    if at is not None and max(len(mine), len(theirs)) > at:
+        defaults = [argument.default_value for argument in a.target._schema.arguments]
+        mine += defaults[len(mine) : at + 1]
+        theirs += defaults[len(theirs) : at + 1]
+        if mine[at] and not theirs[at]:
+            flags[a] = MODE
+            theirs[at] = mine[at]
+
+    def same(x: Any, y: Any) -> bool:
+        if hasattr(x, "all_input_nodes"):
+            return pairs.get(x) is y
+        if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
+            return len(x) == len(y) and all(map(same, x, y))
+        return type(x) is type(y) and bool(x == y or x != x)
+
+    return same(mine, theirs) and same(sorted(a.kwargs.items()), sorted(b.kwargs.items()))
+
+
+def _differ(a: Any, b: Any, model: str) -> UnsupportedError:
+    both = " against ".join(f"{n.target}" if n is not None else "nothing" for n in (a, b))
+    return UnsupportedError(
+        f"training and evaluation differ in more than dropout and batch norm: {both}",
+        scope_of(a or b) or model,
+        "read it in one mode: from_torch(..., training=False)",
+    )
 
 
 # -- inputs and outputs ----------------------------------------------------------------------------
@@ -268,8 +262,6 @@ def _inputs(
     """Inputs of ``graph`` for the placeholders, their tensors into ``arrays``; and the Dims by symbol."""
     import torch
     from torch.export.graph_signature import InputKind
-
-    from trivium.frameworks.torch.aten import dtype_of, is_count
 
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     held = dict(module.named_parameters(remove_duplicate=False))
@@ -282,10 +274,10 @@ def _inputs(
         if spec.kind == InputKind.USER_INPUT:
             value = node.meta["val"]
             for s in value.shape:
-                if not isinstance(s, int):
+                if not isinstance(s, int) and s.node.expr.is_Symbol:
                     name = f"batch_{len(dims)}" if dims else "batch"
                     dims.setdefault(str(s.node.expr), Dim(name))
-            shape = tuple(s if isinstance(s, int) else dims[str(s.node.expr)] for s in value.shape)
+            shape = tuple(as_size(s, dims) for s in value.shape)
             name = node.name + "_" * (node.name in taken)
             sources[node] = graph.input("data", dtype_of(value.dtype), shape, name)
     by_tensor: dict[int, Value] = {}
@@ -302,8 +294,6 @@ def _inputs(
                 raise UnsupportedError(f"an input of kind {spec.kind.name}", str(spec.target))
             tensor = held.get(spec.target, program.constants.get(spec.target))
             with graph:
-                from trivium.graph import OPS
-
                 (sources[node],) = OPS["constant"].append(
                     graph, (), {"value": _as_array(torch, tensor)}
                 )

@@ -153,3 +153,13 @@ class TorchTrainer:
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
         return self.runner.values()
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""
+        self.runner.load(values)
+
+
+def foreign(model: Any, module: Any) -> TorchRunner:
+    """A torch model of the user's own; ``module`` is what reading it gave."""
+    names = {n: module.source_names.get(n, n) for n in module.state_dict()}
+    return TorchRunner(model, {n: (theirs, Weight("", n, theirs)) for n, theirs in names.items()})

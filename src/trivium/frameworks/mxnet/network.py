@@ -1,12 +1,17 @@
-"""MXNet's operators that own parameters or move a window: the layers of a network."""
+"""MXNet's operators that are layers of a network: they own parameters, move a window, recur.
+
+With them the table of operators is whole: take it from here.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from trivium.frameworks.mxnet.operators import Call, operator, transpose
+from trivium.frameworks.mxnet.operators import HANDLERS, UNREAD, Call, operator, transpose
 from trivium.graph import MODE, OPS
 from trivium.shape import Size
+
+__all__ = ["HANDLERS", "UNREAD", "Call"]
 
 
 @operator("FullyConnected")
@@ -22,10 +27,13 @@ def _convolution(call: Call, x: Any, weight: Any, bias: Any = None) -> Any:
     call.only("layout", "None", "NCW", "NCHW", "NCDHW")
     if call.sizes("kernel") != tuple(weight.shape[2:]):
         raise call.refuse(f"whose weights have shape {weight.shape} names another kernel")
+    stride, pad = call.sizes("stride", ()) or (1,) * n, call.sizes("pad", ()) or (0,) * n
+    dilate = call.sizes("dilate", ()) or (1,) * n
+    if not len(stride) == len(pad) == len(dilate) == n:
+        raise call.refuse(f"moves along {n} axes, but has {dict(call.node.attrs)}")
     return OPS["conv"](
         x, weight, None if call.flag("no_bias") else bias,
-        stride=call.sizes("stride", ()) or (1,) * n, padding=call.sizes("pad", ()) or (0,) * n,
-        dilation=call.sizes("dilate", ()) or (1,) * n, groups=call.whole("num_group", 1),
+        stride=stride, padding=pad, dilation=dilate, groups=call.whole("num_group", 1),
     )  # fmt: skip
 
 
@@ -40,29 +48,36 @@ def _pooling(call: Call, x: Any) -> Any:
     kernel = call.sizes("kernel", ())
     stride = call.sizes("stride", ()) or (1,) * n  # not the kernel, as elsewhere
     pad = call.sizes("pad", ()) or (0,) * n
-    convention, counts = call.word("pooling_convention", "valid"), call.flag("count_include_pad", True)
+    convention = call.word("pooling_convention", "valid")
+    counts = call.flag("count_include_pad", True)
     if call.flag("global_pool"):  # the kernel and all else are ignored
+        if kind == "max" and all(isinstance(s, int) for s in x.shape[2:]):
+            return OPS["max_pool"](x, kernel=x.shape[2:])  # a tie's gradient goes to the first
         op = OPS["mean" if kind == "avg" else "max"]
         return op(x, axis=tuple(range(2, x.ndim)), keepdims=True)
     if convention not in ("valid", "full") or not len(kernel) == len(stride) == len(pad) == n:
         raise call.refuse(f"with {dict(call.node.attrs)} is not carried")
     extra = [_ceil(call, *item) if convention == "full" else 0
              for item in zip(x.shape[2:], kernel, stride, pad, strict=True)]  # fmt: skip
-    if kind == "avg" and counts and any(e != 0 for e in extra) and any(pad):
-        # The zeros that were asked for count in the mean, those that complete a window do not.
-        edges = (0, 0, *pad)
-        x, pad = OPS["pad"](x, low=edges, high=edges), (0,) * n
+    complete = all(e == 0 for e in extra)
+    if kind == "avg" and counts and not complete:
+        # Its gradient divides by the whole window, its output by the part that is there.
+        raise call.refuse(
+            "counts its padding and ends in a window that is not whole: the gradient of "
+            "MXNet 1.9.1 is not that of its output",
+            "set count_include_pad=False",
+        )
     padding = tuple((p, p + e) for p, e in zip(pad, extra, strict=True))
     if kind == "max":
         return OPS["max_pool"](x, kernel=kernel, stride=stride, padding=padding)
-    counts = counts and all(e == 0 for e in extra)
     return OPS["avg_pool"](x, kernel=kernel, stride=stride, padding=padding, include_pad=counts)
 
 
 def _ceil(call: Call, size: Size, kernel: int, stride: int, pad: int) -> Size:
-    """The padding that completes the last window, of which there is one more where there is a rest."""
+    """The padding that completes a last window where the strides leave a rest."""
     last = -((kernel - size - 2 * pad) // stride) * stride  # where the last window begins
-    if stride > kernel - pad and not (isinstance(last, int) and last < size + pad):  # type: ignore[operator]
+    inside = stride <= kernel - pad or (isinstance(last, int) and last < size + pad)
+    if not inside:
         raise call.refuse("with pooling_convention='full' has windows that touch no element")
     return last + kernel - size - 2 * pad
 
@@ -83,18 +98,24 @@ def _activation(call: Call, x: Any) -> Any:
 @operator("LeakyReLU")
 def _leaky_relu(call: Call, x: Any, gamma: Any = None) -> Any:
     kind, slope = call.word("act_type", "leaky"), call.number("slope", 0.25)
-    call.number("lower_bound"), call.number("upper_bound")
-    negative = OPS["expm1"](OPS["minimum"](x, 0.0))  # minimum: nothing overflows in the other branch
+    call.asked |= {"lower_bound", "upper_bound"}  # of the random slope, rrelu
+
+    def below() -> Any:
+        return OPS["expm1"](OPS["minimum"](x, 0.0))  # exp would overflow where it is not used
+
     match kind:
         case "leaky":
             return OPS["leaky_relu"](x, slope=slope)
         case "gelu":
             return OPS["gelu"](x)
         case "elu":
-            return OPS["where"](x > 0, x, negative * slope)
+            return OPS["where"](x > 0, x, below() * slope)
         case "selu":
-            scale, alpha = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
-            return OPS["where"](x > 0, x, negative * alpha) * scale
+            # It multiplies by lambda (y + alpha) where the slope is y + lambda alpha.
+            raise call.refuse(
+                "with act_type='selu' has in MXNet 1.9.1 a gradient that is not that of its output",
+                "use elu, and multiply by the scale",
+            )
         case "prelu":
             # One slope for each channel, axis 1, or one for all.
             shape = (1, -1, *(1,) * (x.ndim - 2)) if x.ndim > 1 else (-1,)
@@ -126,8 +147,8 @@ def _batch_norm(call: Call, x: Any, gamma: Any, beta: Any, mean: Any, var: Any) 
     y, new_mean, new_var = OPS["batch_norm"](
         x, scale, None if call.frozen(beta, 0) else beta, mean, var,
         training=False if frozen else MODE, axis=call.whole("axis", 1),
-        momentum=round(1 - call.number("momentum", 0.9), 12), epsilon=float(call.number("eps", 1e-3)),
-        unbiased=False,
+        momentum=round(1 - call.number("momentum", 0.9), 12),
+        epsilon=float(call.number("eps", 1e-3)), unbiased=False,
     )  # fmt: skip
     if not frozen:
         for state, new in ((mean, new_mean), (var, new_var)):
@@ -145,7 +166,7 @@ def _layer_norm(call: Call, x: Any, gamma: Any, beta: Any) -> Any:
     if call.flag("output_mean_var"):
         raise call.refuse("with output_mean_var is not carried")
     axis = call.whole("axis", -1) % x.ndim
-    order = tuple(i for i in range(x.ndim) if i != axis) + (axis,)
+    order = (*(i for i in range(x.ndim) if i != axis), axis)
     if moved := axis != x.ndim - 1:
         x = transpose(x, order)
     scale, bias = (None if call.frozen(v, n) else v for v, n in ((gamma, 1), (beta, 0)))
@@ -153,7 +174,7 @@ def _layer_norm(call: Call, x: Any, gamma: Any, beta: Any) -> Any:
     return transpose(y, tuple(order.index(i) for i in range(x.ndim))) if moved else y
 
 
-# -- the fused recurrent network ---------------------------------------------------------------------
+# -- the fused recurrent network -----------------------------------------------------------------
 @operator("_rnn_param_concat")
 def _flat_parameters(call: Call, *_: Any) -> Any:
     raise call.refuse("is carried only as the parameters of RNN")
@@ -163,12 +184,13 @@ def _flat_parameters(call: Call, *_: Any) -> Any:
 def _filled(call: Call) -> Any:
     shape, value = call.sizes("shape", ()), {"_zeros": 0, "_ones": 1}.get(call.node.op)
     if not shape or 0 in shape:
-        raise call.refuse(f"of shape {shape} has a size that only MXNet could infer")
+        raise call.refuse(f"of shape {shape} has a size that only MXNet could infer",
+                          "pass the state as an input of the block")  # fmt: skip
     value = call.number("value", 0) if value is None else value
     return OPS["full"](shape=shape, value=value, dtype=call.word("dtype", "float32"))
 
 
-@operator("RNN", unread=(1, 2))
+@operator("RNN", unread=(1, 2, 3, 4))
 def _rnn(call: Call, x: Any, parameters: None, state: None, *more: Any) -> Any:
     mode = call.word("mode", "")
     if mode not in ("rnn_tanh", "rnn_relu"):
@@ -178,19 +200,19 @@ def _rnn(call: Call, x: Any, parameters: None, state: None, *more: Any) -> Any:
                           "stack several layers of one")  # fmt: skip
     if call.flag("use_sequence_length") or call.whole("projection_size") is not None:
         raise call.refuse("with sequence lengths or a projection is not carried")
-    call.number("p"), call.flag("state_outputs")  # dropout is between layers, and there is one
-    for key in ("lstm_state_clip_min", "lstm_state_clip_max", "lstm_state_clip_nan"):
-        call.word(key, "")
+    call.asked |= {"p", "state_outputs", "lstm_state_clip_min", "lstm_state_clip_max",
+                   "lstm_state_clip_nan"}  # fmt: skip  # p is dropout between layers: there is one
     begin = call.symbol.nodes[call.node.inputs[2][0]]
     if begin.op != "_zeros":
-        raise call.refuse(f"begins with {begin}, not with zeros", "leave the states out of the call")
+        raise call.refuse(f"begins with {begin}, not with zeros", "call it without states")
     weights = _parameters(call)
     hidden = call.whole("state_size")
     if [w.shape for w in weights] != [(hidden, x.shape[2]), (hidden, hidden), (hidden,), (hidden,)]:
         raise call.refuse(f"has parameters of shapes {[w.shape for w in weights]}")
-    time_first = (1, 0, 2)
-    outputs, last = OPS["rnn"](transpose(x, time_first), *weights, activation=mode.removeprefix("rnn_"))
-    return transpose(outputs, time_first), OPS["expand_dims"](last, axis=0)
+    swap = (1, 0, 2)  # time comes first there
+    activation = mode.removeprefix("rnn_")
+    outputs, last = OPS["rnn"](transpose(x, swap), *weights, activation=activation)
+    return transpose(outputs, swap), OPS["expand_dims"](last, axis=0)
 
 
 def _parameters(call: Call) -> list[Any]:
@@ -198,7 +220,7 @@ def _parameters(call: Call) -> list[Any]:
     nodes = call.symbol.nodes
     joined = nodes[call.node.inputs[1][0]]
     flat = [nodes[i] for i, _ in joined.inputs]
-    whole = joined.op in ("_rnn_param_concat", "Concat") and len(flat) == 4
-    if not whole or any(n.op != "Reshape" or n.attrs.get("shape") not in ("-1", "(-1,)") for n in flat):
+    joins = joined.op in ("_rnn_param_concat", "Concat") and len(flat) == 4
+    if not joins or any((n.op, n.attrs.get("shape")) != ("Reshape", "-1") for n in flat):
         raise call.refuse("has its parameters in one vector", "use gluon.rnn.RNN")
-    return [call.read_node(n.inputs[0][0]) for n in flat]
+    return [call.variable(nodes[n.inputs[0][0]]) for n in flat]

@@ -1,0 +1,183 @@
+"""Engines by name: who computes. Each is imported when it is first asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trivium.frameworks.runner import Trainer
+from trivium.graph import Graph
+from trivium.interpret import Interpreter
+from trivium.transforms.step import Update, initial_slots, training_step
+
+DEFAULT = "numpy"
+
+
+class NumpyTrainer:
+    """The whole training step as one Graph, on NumPy."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
+        step = training_step(graph, update)
+        self._run = Interpreter(step, training=True)
+        self._params = [v.name for v in graph.of_kind("param", "state")]
+        params = {v.name: values[v.name] for v in graph.of_kind("param")}
+        self._values = dict(values) | initial_slots(params, update)
+        self._inputs = step.inputs
+        self._updated = [v.name for v in step.updates]
+        self._steps = 0
+
+    def step(self, inputs: Sequence[Any], lr: float) -> float:
+        """One step on a batch; the loss before it."""
+        given = iter([*inputs, np.float32(lr)])
+        key = np.array([0, self._steps], np.uint64)
+        arrays = [
+            next(given) if v.kind == "data" else key if v.kind == "rng" else self._values[v.name]
+            for v in self._inputs
+        ]
+        loss, *new = self._run(*arrays)
+        self._values |= zip(self._updated, new, strict=True)
+        self._steps += 1
+        return float(loss)
+
+    def values(self) -> dict[str, Any]:
+        """Every parameter and state, by name."""
+        return {n: self._values[n] for n in self._params}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""
+        self._values |= {n: values[n] for n in self._params}
+
+
+Function = Callable[[Mapping[str, Any], Sequence[Any]], list[Any]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to compute: what it needs, and how it trains."""
+
+    name: str
+    package: str  # the distribution whose version says that it is installed
+    remedy: str
+    trains: bool = True
+    trainer_at: str = ""  # "module:class"
+    runner_at: tuple[str, ...] = ()  # "module:build", "module:Runner"
+
+    def version(self) -> str | None:
+        """The installed version, or None."""
+        for name in self.package.split("|"):
+            try:
+                return importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return None
+
+    def need(self) -> None:
+        """Raise with the remedy unless installed."""
+        if self.version() is None:
+            raise ImportError(f"engine {self.name!r} is not installed: {self.remedy}")
+
+    def trainer(self, graph: Graph, values: Mapping[str, Any], update: Update) -> Trainer:
+        """A training step of this loss Graph from these values."""
+        self.need()
+        if not self.trains:
+            raise ValueError(f"engine {self.name!r} runs models, it does not train them")
+        if not self.trainer_at:
+            return NumpyTrainer(graph, values, update)
+        trainer: Trainer = _load(self.trainer_at)(graph, values, update)
+        return trainer
+
+    def function(self, graph: Graph) -> Function:
+        """The Graph in inference: ``f(values, inputs) -> outputs``, NumPy in and out."""
+        self.need()
+        if self.runner_at:
+            return _native(graph, *(_load(at) for at in self.runner_at))
+        if self.name == "onnxruntime":
+            return _onnx(graph)
+        run = Interpreter(graph, training=False)
+
+        def call(values: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
+            given = iter(inputs)
+            arrays = [next(given) if v.kind == "data" else _held(v, values) for v in graph.inputs]
+            return run(*arrays)[: len(graph.outputs)]
+
+        return call
+
+
+def _native(graph: Graph, build: Any, runner: Any) -> Function:
+    live: list[Any] = []
+
+    def call(values: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
+        if not live:
+            live.append(runner(*build(graph, values)))
+        else:
+            live[0].load(values)  # they may have been trained since
+        found: list[Any] = live[0].outputs(list(inputs), training=False)
+        return found
+
+    return call
+
+
+def _onnx(graph: Graph) -> Function:
+    from trivium.engines.onnxruntime import OnnxRuntime
+
+    made: list[Any] = []
+
+    def call(values: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
+        # The numbers are part of an ONNX model: other numbers, another session.
+        held = [values[v.name] for v in graph.of_kind("param", "state")]
+        if not made or any(a is not b for a, b in zip(made[1], held, strict=True)):
+            made[:] = [OnnxRuntime().function(graph, values), held]
+        found: list[Any] = made[0](*inputs)
+        return found
+
+    return call
+
+
+def _held(value: Any, values: Mapping[str, Any]) -> Any:
+    return np.zeros(2, np.uint64) if value.kind == "rng" else values[value.name]
+
+
+def _load(at: str) -> Any:
+    module, _, name = at.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _framework(name: str, package: str, remedy: str, cls: str) -> Engine:
+    at = f"trivium.frameworks.{name}.run"
+    return Engine(name, package, remedy, True, f"{at}:{cls}Trainer", (f"{at}:build", f"{at}:{cls}Runner"))
+
+
+ENGINES = {
+    e.name: e
+    for e in (
+        Engine("numpy", "numpy", "pip install numpy"),
+        Engine("onnxruntime", "onnxruntime", "pip install onnx onnxruntime", trains=False),
+        _framework("torch", "torch", "pip install torch", "Torch"),
+        _framework("keras", "keras", "pip install keras tensorflow-cpu", "Keras"),
+        _framework("tensorflow", "tensorflow|tensorflow-cpu|tensorflow_cpu", "pip install tensorflow-cpu", "Tensorflow"),
+        _framework("mxnet", "mxnet", "pip install --no-deps mxnet==1.9.1 && pip install requests", "Mxnet"),
+        _framework("jax", "jax", "pip install jax", "Jax"),
+    )
+}  # fmt: skip
+
+
+def get(name: str | None) -> Engine:
+    """The engine of this name; None is the default."""
+    name = name or DEFAULT
+    if name not in ENGINES:
+        raise ValueError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
+    return ENGINES[name]
+
+
+def engines() -> dict[str, str | None]:
+    """Every engine and its installed version; None where it is missing.
+
+    >>> "numpy" in engines()
+    True
+    """
+    return {name: e.version() for name, e in ENGINES.items()}

@@ -1,0 +1,293 @@
+"""Training: one step as one call, and Keras's compile / fit / evaluate / predict on every Module."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trivium import optim
+from trivium.data import batches
+from trivium.engines import get as engine_named
+from trivium.graph import OPS, Graph
+from trivium.nn.module import GraphModule, Module, Parameter, restructure, trace
+from trivium.shape import ShapeError
+from trivium.tensor import Tensor, asarray, spec_of
+
+LOSSES = {
+    "mse": "mse_loss",
+    "cross_entropy": "cross_entropy",
+    "binary_cross_entropy": "binary_cross_entropy_with_logits",
+}
+
+
+def loss_function(spec: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The loss that a name means, ``loss(prediction, target)``; or the one given."""
+    if callable(spec):
+        return spec
+    if spec not in LOSSES:
+        raise ValueError(f"no loss {spec!r}; there are {', '.join(LOSSES)}")
+    function: Callable[..., Any] = OPS[LOSSES[spec]]
+    return function
+
+
+def _float32(x: Any) -> Any:
+    x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype == np.float64 else x
+
+
+class TrainStep:
+    """One training step (forward, gradients, update) as one call on any engine.
+
+    ``step(x, y) -> loss``, the loss before the step. ``model.state_dict()`` sees every update.
+
+    >>> import trivium as tv
+    >>> model = tv.nn.Linear(1)
+    >>> step = TrainStep(model, "mse", tv.optim.SGD(0.5))
+    >>> x = np.float32([[0.0], [1.0]])
+    >>> losses = [step(x, 3 * x + 2) for _ in range(30)]
+    >>> losses[-1] < 1e-2 * losses[0]
+    True
+    """
+
+    def __init__(self, model: Module, loss: str | Callable[..., Any], optimizer: str | optim.Optimizer,
+                 engine: str | None = None, threads: int | None = None, device: Any = None):  # fmt: skip
+        self.model, self.loss = model, loss_function(loss)
+        self.optimizer, self.engine = optim.get(optimizer), engine_named(engine)
+        if device not in (None, "cpu"):
+            raise ValueError(f"device {device!r}: the training engines run on the CPU today")
+        self.threads = threads
+        self._trainer: Any = None
+        self._params: dict[str, Parameter] = {}
+        self._behind = self._outdated = False
+
+    def __call__(self, x: Any, y: Any) -> float:
+        arrays = [_float32(a) for a in (*(x if isinstance(x, tuple) else (x,)), y)]
+        if self._trainer is None:
+            self._start(arrays)
+        elif self._outdated:
+            self._trainer.load({name: p.data for name, p in self._params.items()})
+            self._outdated = False
+        loss: float = self._trainer.step(arrays, self.optimizer.lr)
+        self._behind = True
+        return loss
+
+    def _start(self, arrays: list[Any]) -> None:
+        def compute(*args: Any) -> Any:
+            *inputs, target = args
+            return self.loss(self.model(*inputs), target)
+
+        specs = [spec_of(a, batch=True) for a in arrays]
+        graph = trace(compute, *specs, training=True, name=type(self.model).__name__)
+        self._params = captured(graph)
+        values = {name: p.data for name, p in self._params.items()}
+        self._trainer = self.engine.trainer(graph, values, self.optimizer.update())
+        for p in self._params.values():
+            p.owner = self
+
+    def fetch(self) -> None:
+        """Bring the model's own arrays up to date; its parameters ask for this when they are read."""
+        if self._behind:
+            self._behind = False
+            for name, array in self._trainer.values().items():
+                self._params[name]._array = np.asarray(array)
+
+    def changed(self) -> None:
+        """A parameter was given other numbers; the next step starts from them."""
+        self.fetch()
+        self._outdated = True
+
+
+def captured(graph: Graph) -> dict[str, Parameter]:
+    """The parameters that a traced Graph met, by name."""
+    return {v.name: p for p, v in graph.captured.values() if isinstance(p, Parameter)}
+
+
+class History:
+    """What ``fit`` returns: ``.history["loss"]`` and each metric, one entry per epoch.
+
+    ``.history["batch_loss"]`` has one entry per step.
+    """
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+
+    def add(self, logs: Mapping[str, float]) -> None:
+        """The numbers of one more epoch."""
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+
+    def __repr__(self) -> str:
+        return f"History({', '.join(f'{k}={v[-1]:.4g}' for k, v in self.history.items() if v and k != 'batch_loss')})"
+
+
+class Callback:
+    """Override what you need; return True from ``on_epoch_end`` to stop."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Before an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> bool | None:
+        """After an epoch, with its numbers."""
+
+
+def accuracy(prediction: Any, target: Any) -> float:
+    """The part of rows whose largest score is at the target."""
+    return float(np.mean(np.argmax(prediction, axis=-1) == np.asarray(target)))
+
+
+def mean_absolute_error(prediction: Any, target: Any) -> float:
+    """The mean of the absolute differences."""
+    return float(np.mean(np.abs(prediction - np.asarray(target))))
+
+
+METRICS: dict[str, Callable[..., float]] = {"accuracy": accuracy, "mae": mean_absolute_error}
+
+
+def compile_(self: Module, optimizer: str | optim.Optimizer = "adam", loss: Any = "cross_entropy",
+             metrics: Sequence[Any] = (), engine: str | None = None) -> Module:  # fmt: skip
+    """Choose what ``fit`` trains with: optimizer, loss, metrics and engine, by name or object."""
+    self.training_setup = TrainStep(self, loss, optimizer, engine)  # type: ignore[attr-defined]
+    self.metrics = {  # type: ignore[attr-defined]
+        (m if isinstance(m, str) else m.__name__): METRICS[m] if isinstance(m, str) else m for m in metrics
+    }
+    return self
+
+
+def _setup(model: Module) -> TrainStep:
+    step: TrainStep | None = getattr(model, "training_setup", None)
+    if step is None:
+        raise ValueError("call model.compile(optimizer=..., loss=...) first")
+    return step
+
+
+def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
+        validation_data: tuple[Any, Any] | None = None, callbacks: Sequence[Callback] = (),
+        shuffle: bool = True, verbose: bool = True, seed: int = 0) -> History:  # fmt: skip
+    """Train on ``x``, ``y``: shuffled batches, ``epochs`` times. Shows its progress unless silent."""
+    step, history = _setup(self), History()
+    x, y = _float32(x), _float32(y)
+    if len(x) != len(y):
+        raise ShapeError(f"x has {len(x)} rows, y has {len(y)}")
+    self.train()
+    with _bar(epochs * -(-len(x) // batch_size), verbose) as advance:
+        for epoch in range(epochs):
+            for c in callbacks:
+                c.on_epoch_begin(epoch)
+            total, seen = 0.0, 0
+            batch_losses = history.history.setdefault("batch_loss", [])
+            for bx, by in batches(x, y, batch_size=batch_size, shuffle=shuffle, seed=seed + epoch):
+                batch_losses.append(step(bx, by))
+                total += batch_losses[-1] * len(bx)
+                seen += len(bx)
+                advance(f"epoch {epoch + 1}/{epochs}  loss {total / seen:.4f}")
+            logs = {"loss": total / seen}
+            if validation_data is not None:
+                found = self.evaluate(*validation_data, batch_size=batch_size)  # type: ignore[attr-defined]
+                logs |= {f"val_{k}": v for k, v in found.items()}
+                self.train()
+            history.add(logs)
+            if any([c.on_epoch_end(epoch, logs) for c in callbacks]):
+                break
+    self.eval()
+    return history
+
+
+class _bar:
+    """A progress bar on a terminal, silence elsewhere."""
+
+    def __init__(self, total: int, verbose: bool):
+        self.total, self.verbose = total, verbose
+
+    def __enter__(self) -> Callable[[str], None]:
+        if not self.verbose:
+            return lambda text: None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._progress.start()
+        task = self._progress.add_task("", total=self.total)
+        shown = [0.0]
+
+        def advance(text: str) -> None:
+            now = time.monotonic()
+            if now - shown[0] > 0.1:  # redrawing costs more than a small step
+                self._progress.update(task, description=text)
+                shown[0] = now
+            self._progress.advance(task)
+
+        return advance
+
+    def __exit__(self, *_: object) -> None:
+        if self.verbose:
+            self._progress.stop()
+
+
+def predict(self: Module, x: Any, *, batch_size: int = 256) -> Any:
+    """The outputs for ``x`` in inference mode, as one NumPy array."""
+    was = self._training
+    self.eval()
+    try:
+        parts = [np.asarray(self(asarray(part))) for (part,) in batches(_float32(x), batch_size=batch_size)]
+    finally:
+        self.train(was)
+    return np.concatenate(parts)
+
+
+def evaluate(self: Module, x: Any, y: Any, *, batch_size: int = 256) -> dict[str, float]:
+    """Loss and metrics on ``x``, ``y`` in inference mode."""
+    step = _setup(self)
+    prediction = predict(self, x, batch_size=batch_size)
+    loss = step.loss(asarray(prediction), asarray(_float32(y)))
+    logs = {"loss": float(loss)}
+    return logs | {name: float(metric(prediction, y)) for name, metric in self.metrics.items()}  # type: ignore[attr-defined]
+
+
+def summary(self: Module) -> str:
+    """A table of the parameters, printed and returned."""
+    rows = [(n, p.shape, p.data.size) for n, p in self.named_parameters("param", "state")]
+    lines = [f"{n:<40} {s!s:<20} {c:>10,}" for n, s, c in rows]
+    trained = sum(p.data.size for p in self.parameters())
+    lines.append(f"{trained:,} trained parameters, {sum(r[2] for r in rows) - trained:,} others")
+    text = "\n".join(lines)
+    print(text)
+    return text
+
+
+# Keras's habits, lent to every Module from here: nn/ stands below engines and cannot know them.
+for _name, _method in dict(compile=compile_, fit=fit, predict=predict, evaluate=evaluate,
+                           summary=summary).items():  # fmt: skip
+    setattr(Module, _name, _method)
+
+
+def compile(function: Callable[..., Any], engine: str | None = None, threads: int | None = None) -> Any:
+    """``function`` (or a module) traced once per shape and run by an engine; same numbers as eager.
+
+    >>> import trivium as tv
+    >>> fast = tv.compile(lambda x: tv.tanh(x) * 2)
+    >>> fast(tv.asarray([0.0, 1.0]))
+    tensor([0.       , 1.5231884])
+    """
+    chosen = engine_named(engine)
+    made: dict[Any, tuple[Graph, Any]] = {}
+
+    def call(*args: Any) -> Any:
+        arrays = [np.asarray(a) for a in args]
+        key = tuple((a.dtype.str, a.shape) for a in arrays)
+        if key not in made:
+            if len(made) >= 64:
+                made.clear()
+            graph = trace(function, *arrays, training=False)
+            made[key] = (graph, chosen.function(graph))
+        graph, run = made[key]
+        values = {name: p.data for name, p in captured(graph).items()}
+        return restructure(graph, [Tensor(a) for a in run(values, arrays)])
+
+    return call
+
+
+__all__ = ["Callback", "GraphModule", "History", "TrainStep", "compile", "fit"]

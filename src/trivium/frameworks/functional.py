@@ -1,0 +1,251 @@
+"""What the targets share that write calls, not layers: JAX functions, TensorFlow's raw ops.
+
+A call names its numbers (``conv(params["conv1"], x, stride=2)``), the mode is an argument that is
+passed on (``training``), and Graphs inside a node (the step of a scan) become functions of their own.
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.frameworks.blocks import leaf
+from trivium.frameworks.source import (
+    Class,
+    Code,
+    Emitter,
+    Member,
+    Slot,
+    Statement,
+    Target,
+    Writer,
+    _joined,
+    _Later,
+)
+from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.shape import Dim, size_product
+
+WIDTH = 96
+
+
+@dataclass(frozen=True)
+class Keyword(Slot):
+    """``, name=value``, left out where it is the default in every block of the structure."""
+
+    default: Any = None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """``, training=training`` or ``, rng=rng``: what a call passes on."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Own(Member):
+    """A parameter by its full name, where a Member is named below the block."""
+
+
+@dataclass
+class Stateful(Statement):
+    """A statement that also gives the new state of a member (JAX has no assignment)."""
+
+    state: Member = Member("")  # noqa: RUF009  (frozen)
+
+
+def keywords(arguments: Mapping[str, tuple[Any, Any]]) -> Code:
+    """``name=(value, default)`` as what follows the arrays of a call."""
+    return [Keyword(name, value, default) for name, (value, default) in arguments.items()]
+
+
+def square(sizes: tuple[int, ...]) -> Any:
+    """``3`` for ``(3, 3)``: as one writes it."""
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def plain_padding(padding: Any) -> Any:
+    """``1`` for ((1, 1), (1, 1)); pairs where they differ."""
+    pairs = set(padding)
+    low, high = padding[0]
+    return low if len(pairs) == 1 and low == high and isinstance(low, int) else padding
+
+
+def same_state_twice(graph: Graph) -> dict[str, list[Node]]:
+    """For each running statistic the batch norms that collect it, checked against the updates."""
+    found: dict[str, list[Node]] = {}
+    for node in graph.nodes:
+        if node.op != "batch_norm" or node.attrs["training"] is False:
+            continue
+        for v in node.inputs[3:]:
+            if v is not None and v.kind == "state":
+                found.setdefault(v.name, []).append(node)
+    by_name = {v.name: v for v in graph.inputs}
+    for name, nodes in found.items():
+        new = graph.updates.get(by_name[name])
+        if all(v is not new for v in nodes[-1].outputs[1:]):
+            raise UnsupportedError(f"the statistic {name} is not updated by its last batch norm", nodes[-1].scope)
+    return found
+
+
+def passes(code: Code, name: str) -> int:
+    """How often a piece of code passes a flag on."""
+    return sum(isinstance(p, Flag) and p.name == name for p in code)
+
+
+def flagged(cls: Class, name: str) -> int:
+    """How often the statements of a class pass a flag on."""
+    return sum(passes(s.code, name) for s in cls.bodies[0].statements)
+
+
+# -- expressions that are written alike ------------------------------------------------------------
+def linear(target: Target, node: Node) -> Code:
+    """``x @ w.T + b``."""
+    x, w, b = (*node.inputs, None)[:3]
+    product: Code = [*target.array(x), " @ ", *target.array(w), ".T"]
+    return product if b is None else [*product, " + ", *target.array(b)]
+
+
+def slice_axis(target: Target, node: Node) -> Code:
+    """``x[:, 1:4]``."""
+    x, a = node.inputs[0], node.attrs
+    assert x is not None
+    code: Code = [*target.array(x), "[", ":, " * a["axis"]]
+    code += [] if a["start"] == 0 else target.attribute(a["start"])
+    code.append(":")
+    code += [] if a["stop"] == x.shape[a["axis"]] else target.attribute(a["stop"])
+    return [*code, f":{a['step']}]" if a["step"] != 1 else "]"]
+
+
+def select(target: Target, node: Node) -> Code:
+    """``x[:, -1]``."""
+    return [*target.array(node.inputs[0]), f"[{':, ' * node.attrs['axis']}{node.attrs['index']}]"]
+
+
+def new_shape(target: Target, shape: Sequence[Any]) -> list[Code]:
+    """The sizes of a reshape; the only open one is -1."""
+    sizes = list(shape)
+    open_at = [i for i, s in enumerate(sizes) if isinstance(s, Dim)]
+    if len(open_at) == 1 and size_product(s for s in sizes if isinstance(s, int)) != 0:
+        sizes[open_at[0]] = -1
+    return [target.attribute(s) for s in sizes]
+
+
+class Calls(Target):
+    """Call style: keywords for numbers, Graphs inside nodes as functions."""
+
+    sequential = False
+    bare_numbers = True
+    reserved: frozenset[str] = frozenset()
+
+    def __init__(self) -> None:
+        self.steps: dict[str, str] = {}  # functions made of inner Graphs: name -> source
+
+    def use(self, value: Value) -> Code:
+        """A parameter inside an expression."""
+        return [Own(value.name)]
+
+    def fill(self, template: str, node: Node) -> Code:
+        """One axis is an int: ``x.sum(1)``."""
+        axis = node.attrs.get("axis")
+        if isinstance(axis, tuple) and len(axis) == 1 and node.op != "flip":
+            copy = Node(node.op, node.inputs, node.attrs | {"axis": axis[0]})
+            copy.outputs, copy.scope = node.outputs, node.scope
+            node = copy
+        return super().fill(template, node)
+
+    def step(self, graph: Graph, wish: str) -> str:
+        """The name of a function that means this inner Graph."""
+        inner = self.inner(graph, wish)
+        inner.settle()
+        source = "\n\n\n".join(self.function(inner, cls) for cls in inner.classes)
+        name = inner.classes[-1].name
+        for other, text in self.steps.items():
+            if text == source.replace(f"def {name}(", f"def {other}("):
+                return other
+        self.steps[name] = source
+        return name
+
+    def inner(self, graph: Graph, wish: str) -> Emitter:
+        """An emitter for an inner Graph."""
+        copy = Graph(wish)
+        copy.inputs, copy.nodes, copy.outputs = graph.inputs, graph.nodes, graph.outputs
+        return Emitter(copy, self)
+
+    def function(self, emitter: Emitter, cls: Class) -> str:
+        """The source of one function that has no parameters."""
+        raise NotImplementedError
+
+    def taken(self, name: str) -> bool:
+        """May no class or variable have this name?"""
+        return name in self.reserved or name in self.helpers or name in self.steps or keyword.iskeyword(name)
+
+
+def scan(target: Calls, node: Node) -> Code:
+    """``scan(step, (h,), (xs,), (w,))``, with the helper of that name."""
+    a = node.attrs
+    name = target.step(a["body"], f"{leaf(node.scope) or 'scan'}_step")
+    values = [target.array(v) for v in node.inputs]
+    carries, along = values[: a["carries"]], values[a["carries"] : a["carries"] + a["scanned"]]
+    code: Code = [f"scan({name}"]
+    for group in (carries, along, values[a["carries"] + a["scanned"] :]):
+        code += [", [", *_joined(group), "]"]
+    return [*code, ", reverse=True)" if a["reverse"] else ")", "[0]" * (len(node.outputs) == 1)]
+
+
+class CallWriter(Writer):
+    """Keywords, flags and reserved names."""
+
+    def fresh(self, wish: str) -> str:
+        """Never the name of a helper, a module or an argument."""
+        target: Any = self.target
+        name, n = super().fresh(wish), 2
+        while target.taken(name):
+            name, n = super().fresh(f"{wish}{n}"), n + 1
+        return name
+
+    def literal_slot(self, slot: Slot) -> str:
+        """A keyword brings its own name, or nothing."""
+        if not isinstance(slot, Keyword):
+            return super().literal_slot(slot)
+        varies = self.slot in self.slot_names
+        text = super().literal_slot(slot)
+        return f", {slot.name}={text}" if varies or slot.value != slot.default else ""
+
+    def piece(self, piece: Any) -> str:
+        """Flags, and the arguments of an inner block."""
+        if isinstance(piece, Flag):
+            return f", {piece.name}={self.flag(piece)}"
+        if isinstance(piece, _Later):
+            return "".join(f", {s.name}={self.literal_slot(s)}" for s in piece.body.arguments if isinstance(s, Slot))
+        return str(piece)
+
+    def flag(self, flag: Flag) -> str:
+        """What is passed on."""
+        return flag.name
+
+    def name_for(self, value: Value, used: Sequence[Value], s: Statement | None) -> str:
+        """A Value whose own name is taken gets another."""
+        target: Any = self.target
+        name = super().name_for(value, used, s)
+        if target.taken(name):
+            del self.names[value]
+            name = self.names[value] = self.fresh(f"{name}_")
+        return name
+
+
+def nested(targets: Sequence[str]) -> str:
+    """``{"layer1": {}}``: the dicts that assignments to dotted names need."""
+    tree: dict[str, Any] = {}
+    for name in targets:
+        branch = tree
+        for key in name.split(".")[:-1]:
+            branch = branch.setdefault(key, {})
+    return repr(tree).replace("'", '"')
+
+
+__all__ = ["OPS", "CallWriter", "Calls", "Flag", "Keyword", "Own", "Stateful", "flagged", "keywords",
+           "linear", "nested", "new_shape", "plain_padding", "same_state_twice", "scan", "select",
+           "slice_axis", "square"]  # fmt: skip

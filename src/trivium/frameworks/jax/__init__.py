@@ -1,0 +1,1 @@
+"""JAX: pure functions with nested parameters."""

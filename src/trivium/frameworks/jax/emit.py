@@ -1,0 +1,404 @@
+"""A Graph as JAX functions on nested parameters, in source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trivium.dtype import DType
+from trivium.frameworks.blocks import Block, Layer, leaf
+from trivium.frameworks.functional import (
+    Calls,
+    CallWriter,
+    Flag,
+    Own,
+    Stateful,
+    flagged,
+    keywords,
+    linear,
+    nested,
+    new_shape,
+    passes,
+    plain_padding,
+    same_state_twice,
+    scan,
+    select,
+    slice_axis,
+    square,
+)
+from trivium.frameworks.jax.helpers import HELPERS
+from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.source import (
+    Body,
+    Class,
+    Code,
+    Emitted,
+    Emitter,
+    Member,
+    Statement,
+    Target,
+    Writer,
+    _joined,
+    _Later,
+    array_source,
+)
+from trivium.graph import MODE, Graph, Node, UnsupportedError, Value
+from trivium.op import Refused
+
+NARROW = {"int64": "int32", "uint64": "uint32"}
+"""JAX has 32 bits unless told otherwise; said here, so that it does not happen silently."""
+
+_LAYOUTS = ("NCW", "NCHW", "NCDHW")
+
+
+# -- layers: functions of (params, x) ----------------------------------------------------------------
+def _form(op: str, exact: Any = lambda node: True, **names: str) -> LayerForm:
+    weights = tuple(Weight(array, name, name) for array, name in names.items())
+    return LayerForm(op, op, lambda node: {} if exact(node) else None, weights=weights)
+
+
+def _statistics(node: Node) -> bool:
+    return node.inputs[3] is not None and node.inputs[3].kind == "state"
+
+
+FORMS = [
+    _form("conv", w="weight", b="bias"),
+    _form("linear", weight="weight", bias="bias"),
+    _form("batch_norm", _statistics, scale="weight", bias="bias", running_mean="running_mean",
+          running_var="running_var"),
+    _form("layer_norm", lambda node: len(node.inputs) > 1 and node.inputs[1] is not None,
+          scale="weight", bias="bias"),
+    _form("embedding", weight="weight"),
+    _form("rnn", **{n: n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}),
+]  # fmt: skip
+
+
+def _conv_keywords(a: Mapping[str, Any]) -> Code:
+    return keywords({
+        "stride": (square(a["stride"]), 1), "padding": (plain_padding(a["padding"]), 0),
+        "dilation": (square(a["dilation"]), 1), "groups": (a["groups"], 1),
+        "layout": (None if a["layout"] in _LAYOUTS else a["layout"], None),
+    })  # fmt: skip
+
+
+def _norm_keywords(a: Mapping[str, Any]) -> Code:
+    return keywords({
+        "axis": (a["axis"], 1), "momentum": (a["momentum"], 0.1), "epsilon": (a["epsilon"], 1e-5),
+        "unbiased": (a["unbiased"], True),
+    })  # fmt: skip
+
+
+def _mode(training: Any) -> Code:
+    return [Flag("training")] if training is MODE else [", training=True"] if training else []
+
+
+def _activation(a: Mapping[str, Any]) -> Code:
+    if a["activation"] == "tanh":
+        return []
+    return [f", activation={'jax.nn' if a['activation'] in ('relu', 'sigmoid') else 'jnp'}.{a['activation']}"]
+
+
+# -- calls -------------------------------------------------------------------------------------------
+def _conv(target: Target, node: Node) -> Code:
+    arrays = [target.array(v) for v in node.inputs if v is not None]
+    return ["convolution(", *_joined(arrays), *_conv_keywords(node.attrs), ")"]
+
+
+def _pool(target: Target, node: Node) -> Code:
+    a = node.attrs
+    more = keywords({
+        "stride": (square(a["stride"]), square(a["kernel"])),
+        "padding": (plain_padding(a["padding"]), 0),
+        "dilation": (square(a.get("dilation", (1,))), 1),
+        "include_pad": (a.get("include_pad", True) or plain_padding(a["padding"]) == 0, True),
+        "axis": (1 if a["layout"][-1] == "C" else 2, 2),
+    })  # fmt: skip
+    kernel = target.literal(square(a["kernel"]))
+    return [f"{node.op}(", *target.array(node.inputs[0]), f", {kernel}", *more, ")"]
+
+
+def _dropout(target: Target, node: Node) -> Code:
+    a = node.attrs
+    return ["dropout(", *target.array(node.inputs[0]), f", {a['rate']}", Flag("rng"), *_mode(a["training"]), ")"]
+
+
+def _reduce(target: Target, node: Node) -> Code:
+    x, a = node.inputs[0], node.attrs
+    assert x is not None
+    whole = len(a["axis"]) == len(x.shape)
+    axis = "" if whole else target.literal(square(a["axis"]))
+    keep = (", " if axis else "") + "keepdims=True" if a["keepdims"] else ""
+    return [*target.array(x), f".{node.op}({axis}{keep})"]
+
+
+def _transpose(target: Target, node: Node) -> Code:
+    axes = node.attrs["axes"]
+    if axes == tuple(reversed(range(len(axes)))):
+        return [*target.array(node.inputs[0]), ".T"]
+    return [*target.array(node.inputs[0]), f".transpose({', '.join(map(str, axes))})"]
+
+
+def _reshape(target: Target, node: Node) -> Code:
+    return [*target.array(node.inputs[0]), ".reshape(", *_joined(new_shape(target, node.attrs["shape"])), ")"]
+
+
+def _flatten(target: Target, node: Node) -> Code:
+    start = node.attrs["start"]
+    return ["flatten(", *target.array(node.inputs[0]), ")" if start == 1 else f", {start})"]
+
+
+def _pad(target: Target, node: Node) -> Code:
+    x, a = node.inputs[0], node.attrs
+    assert x is not None
+    if any(a["interior"]) or any(p < 0 for p in (*a["low"], *a["high"])):
+        config = tuple(zip(a["low"], a["high"], a["interior"], strict=True))
+        number = f"jnp.array({target.literal(a['value'])}, {target.literal(x.dtype)})"
+        return ["lax.pad(", *target.array(x), f", {number}, {config})"]
+    pairs = tuple(zip(a["low"], a["high"], strict=True))
+    tail = f", constant_values={target.literal(a['value'])})" if a["value"] else ")"
+    return ["jnp.pad(", *target.array(x), f", {pairs}{tail}"]
+
+
+def _constant(target: Target, node: Node) -> Code:
+    array = node.attrs["value"]
+    if array.dtype.name in NARROW and array.astype(NARROW[array.dtype.name]).tolist() != array.tolist():
+        raise UnsupportedError(f"a constant beyond {NARROW[array.dtype.name]} in JAX source", node.scope)
+    return [f"jnp.array({_finite(array_source(array))}, {target.literal(node.out.dtype)})"]
+
+
+def _finite(source: str) -> str:
+    return re.sub(r"\b(inf|nan)\b", r"jnp.\1", source)
+
+
+def _take_grad(target: Target, node: Node) -> Code:
+    g, indices = node.inputs
+    a = node.attrs
+    zeros: Code = ["jnp.zeros(", *target.attribute(node.out.shape), f", {target.literal(node.out.dtype)})"]
+    at: Code = [".at[", ":, " * a["axis"], *target.array(indices), "]"]
+    return [*zeros, *at, ".add(", *target.array(g), ")"]
+
+
+def _cond(target: Any, node: Node) -> Code:
+    names = [target.step(node.attrs[k], f"{leaf(node.scope) or 'cond'}_{k}") for k in ("then", "otherwise")]
+    condition, *operands = [target.array(v) for v in node.inputs]
+    return [f"lax.cond(", *_joined([condition, [names[0]], [names[1]], *operands]), ")",
+            "[0]" * (len(node.outputs) == 1)]  # fmt: skip
+
+
+class Jax(Calls):
+    """JAX source: functions of (params, x)."""
+
+    name = "jax"
+    forms = FORMS
+    helpers = HELPERS
+    reserved = frozenset({"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys"})
+    functions = {  # noqa: RUF012
+        "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "dropout": _dropout, "linear": linear,
+        "sum": _reduce, "mean": _reduce, "max": _reduce, "min": _reduce, "transpose": _transpose,
+        "reshape": _reshape, "flatten": _flatten, "pad": _pad, "constant": _constant, "slice_axis": slice_axis,
+        "select": select, "take_grad": _take_grad, "scan": scan, "cond": _cond,
+    }  # fmt: skip
+
+    def prepare(self, graph: Graph) -> Graph:
+        """Nothing is rebuilt; float64 is refused."""
+        same_state_twice(graph)
+        for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)):
+            if v.dtype == "float64":
+                raise UnsupportedError(
+                    "float64 in JAX source, which is float32 there unless x64 is on",
+                    v.node.scope if v.node else v.name, "cast the model to float32",
+                )  # fmt: skip
+        return graph
+
+    def lowers(self, node: Node) -> bool:
+        """Dropout that is off, and norms without parameters, are decomposed."""
+        return super().lowers(node) and not (node.op == "dropout" and node.attrs["training"] is False)
+
+    def literal(self, value: Any) -> str:
+        """Dtypes by name, 64-bit integers as the 32-bit ones they are."""
+        if isinstance(value, DType):
+            return f'"{NARROW.get(value, value)}"'
+        if isinstance(value, float) and not np.isfinite(value):
+            return f"jnp.{value}".replace("jnp.-", "-jnp.")
+        return super().literal(value)
+
+    def class_name(self, words: Sequence[str]) -> str:
+        """``basic_block``."""
+        parts = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", w) for w in words if w]
+        name = "_".join(parts).lower()
+        return f"{name}_model" if name in self.reserved or name in self.steps else name
+
+    def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
+        """Nothing is declared: the arrays say it all."""
+        return []
+
+    def parameter(self, value: Value) -> Code:
+        """Nothing is declared."""
+        return []
+
+    def call(self, layer: Layer, member: Member) -> list[Statement]:
+        """``conv(params["conv1"], x, stride=2)``."""
+        node, a = layer.node, layer.node.attrs
+        x = node.inputs[1] if node.op == "embedding" else node.inputs[0]
+        start: Code = [f"{node.op}(", member, ", ", *self.array(x)]
+        match node.op:
+            case "conv":
+                return [Statement([node.out], [*start, *_conv_keywords(a), ")"])]
+            case "batch_norm":
+                code = [*start, *_mode(a["training"]), *_norm_keywords(a), ")"]
+                if a["training"] is False:
+                    return [Statement([node.outputs[0]], [*code, "[0]"])]
+                return [Stateful([node.outputs[0]], code, effect=True, state=member)]
+            case "layer_norm":
+                return [Statement([node.out], [*start, *keywords({"epsilon": (a["epsilon"], 1e-5)}), ")"])]
+            case "rnn":
+                return _either(node.outputs, [*start, *_activation(a), ")"])
+        return [Statement([node.out], [*start, ")"])]
+
+    def inner(self, graph: Graph, wish: str) -> Emitter:
+        """An emitter for an inner Graph."""
+        copy = Graph(wish)
+        copy.inputs, copy.nodes, copy.outputs = graph.inputs, graph.nodes, graph.outputs
+        return Functions(copy, self)
+
+    def function(self, emitter: Emitter, cls: Class) -> str:
+        """The step of a scan, a branch of a cond: a tuple of results."""
+        return _function(emitter, cls, inner=True)
+
+    def render(self, emitter: Emitter) -> str:
+        """Imports, then the functions, inner ones first."""
+        emitter.settle()
+        parts = [_function(emitter, cls) for cls in emitter.classes]
+        body = "\n\n\n".join([*self.steps.values(), *parts])
+        return "import jax\nimport jax.numpy as jnp\nfrom jax import lax\n\n\n" + body
+
+
+def _either(outputs: Sequence[Value], code: Code) -> list[Statement]:
+    """Of two results the one that is read, by its index; both where both are."""
+    readers = outputs[0].graph.uses()
+    results = outputs[0].graph.results()
+    read = [i for i, v in enumerate(outputs) if v in readers or any(r is v for r in results)]
+    if len(read) == 1:
+        return [Statement([outputs[read[0]]], [*code, f"[{read[0]}]"])]
+    return [Statement(list(outputs), code)]
+
+
+class Functions(Emitter):
+    """Blocks become calls of functions that take their own part of the parameters."""
+
+    def sub_block(self, body: Body, block: Block) -> None:
+        """``y, state["layer1"] = layer1(params["layer1"], x, training=training)``."""
+        inner = self.body(block)
+        assert inner.cls is not None
+        member = Member(self.member_name(body.block, block.path))
+        arguments = _joined([[member], *([v] for v in block.inputs)])
+        code: Code = [f"{inner.cls.name}(", *arguments, _Later(inner)]  # type: ignore[list-item]
+        code += [Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)]
+        code.append(")")
+        outputs = list(block.outputs)
+        if any(isinstance(s, Stateful) for s in inner.statements):
+            body.statements.append(Stateful(outputs, code, effect=True, state=member))  # type: ignore[arg-type]
+        else:
+            body.statements.append(Statement(outputs, code))  # type: ignore[arg-type]
+
+
+class _Writer(CallWriter):
+    def __init__(self, emitter: Emitter, cls: Class):
+        super().__init__(emitter, cls)
+        self.keys = flagged(cls, "rng")
+        self.key = 0
+        self.stateful = [s.state.name for s in self.body.statements if isinstance(s, Stateful)]
+
+    def member(self, member: Member) -> str:
+        """``params["layer1"]["0"]``."""
+        name, path = member.name, self.body.block.path
+        if isinstance(member, Own) and path:
+            if not name.startswith(path + "."):
+                raise UnsupportedError(f"JAX source that reads {name} in {path}, outside its own scope")
+            name = name[len(path) + 1 :]
+        return "params" + _indexed(name)
+
+    def flag(self, flag: Flag) -> str:
+        """Every use of the key is another key."""
+        if flag.name != "rng" or self.keys < 2:
+            return flag.name
+        self.key += 1
+        return f"keys[{self.key - 1}]"
+
+    def statement(self, s: Statement, following: Sequence[Any]) -> None:
+        """A new state is assigned, so its statement has a line of its own."""
+        if not isinstance(s, Stateful):
+            return super().statement(s, following)
+        start, key = self.slot, self.key
+        text, depth = self.text(s.code)
+        used = [p for p in s.code if isinstance(p, Value)]
+        if self.pending and (len(text) > 72 or depth > 3):
+            self.slot, self.key = start, key
+            self.flush(used)
+            text, _ = self.text(s.code)
+        for p in used:
+            self.pending.pop(p, None)
+            self.left[p] -= 1
+        names = [self.name_for(v, used, s) if v is not None and self.left.get(v) else "_" for v in s.outputs]
+        self.lines.append(f"{', '.join(names)}, state{_indexed(s.state.name)} = {text}")
+
+    def results(self, root: bool) -> None:
+        """The return, with the new state where there is one."""
+        line = self.lines.pop().removeprefix("return ")
+        several = len(self.body.block.outputs) != 1
+        if not self.stateful:
+            self.lines.append(f"return {line}")
+        elif not root:
+            self.lines.append(f"return {line}, state")
+        else:
+            y = f"({line})" if several else line
+            moded = flagged_class(self.body, "training")
+            self.lines.append(f"return ({y}, state) if training else {y}" if moded else f"return {y}, state")
+
+
+def flagged_class(body: Body, name: str) -> bool:
+    """Does a body pass this flag on?"""
+    return any(passes(s.code, name) for s in body.statements)
+
+
+def _indexed(name: str) -> str:
+    return "".join(f'["{part}"]' for part in name.split("."))
+
+
+def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
+    writer = _Writer(emitter, cls)
+    root = not inner and cls.bodies[0] is emitter.root
+    moded = flagged(cls, "training") > 0
+    arguments = [] if inner else ["params"]
+    arguments += [*writer.argument_names(), *cls.parameters]
+    arguments += ["training=False"] if moded else []
+    arguments += ["rng=None" if moded else "rng"] if writer.keys else []
+    lines = []
+    if root and writer.stateful and moded:
+        lines.append('"""With ``training=True`` -> (y, the new running statistics, nested as in params)."""')
+    if writer.keys > 1:
+        split = f"keys = jax.random.split(rng, {writer.keys})"
+        lines.append(split + (f" if training else [None] * {writer.keys}" if moded else ""))
+    if writer.stateful:
+        lines.append(f"state = {nested(writer.stateful)}")
+    writer.write()
+    if inner:
+        writer.lines[-1] = f"return ({writer.lines[-1].removeprefix('return ')},)"
+    else:
+        writer.results(root)
+    lines += writer.lines
+    return f"def {cls.name}({', '.join(arguments)}):\n" + "\n".join("    " + line for line in lines)
+
+
+def emit(graph: Graph) -> Emitted:
+    """The source of a JAX function ``f(params, *inputs)`` that means this Graph."""
+    emitted = Functions(graph, Jax()).run()
+    if "math." in emitted.source:
+        emitted.source = "import math\n\n" + emitted.source
+    return emitted
+
+
+__all__ = ["FORMS", "Jax", "Refused", "Writer", "emit"]

@@ -1,0 +1,380 @@
+"""What keras.ops records in a model, as our ops: one entry for each class of operation.
+
+A function gets the recorded operation (its attributes are the call's constants) and the call's
+arguments, our Values in place of Keras's tensors. Python numbers stay numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from trivium.dtype import as_dtype, bool_
+from trivium.frameworks.keras.layers import each, layout_of, spatial, window_padding
+from trivium.graph import OPS, UnsupportedError, Value
+from trivium.shape import Dim
+
+Rule = Callable[..., Any]
+OPERATIONS: dict[str, Rule] = {}
+"""Our meaning of each class of ``keras.src.ops`` and ``keras.src.activations``."""
+
+
+def operation(*names: str) -> Callable[[Rule], Rule]:
+    """Enter a function under the names of Keras's classes."""
+
+    def enter(rule: Rule) -> Rule:
+        OPERATIONS.update(dict.fromkeys(names, rule))
+        return rule
+
+    return enter
+
+
+def refuse(op: Any, why: str) -> UnsupportedError:
+    """An error that names the operation."""
+    return UnsupportedError(f"keras.ops operation {type(op).__name__}: {why}")
+
+
+def _plain(ours: str) -> Rule:
+    return lambda op, *xs: OPS[ours](*xs)
+
+
+_ALIKE = {  # Keras's class: our op, with the same arrays and no attributes
+    "Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Divide": "divide",
+    "TrueDivide": "divide", "Power": "pow", "Maximum": "maximum", "Minimum": "minimum",
+    "Negative": "negative", "Absolute": "abs", "Sign": "sign", "Exp": "exp", "Log": "log",
+    "Log1p": "log1p", "Expm1": "expm1", "Sqrt": "sqrt", "Tanh": "tanh", "Erf": "erf",
+    "Sigmoid": "sigmoid", "Relu": "relu", "Softplus": "softplus", "Silu": "silu",
+    "Square": "square", "Equal": "equal", "NotEqual": "not_equal", "Less": "less",
+    "LessEqual": "less_equal", "Greater": "greater", "GreaterEqual": "greater_equal",
+    "LogicalAnd": "logical_and", "LogicalOr": "logical_or", "LogicalNot": "logical_not",
+    "Matmul": "matmul", "StopGradient": "stop_gradient",
+}  # fmt: skip
+OPERATIONS.update({theirs: _plain(ours) for theirs, ours in _ALIKE.items()})
+
+
+# -- elementwise -----------------------------------------------------------------------------------
+@operation("Rsqrt", "Reciprocal")
+def _reciprocal(op: Any, x: Value) -> Any:
+    return OPS["divide"](1.0, OPS["sqrt"](x) if type(op).__name__ == "Rsqrt" else x)
+
+
+@operation("Gelu")
+def _gelu(op: Any, x: Value) -> Any:
+    return OPS["gelu"](x, approximate="tanh" if op.approximate else "none")
+
+
+@operation("LeakyRelu")
+def _leaky_relu(op: Any, x: Value) -> Any:
+    return OPS["leaky_relu"](x, slope=float(op.negative_slope))
+
+
+def _clip(x: Any, low: float, high: float) -> Any:
+    return OPS["minimum"](OPS["maximum"](x, low), high)
+
+
+@operation("Clip")
+def _clipped(op: Any, x: Value) -> Any:
+    if not all(isinstance(v, (int, float)) for v in (op.x_min, op.x_max)):
+        raise refuse(op, "its bounds are not numbers")
+    return _clip(x, op.x_min, op.x_max)
+
+
+@operation("Relu6")
+def _relu6(op: Any, x: Value) -> Any:
+    return OPS["minimum"](OPS["relu"](x), 6.0)
+
+
+@operation("ReLU")
+def _relu(op: Any, x: Value) -> Any:
+    if op.threshold:
+        raise refuse(op, f"threshold={op.threshold}")
+    slope = op.negative_slope
+    y = OPS["leaky_relu"](x, slope=float(slope)) if slope else OPS["relu"](x)
+    return y if op.max_value is None else OPS["minimum"](y, float(op.max_value))
+
+
+def _elu_of(x: Any, alpha: float) -> Any:
+    # minimum: where x is large, expm1(x) overflows and its gradient would be 0 * inf.
+    return OPS["where"](x > 0, x, OPS["expm1"](OPS["minimum"](x, 0.0)) * alpha)
+
+
+@operation("Elu")
+def _elu(op: Any, x: Value) -> Any:
+    return _elu_of(x, float(op.alpha))
+
+
+@operation("Selu")
+def _selu(op: Any, x: Value) -> Any:
+    return _elu_of(x, 1.6732632423543772) * 1.0507009873554805  # Klambauer et al., 2017
+
+
+@operation("Softsign")
+def _softsign(op: Any, x: Value) -> Any:
+    return OPS["divide"](x, 1.0 + OPS["abs"](x))
+
+
+@operation("HardSigmoid")
+def _hard_sigmoid(op: Any, x: Value) -> Any:
+    return _clip(OPS["divide"](x, 6.0) + 0.5, 0.0, 1.0)  # Keras 2 had .2 x + .5
+
+
+@operation("HardSilu")
+def _hard_silu(op: Any, x: Value) -> Any:
+    return x * _hard_sigmoid(op, x)
+
+
+@operation("Mish")
+def _mish(op: Any, x: Value) -> Any:
+    return x * OPS["tanh"](OPS["softplus"](x))
+
+
+# Two functions of keras.activations leave keras.ops before they record anything.
+ACTIVATIONS: dict[str, Rule] = {"hard_silu": _hard_silu, "mish": _mish}
+
+
+@operation("LogSigmoid")
+def _log_sigmoid(op: Any, x: Value) -> Any:
+    return OPS["negative"](OPS["softplus"](OPS["negative"](x)))
+
+
+@operation("Softmax", "LogSoftmax")
+def _softmax(op: Any, x: Value) -> Any:
+    if not isinstance(op.axis, int):
+        raise refuse(op, f"axis={op.axis}")
+    return OPS["softmax" if type(op).__name__ == "Softmax" else "log_softmax"](x, axis=op.axis)
+
+
+@operation("Where")
+def _where(op: Any, condition: Value, x: Any, y: Any) -> Any:
+    if condition.dtype != bool_:
+        condition = OPS["not_equal"](condition, 0)
+    first = x if isinstance(x, Value) else y
+    if not isinstance(first, Value):
+        raise refuse(op, "of two numbers")
+    x, y = (
+        v if isinstance(v, Value) else OPS["full"](shape=(), value=v, dtype=first.dtype)
+        for v in (x, y)
+    )
+    return OPS["where"](condition, x, y)
+
+
+@operation("Cast")
+def _cast(op: Any, x: Value) -> Any:
+    return x if x.dtype == op.dtype else OPS["cast"](x, dtype=as_dtype(op.dtype))
+
+
+@operation("ConvertToTensor", "Copy")
+def _itself(op: Any, x: Value) -> Any:
+    return x if getattr(op, "dtype", None) is None else _cast(op, x)
+
+
+@operation("ZerosLike", "OnesLike")
+def _like(op: Any, x: Value) -> Any:
+    value = int(type(op).__name__ == "OnesLike")
+    return OPS["full"](shape=x.shape, value=value, dtype=as_dtype(op.dtype or x.dtype))
+
+
+# -- reductions ------------------------------------------------------------------------------------
+def _axes(axis: Any) -> Any:
+    return tuple(axis) if isinstance(axis, (list, tuple)) else axis
+
+
+@operation("Mean", "Sum", "Max", "Min", "Amax", "Amin")
+def _reduce(op: Any, x: Value) -> Any:
+    if getattr(op, "initial", None) is not None or getattr(op, "dtype", None) is not None:
+        raise refuse(op, "initial= or dtype=")
+    name = type(op).__name__.lower().removeprefix("a")
+    return OPS[name](x, axis=_axes(op.axis), keepdims=bool(op.keepdims))
+
+
+@operation("Var", "Std")
+def _variance(op: Any, x: Value) -> Any:
+    if getattr(op, "ddof", 0):
+        raise refuse(op, "ddof=")
+    axis = _axes(op.axis)
+    centered = x - OPS["mean"](x, axis=axis, keepdims=True)
+    var = OPS["mean"](centered * centered, axis=axis, keepdims=bool(op.keepdims))
+    return var if type(op).__name__ == "Var" else OPS["sqrt"](var)
+
+
+@operation("Logsumexp")
+def _logsumexp(op: Any, x: Value) -> Any:
+    return OPS["logsumexp"](x, axis=_axes(op.axis), keepdims=bool(op.keepdims))
+
+
+@operation("Argmax")
+def _argmax(op: Any, x: Value) -> Any:
+    if op.axis is None or op.keepdims:
+        raise refuse(op, "axis=None or keepdims=True")
+    return OPS["cast"](OPS["argmax"](x, axis=op.axis), dtype=as_dtype("int32"))
+
+
+# -- shapes ----------------------------------------------------------------------------------------
+def sizes(op: Any, x: Value, shape: Any) -> tuple[Any, ...]:
+    """Keras's shape, in which None is a size that was open when the model was written down."""
+    wanted = list(shape)
+    if wanted.count(None) > 1 or not all(s is None or isinstance(s, int) for s in wanted):
+        raise refuse(op, f"shape {tuple(shape)} with several open sizes")
+    if None in wanted and -1 not in wanted:
+        wanted[wanted.index(None)] = -1  # with one open size only one size fits
+    elif None in wanted:
+        open_sizes = [s for s in x.shape if isinstance(s, Dim)]
+        if len(open_sizes) != 1:
+            raise refuse(op, f"shape {tuple(shape)} of an array with several open sizes")
+        wanted[wanted.index(None)] = open_sizes[0]
+    return tuple(wanted)
+
+
+@operation("Reshape")
+def _reshape(op: Any, x: Value) -> Any:
+    return OPS["reshape"](x, shape=sizes(op, x, op.newshape))
+
+
+@operation("Ravel")
+def _ravel(op: Any, x: Value) -> Any:
+    return OPS["reshape"](x, shape=(-1,))
+
+
+@operation("BroadcastTo")
+def _broadcast_to(op: Any, x: Value) -> Any:
+    if None in op.shape:
+        raise refuse(op, f"shape {tuple(op.shape)} with open sizes")
+    return OPS["broadcast_to"](x, shape=tuple(op.shape))
+
+
+@operation("Transpose")
+def _transpose(op: Any, x: Value) -> Any:
+    return OPS["transpose"](x, axes=None if op.axes is None else tuple(op.axes))
+
+
+@operation("Swapaxes")
+def _swapaxes(op: Any, x: Value) -> Any:
+    axes = list(range(x.ndim))
+    axes[op.axis1], axes[op.axis2] = axes[op.axis2], axes[op.axis1]
+    return OPS["transpose"](x, axes=tuple(axes))
+
+
+@operation("Moveaxis")
+def _moveaxis(op: Any, x: Value) -> Any:
+    source, target = ([a % x.ndim for a in axes] for axes in (op.source, op.destination))
+    axes = [a for a in range(x.ndim) if a not in source]
+    for to, a in sorted(zip(target, source, strict=True)):
+        axes.insert(to, a)
+    return OPS["transpose"](x, axes=tuple(axes))
+
+
+@operation("ExpandDims")
+def _expand_dims(op: Any, x: Value) -> Any:
+    if not isinstance(op.axis, int):
+        raise refuse(op, f"axis={op.axis}")
+    return OPS["expand_dims"](x, axis=op.axis)
+
+
+@operation("Squeeze")
+def _squeeze(op: Any, x: Value) -> Any:
+    if op.axis is None:
+        raise refuse(op, "axis=None: name the axis")
+    return OPS["squeeze"](x, axis=_axes(op.axis))
+
+
+@operation("Concatenate", "Stack")
+def _join(op: Any, xs: Any) -> Any:
+    return OPS["concat" if type(op).__name__ == "Concatenate" else "stack"](*xs, axis=op.axis)
+
+
+@operation("Split")
+def _split(op: Any, x: Value) -> Any:
+    axis, at, size = op.axis % x.ndim, op.indices_or_sections, x.shape[op.axis]
+    if isinstance(at, int):
+        if not isinstance(size, int):
+            raise refuse(op, f"an open size ({size})")
+        at = range(size // at, size, size // at)
+    ends = [0, *at, None]
+    return [OPS["slice_axis"](x, axis=axis, start=a, stop=b) for a, b in pairwise(ends)]
+
+
+@operation("Flip")
+def _flip(op: Any, x: Value) -> Any:
+    return OPS["flip"](x, axis=_axes(op.axis))
+
+
+@operation("Repeat")
+def _repeat(op: Any, x: Value) -> Any:
+    if op.axis is None or not isinstance(op.repeats, int):
+        raise refuse(op, "axis=None, or a count for each element")
+    axis = op.axis % x.ndim
+    before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    y = OPS["expand_dims"](x, axis=axis + 1)
+    y = OPS["broadcast_to"](y, shape=(*before, n, op.repeats, *after))
+    return OPS["reshape"](y, shape=(*before, n * op.repeats, *after))
+
+
+@operation("Pad")
+def _pad(op: Any, x: Value, constant_values: Any = None) -> Any:
+    if op.mode != "constant" or not isinstance(constant_values or 0, (int, float)):
+        raise refuse(op, f"mode={op.mode!r}")
+    pads = [tuple(p) for p in op.pad_width]
+    pads = pads * x.ndim if len(pads) == 1 else pads
+    low, high = zip(*pads, strict=True)
+    return OPS["pad"](x, low=low, high=high, value=float(constant_values or 0))
+
+
+@operation("GetItem")
+def _getitem(op: Any, x: Value, key: Any) -> Any:
+    for k in key if isinstance(key, (list, tuple)) else [key]:
+        if not (k is None or k is Ellipsis or isinstance(k, (int, slice))):
+            raise refuse(op, f"index {k!r}")
+        if isinstance(k, slice) and (k.step or 1) < 1:
+            raise refuse(op, f"a step of {k.step}")
+    return x[tuple(key) if isinstance(key, (list, tuple)) else key]
+
+
+@operation("Take")
+def _take(op: Any, x: Value, indices: Any) -> Any:
+    if op.axis is None:
+        raise refuse(op, "axis=None")
+    if isinstance(indices, int):
+        return OPS["select"](x, axis=op.axis, index=indices)
+    return OPS["take"](x, indices, axis=op.axis)
+
+
+@operation("OneHot")
+def _one_hot(op: Any, x: Value) -> Any:
+    if op.axis not in (-1, x.ndim) or op.sparse:
+        raise refuse(op, f"axis={op.axis}, sparse={op.sparse}")
+    return OPS["one_hot"](x, classes=op.num_classes, dtype=as_dtype(op.dtype or "float32"))
+
+
+# -- windows ---------------------------------------------------------------------------------------
+@operation("Conv", "DepthwiseConv")
+def _conv(op: Any, x: Value, kernel: Value) -> Any:
+    """A kernel that is a plain variable: its axes are put in our order in the Graph."""
+    n = x.ndim - 2
+    layout = layout_of(op.data_format, x.ndim)
+    channels: Any = x.shape[layout.index("C")]
+    size = kernel.shape[:n]
+    stride, dilation = each(op.strides, n), each(op.dilation_rate, n)
+    padding = window_padding(op.padding, spatial(x.shape, layout), size, stride, dilation)
+    if type(op).__name__ == "Conv":
+        groups = channels // kernel.shape[n]
+        w = OPS["transpose"](kernel, axes=(n + 1, n, *range(n)))
+    else:  # (*k, C, M): channel c * M + m
+        groups = channels
+        w = OPS["transpose"](kernel, axes=(n, n + 1, *range(n)))
+        w = OPS["reshape"](w, shape=(-1, 1, *size))
+    return OPS["conv"](x, w, stride=stride, padding=padding, dilation=dilation, groups=groups,
+                       layout=layout)  # fmt: skip
+
+
+@operation("MaxPool", "AveragePool")
+def _pool(op: Any, x: Value) -> Any:
+    n = x.ndim - 2
+    layout = layout_of(op.data_format, x.ndim)
+    kernel = each(op.pool_size, n)
+    stride = each(op.strides or kernel, n)
+    pads = window_padding(op.padding, spatial(x.shape, layout), kernel, stride, (1,) * n)
+    attrs: dict[str, Any] = dict(kernel=kernel, stride=stride, padding=pads, layout=layout)
+    if type(op).__name__ == "MaxPool":
+        return OPS["max_pool"](x, **attrs)
+    return OPS["avg_pool"](x, include_pad=all(p == (0, 0) for p in pads), **attrs)

@@ -1,0 +1,189 @@
+"""Models in Keras: running them on any of its backends, differentiating and training on TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from trivium.frameworks.keras.emit import emit, emit_function
+from trivium.frameworks.keras.read import PLAIN, load
+from trivium.frameworks.layer import Weight
+from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.source import execute
+from trivium.graph import Graph, UnsupportedError
+from trivium.transforms.replay import specialize
+from trivium.transforms.step import Update
+
+Weights = Mapping[str, tuple[str, Weight]]
+
+
+def load_tensorflow() -> Any:
+    """TensorFlow as Keras's backend, or an error with the remedy."""
+    backend = load().config.backend()
+    if backend != "tensorflow":
+        raise UnsupportedError(
+            f"gradients of a Keras model on the backend {backend!r}",
+            remedy="set KERAS_BACKEND=tensorflow before keras is imported",
+        )
+    import tensorflow as tf
+
+    return tf
+
+
+def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
+    """The Keras model that the Graph's source makes, with these numbers, and where each is."""
+    config = load().config
+    settings = (config.image_data_format(), config.floatx(), config.dtype_policy().name)
+    if settings != ("channels_last", "float32", "float32"):
+        raise UnsupportedError(
+            f"Keras set to {', '.join(settings)}",
+            remedy="set image_data_format to channels_last, floatx and dtype_policy to float32",
+        )
+    emitted = emit(graph)
+    model = execute(emitted, "keras")()
+    model.source = emitted.source
+    KerasRunner(model, emitted.weights).load(values)
+    return model, emitted.weights
+
+
+def foreign(model: Any, module: Any) -> KerasRunner:
+    """A Keras model of the user's own; ``module`` is what reading it gave."""
+    maps: dict[str, Weight] = {}
+    for layer in model._flatten_layers():
+        form = PLAIN.get(type(layer).__name__)
+        for w in form.weights if form else ():
+            if (variable := attrgetter(w.theirs)(layer)) is not None:
+                maps[variable.path] = w
+        if hasattr(layer, "depthwise_kernel"):  # separable: read as two layers
+            n = len(layer.depthwise_kernel.shape) - 2
+            maps[layer.depthwise_kernel.path] = PLAIN[f"DepthwiseConv{n}D"].weights[0]
+            maps[layer.pointwise_kernel.path] = PLAIN[f"Conv{n}D"].weights[0]
+    names: Mapping[str, str] = module.source_names
+    return KerasRunner(model, {n: (at, maps.get(at) or Weight("", n, at)) for n, at in names.items()})
+
+
+class KerasRunner:
+    """Any Keras model. ``weights`` says where our parameters are in it: "conv1.kernel", or a path."""
+
+    def __init__(self, model: Any, weights: Weights):
+        self.keras, self.model, self.weights = load(), model, weights
+        from keras.src.models.functional import Functional
+
+        self.recorded = (Functional, self.keras.Sequential)
+        self.variables = {ours: self._find(theirs) for ours, (theirs, _) in weights.items()}
+        fixed = [v for la in model._flatten_layers() for v in la._non_trainable_variables]
+        states = {id(v) for v in fixed}
+        self.states = {n for n, v in self.variables.items() if id(v) in states}
+
+    def _find(self, place: str) -> Any:
+        for v in self.model.weights:
+            if v.path == place:
+                return v
+        for dot in (i for i in range(len(place) - 1, 0, -1) if place[i] == "."):
+            layer = next((la for la in self.model.layers if la.name == place[:dot]), None)
+            if layer is not None:
+                return attrgetter(place[dot + 1 :])(layer)
+        raise KeyError(f"the model {self.model.name} has no weight {place}")
+
+    def _numpy(self, value: Any) -> Array:
+        return np.array(self.keras.ops.convert_to_numpy(value))
+
+    def _ours(self, name: str, value: Any) -> Array:
+        return np.array(self.weights[name][1].back(self._numpy(value)))
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        return {n: self._ours(n, v) for n, v in self.variables.items()}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take these numbers."""
+        for name, variable in self.variables.items():
+            variable.assign(np.array(self.weights[name][1].to(np.asarray(values[name]))))
+
+    def _call(self, inputs: Sequence[Any], training: bool) -> list[Any]:
+        """The outputs as a list; a functional model takes its inputs as it was given them."""
+        if isinstance(self.model, self.recorded):
+            inputs = [self.keras.tree.pack_sequence_as(self.model.input, list(inputs))]
+        found = self.model(*inputs, training=training)
+        if isinstance(found, Mapping):
+            return list(found.values())
+        return list(found) if isinstance(found, (tuple, list)) else [found]
+
+    def _kept(self) -> list[tuple[Any, Array]]:
+        return [(v, self._numpy(v)) for v in self.model.non_trainable_weights]
+
+    def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
+        """The outputs, the states left as they were."""
+        kept = self._kept()
+        xs = [self.keras.ops.convert_to_tensor(np.asarray(x)) for x in inputs]
+        found = [self._numpy(y) for y in self._call(xs, training)]
+        for variable, before in kept:
+            variable.assign(before)
+        return found
+
+    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+        """Outputs and gradients by TensorFlow's tape."""
+        tf = load_tensorflow()
+        kept = self._kept()
+        xs = [tf.convert_to_tensor(np.asarray(x)) for x in inputs]
+        wanted = {n: v.value for n, v in self.variables.items() if n not in self.states}
+        sources = [x for x in xs if x.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch([*wanted.values(), *sources])
+            outputs = self._call(xs, training)
+            smooth = [y for y in outputs if y.dtype.is_floating]
+        seeds = [tf.convert_to_tensor(np.asarray(c)) for c in cotangents]
+        grads = tape.gradient(smooth, [*wanted.values(), *sources], seeds)
+        dense = [None if g is None else np.array(tf.convert_to_tensor(g)) for g in grads]
+        params = {
+            n: self._ours(n, np.zeros(v.shape, np.float32) if g is None else g)
+            for (n, v), g in zip(wanted.items(), dense, strict=False)
+        }
+        states = {n: self._ours(n, self.variables[n]) for n in self.states}
+        for variable, before in kept:
+            variable.assign(before)
+        rest = iter(dense[len(wanted) :])
+        by_input = [next(rest) if x.dtype.is_floating else None for x in xs]
+        return Pulled([self._numpy(y) for y in outputs], params, by_input, states)
+
+
+class KerasTrainer:
+    """The loss Graph as a Keras model, the optimizer's update emitted too; a step is one tf.function."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
+        self.tf = tf = load_tensorflow()
+        self.model, weights = build(graph, values)
+        self.runner = KerasRunner(self.model, weights)
+        self.update = execute(emit_function(specialize(update.graph)), "keras")
+        self.params = [v.value for v in self.model.trainable_variables]
+        self.slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
+        self.count = tf.Variable(0.0)
+        self._compiled = tf.function(self._step, reduce_retracing=True)
+
+    def _step(self, inputs: Sequence[Any], lr: Any) -> Any:
+        tf = self.tf
+        with tf.GradientTape() as tape:
+            loss = self.runner._call(inputs, True)[0]
+        grads = tape.gradient(loss, self.params, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        self.count.assign_add(1.0)
+        for p, g, slots in zip(self.params, grads, self.slots, strict=True):
+            new = self.update(p, tf.convert_to_tensor(g), *slots, self.count, lr)
+            for variable, value in zip([p, *slots], new if slots else [new], strict=True):
+                variable.assign(value)
+        return loss
+
+    def step(self, inputs: Sequence[Array], lr: float) -> float:
+        """One step on a batch; the loss before it."""
+        xs = [self.tf.convert_to_tensor(x) for x in inputs]
+        return float(self._compiled(xs, self.tf.constant(lr, self.tf.float32)))
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        return self.runner.values()
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""
+        self.runner.load(values)

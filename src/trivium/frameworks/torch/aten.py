@@ -1,0 +1,470 @@
+"""ATen operators -> our ops: the reader that walks an exported graph, and the ordinary operators.
+
+An op whose torch lowering names an ATen operator with the same arguments ("F.silu({x})") is read by
+:func:`_ordinary` without a line here. What is irregular is a function under :func:`aten`, whose
+parameters are the operator's own; an argument that it does not name must be left at its default,
+or the operator is refused. Every result is held against the type that torch says it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from trivium.dtype import DType, as_dtype
+from trivium.graph import OPS, Graph, Type, UnsupportedError, Value
+from trivium.shape import Dim, Size
+
+Handler = Callable[..., Any]
+HANDLERS: dict[str, Handler] = {}
+"""Irregular operators by name, overloads together."""
+
+
+def aten(*names: str) -> Callable[[Handler], Handler]:
+    """The decorated function reads these operators: ``(at, **arguments by their ATen names)``."""
+
+    def enter(function: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = function
+        return function
+
+    return enter
+
+
+# -- what an exported node says of itself ------------------------------------------------------------
+def name_of(node: Any) -> str:
+    """ "batch_norm" for a call of aten.batch_norm.default; else the target's own name."""
+    if hasattr(node.target, "_schema"):
+        return str(node.target._schema.name).removeprefix("aten::")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def scope_of(node: Any) -> str:
+    """The path of the module that a node belongs to."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    if path.startswith("_empty_nn_module_stack"):
+        return ""
+    return re.sub(r"@\d+", "", path)  # the second call of a shared module is "fc@1"
+
+
+def dtype_of(dtype: Any) -> DType:
+    """Our dtype for torch's."""
+    name = str(dtype).removeprefix("torch.")
+    try:
+        return as_dtype(name)
+    except TypeError:
+        raise UnsupportedError(f"the dtype {name}", "", "convert the model to a real dtype") from None
+
+
+def is_count(node: Any) -> bool:
+    """Does it only count batches (BatchNorm's num_batches_tracked += 1), which nothing reads?"""
+    if node.op != "call_function" or name_of(node) != "add_" or not all(map(is_count, node.users)):
+        return False
+    counted = node.args[0]
+    while counted.op == "call_function" and name_of(counted) == "add_":
+        counted = counted.args[0]  # the layer was called more than once
+    return counted.op == "placeholder" and counted.name.endswith("num_batches_tracked")
+
+
+_OPERATORS = ("/torch/_ops.py", "/torch/_meta_registrations.py", "/torch/_decomp/", "/torch/_subclasses/")
+
+
+def of_an_operator(guard: Any, expression: Any) -> bool:
+    """Is this "not 1" asked inside of an operator, to choose its kernel, and not by the model?
+
+    The result is the same either way: :meth:`Reader.checked` holds its type against ours with the
+    size open, and what depends on a size being 1 (squeeze) is refused.
+    """
+    asked_in = getattr(guard.sloc.framework_loc, "filename", "").replace("\\", "/")
+    not_one = {("Unequality", 1), ("StrictGreaterThan", 1), ("GreaterThan", 2)}
+    form = (type(expression).__name__, expression.args[-1] if expression.args else None)
+    return any(part in asked_in for part in _OPERATORS) and form in not_one
+
+
+def as_size(item: Any, dims: Mapping[str, Dim]) -> Size:
+    """The Size that a SymInt, or an int, stands for."""
+    if isinstance(item, int):
+        return item
+
+    def walk(e: Any) -> Size:
+        kind = type(e).__name__
+        if e.is_Integer:
+            return int(e)
+        if e.is_Symbol and str(e) in dims:
+            return dims[str(e)]
+        if e.is_Add:
+            return functools.reduce(lambda a, b: a + b, map(walk, e.args))
+        if e.is_Mul and not any(f.is_Rational and not f.is_Integer for f in e.args):
+            return functools.reduce(lambda a, b: a * b, map(walk, e.args))
+        if e.is_Pow and e.exp.is_Integer and e.exp > 0:
+            return functools.reduce(lambda a, b: a * b, [walk(e.base)] * int(e.exp))
+        if kind in ("FloorDiv", "CleanDiv"):
+            return walk(e.args[0]) // walk(e.args[1])
+        if kind in ("Mod", "PythonMod"):
+            return walk(e.args[0]) % walk(e.args[1])  # type: ignore[operator]
+        raise UnsupportedError(
+            f"the size {e}", "", "sizes are sums, products and floor quotients of open sizes"
+        )
+
+    return walk(item.node.expr)
+
+
+def _sizes_equal(a: Size, b: Size) -> bool:
+    """Equal, or equal at several sizes: two exact forms of one quotient may be written differently."""
+    if a == b:
+        return True
+    names = {n for s in (a, b) if isinstance(s, Dim) for n in s.names()}
+    if not names:
+        return False
+    trials = ({n: k * (i + 1) for i, n in enumerate(sorted(names))} for k in (1, 2, 3, 5, 7, 12, 30))
+    return all(_at(a, t) == _at(b, t) for t in trials)
+
+
+def _at(size: Size, env: Mapping[str, Size]) -> Size:
+    return size.subs(env) if isinstance(size, Dim) else size
+
+
+# -- walking -----------------------------------------------------------------------------------------
+class Reader:
+    """Builds a Graph from an exported one, node by node. Handlers get it as ``at``."""
+
+    def __init__(self, graph: Graph, dims: Mapping[str, Dim], flags: Mapping[Any, Any], model: str, both: bool):
+        self.graph, self.dims, self.flags, self.model = graph, dims, flags, model
+        self.both = both  # is the Graph to serve training and evaluation?
+        self.values: dict[Any, Any] = {}  # exported node -> Value, or several
+        self.roots: dict[Any, Any] = {}  # exported node -> the node whose memory it shares
+        self.states: dict[Any, Value] = {}  # placeholder -> the input that it was at first
+        self.node: Any = None
+        self.dropouts = 0
+
+    def run(self, exported: Any, sources: Mapping[Any, Value]) -> list[Any]:
+        """All nodes of an exported graph; its outputs."""
+        self.values |= sources
+        self.states |= {n: v for n, v in sources.items() if n.op == "placeholder"}
+        self.order = {n: i for i, n in enumerate(exported.nodes)}
+        for node in exported.nodes:
+            if node.op == "output":
+                results = node.args[0]
+                return [self.value(a) for a in (results if isinstance(results, (list, tuple)) else [results])]
+            if node.op == "call_function" and not is_count(node):
+                self.call(node)
+        raise UnsupportedError("an exported graph without outputs", self.model)
+
+    def call(self, node: Any) -> None:
+        """One operator."""
+        self.node, name = node, name_of(node)
+        if name == "getitem":
+            self.values[node] = self.value(node.args[0])[node.args[1]]
+            self.roots[node] = self.root(node.args[0])
+        elif name == "wrap_with_set_grad_enabled":
+            self.without_gradient(node)
+        elif name == "_assert_tensor_metadata" or _is_size(node.meta.get("val")):
+            pass  # sizes are read where they are used
+        else:
+            with self.graph.within(scope_of(node) or self.graph.scope):
+                self.operator(node, name)
+
+    def operator(self, node: Any, name: str) -> None:
+        writes = name.endswith("_") and not name.endswith("__")
+        handler = HANDLERS.get(name) or HANDLERS.get(name.rstrip("_")) or _ordinary(name.rstrip("_"))
+        try:
+            if handler is None:
+                result = self.decomposed(node, name)
+            else:
+                result = handler(self, **self.arguments(node, handler))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UnsupportedError):
+                raise
+            raise self.unsupported(f"{node.target}: {error}") from error
+        self.values[node] = self.checked(node, result)
+        aliases = name == "dropout" or any(
+            r.alias_info is not None for r in node.target._schema.returns
+        )
+        tensors = [a for a in node.all_input_nodes if not _is_size(a.meta.get("val"))]
+        self.roots[node] = self.root(tensors[0]) if aliases and tensors else node
+        if writes:
+            self.write(node, node.args[0])
+
+    def decomposed(self, node: Any, name: str) -> Any:
+        """An operator that torch itself defines by others (einsum), read as those."""
+        from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel
+        from torch._subclasses.fake_tensor import FakeTensor
+        from torch.fx.experimental.proxy_tensor import make_fx
+        from torch.fx.node import map_arg
+
+        refusal = self.unsupported(
+            f"the operator {node.target}",
+            "declare an op with this torch lowering, or a reader in frameworks/torch",
+        )
+        known = hasattr(node.target, "_schema") and name not in _NEVER_UNROLLED
+        if not known or not has_kernel(node.target.name(), "CompositeImplicitAutograd"):
+            raise refusal
+        inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), FakeTensor)]
+
+        def call(*tensors: Any) -> Any:
+            given = dict(zip(inputs, tensors, strict=True))
+            args, kwargs = (map_arg(a, lambda n: given.get(n, n.meta.get("val"))) for a in (node.args, node.kwargs))
+            return node.target.decompose(*args, **kwargs)
+
+        metas = [n.meta["val"] for n in inputs]
+        environment = metas[0].fake_mode.shape_env if metas else None
+        guards = len(environment.guards) if environment else 0
+        with metas[0].fake_mode if metas else contextlib.nullcontext():
+            inner = make_fx(call)(*metas).graph
+        new = environment.guards[guards:] if environment else ()
+        if not all(of_an_operator(g, environment.simplify(g.expr)) for g in new):
+            print([(g.expr,g.sloc) for g in new])
+            raise refusal  # it would hold for some sizes only
+        places = [n for n in inner.nodes if n.op == "placeholder"]
+        outer, order = self.node, self.order
+        try:
+            results = self.run(inner, {p: self.values[n] for p, n in zip(places, inputs, strict=True)})
+        except UnsupportedError as error:
+            raise refusal from error
+        finally:
+            self.node, self.order = outer, order
+        return results[0] if isinstance(results, list) and len(results) == 1 else results
+
+    def arguments(self, node: Any, handler: Handler) -> dict[str, Any]:
+        """The call's arguments by name; those that the handler does not name are at their defaults."""
+        schema = node.target._schema.arguments
+        given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+        wanted = inspect.signature(handler).parameters
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
+        bound = {}
+        for argument in schema:
+            has = argument.name in given
+            item = given[argument.name] if has else argument.default_value
+            if argument.name in _PLACEMENT:
+                continue
+            if argument.name in wanted or takes_all:
+                bound[argument.name] = self.value(item)
+            elif has and not _same(item, argument.default_value):
+                raise self.unsupported(f"{node.target} with {argument.name}={item}")
+        return bound
+
+    def value(self, item: Any) -> Any:
+        """What an argument stands for: Values for nodes, Sizes for symbolic ints."""
+        if hasattr(item, "all_input_nodes"):
+            meta = item.meta.get("val")
+            if _is_size(meta):
+                return as_size(meta, self.dims)
+            if item not in self.values:
+                raise self.unsupported(f"{item.target}, which no input stands for")
+            return self.values[item]
+        if isinstance(item, (list, tuple)):
+            return [self.value(i) for i in item]
+        return as_size(item, self.dims) if _is_size(item) and not isinstance(item, bool) else item
+
+    def checked(self, node: Any, result: Any) -> Any:
+        """``result``, whose types are what torch says."""
+        metas = node.meta["val"]
+        pairs = [(result, metas)] if not isinstance(metas, (list, tuple)) else zip(result, metas, strict=True)
+        for value, meta in pairs:
+            if value is None or meta is None:
+                continue
+            want = self.type_of(meta)
+            fits = len(value.shape) == len(want.shape) and all(
+                map(_sizes_equal, value.shape, want.shape)
+            )
+            if value.dtype != want.dtype or not fits:
+                raise self.unsupported(f"{node.target}, which is {want} in torch but {value.type} here")
+        return result
+
+    def type_of(self, meta: Any) -> Type:
+        """The type of an exported tensor."""
+        return Type(dtype_of(meta.dtype), tuple(as_size(s, self.dims) for s in meta.shape))
+
+    def root(self, node: Any) -> Any:
+        """The node whose memory ``node`` shares."""
+        return self.roots.get(node, node)
+
+    def write(self, node: Any, target: Any) -> None:
+        """``target`` was written in place by ``node``: from here on it is the new value."""
+        root = self.root(target)
+        if root in self.states and self.states[root].kind in ("param", "state"):
+            raise self.unsupported(
+                f"{node.target} on {self.states[root].name}: a model that changes its own tensors",
+                "keep such state outside of forward()",
+            )
+        now = self.order.get(node, 0)
+        for other in [n for n in self.values if n is not target and n is not node]:
+            if self.root(other) is root and any(self.order.get(u, now + 1) > now for u in other.users):
+                raise self.unsupported(
+                    f"{node.target} in place, seen through the view {other.name}",
+                    "write it without the underscore",
+                )
+        self.values[target] = self.values[node]
+
+    def update(self, node: Any, new: Value) -> None:
+        """The running statistic ``node`` becomes ``new``, here and after the step."""
+        state = self.states.get(node)
+        if state is None or state.kind != "state":
+            raise self.unsupported(f"{self.node.target} with statistics that are no buffer of a module")
+        self.values[node] = self.graph.updates[state] = new
+
+    def without_gradient(self, node: Any) -> None:
+        """A ``with torch.no_grad()`` block, which is a graph of its own."""
+        enabled, body, *args = node.args
+        inner = getattr(body.graph.owning_module, body.target).graph
+        places = [n for n in inner.nodes if n.op == "placeholder"]
+        order = self.order
+        results = self.run(inner, dict(zip(places, map(self.value, args), strict=True)))
+        self.order = order
+        if not enabled:
+            results = [OPS["stop_gradient"](r) for r in results]
+        self.values[node] = results
+
+    # -- for handlers ------------------------------------------------------------------------------
+    def unsupported(self, what: str, remedy: str = "") -> UnsupportedError:
+        """To be raised: ``what``, at the module of this node."""
+        where = scope_of(self.node) or self.model if self.node is not None else self.model
+        return UnsupportedError(what, where, remedy)
+
+    def require(self, holds: bool, what: str, remedy: str = "") -> None:
+        """Refuse this operator with ``what`` unless ``holds``."""
+        if not holds:
+            raise self.unsupported(f"{self.node.target} with {what}", remedy)
+
+    @property
+    def out(self) -> Type:
+        """The type that torch says the (first) result has."""
+        meta = self.node.meta["val"]
+        return self.type_of(meta[0] if isinstance(meta, (list, tuple)) else meta)
+
+    def flag(self, given: bool) -> Any:
+        """A training flag: MODE where the two modes differ in it."""
+        return self.flags.get(self.node, given)
+
+    def cast(self, value: Any, dtype: DType) -> Value:
+        """``value``, a Value or a number, in this dtype."""
+        if not isinstance(value, Value):
+            return self.full((), value, dtype)
+        return value if value.dtype == dtype else OPS["cast"](value, dtype=dtype)  # type: ignore[no-any-return]
+
+    def full(self, shape: Any, value: Any, dtype: DType) -> Value:
+        """An array of one number."""
+        if isinstance(value, (int, float)) and dtype.is_floating:
+            value = float(value)
+        return OPS["full"](shape=shape, value=value, dtype=dtype)  # type: ignore[no-any-return]
+
+    def promoted(self, *items: Any, dtype: DType | None = None) -> list[Value]:
+        """Values and numbers in the dtype that torch promotes them to."""
+        import torch
+
+        if dtype is None:
+            metas = [
+                torch.empty((1,) * min(len(i.shape), 1), dtype=getattr(torch, i.dtype), device="meta")
+                if isinstance(i, Value) else 1 if isinstance(i, Dim) else i
+                for i in items
+            ]  # fmt: skip
+            dtype = dtype_of(functools.reduce(_result_type, metas[1:], metas[0]).dtype)
+        return [self.cast(i, dtype) for i in items]
+
+
+def _result_type(a: Any, b: Any) -> Any:
+    import torch
+
+    rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
+    return torch.empty((1,) * rank, dtype=torch.result_type(a, b), device="meta")
+
+
+_NEVER_UNROLLED = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+"""Torch would define these by one copy of a step for every moment."""
+
+_PLACEMENT = {"device", "layout", "pin_memory", "non_blocking", "memory_format", "copy", "requires_grad"}
+"""Arguments that say where numbers lie, never which."""
+
+
+def _is_size(meta: Any) -> bool:
+    return type(meta).__name__ in ("SymInt", "int", "SymBool", "bool")
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a == b or (a is None and b is None) or (list(a) == list(b) if isinstance(b, list) else False)
+
+
+# -- ordinary operators --------------------------------------------------------------------------------
+_OURS = {"self": "x", "input": "x", "other": "y", "dim": "axis", "keepdim": "keepdims",
+         "negative_slope": "slope"}  # fmt: skip
+_CALL = re.compile(r"^(?:torch\.|F\.|\{\w+\}\.)(\w+)\(")
+
+
+@functools.cache
+def _by_lowering() -> dict[str, str]:
+    """ATen names that the torch lowerings speak of -> our ops."""
+    found = {}
+    for name, op in OPS.items():
+        line = getattr(op, "lowerings", {}).get("torch")
+        if isinstance(line, str) and (match := _CALL.match(line)) and op.arrays:
+            found[match[1]] = name
+    return found
+
+
+@functools.cache
+def _ordinary(name: str) -> Handler | None:
+    """A handler for an operator that is one of our ops under another name, argument for argument."""
+    ours = _by_lowering().get(name)
+    if ours is None:
+        return None
+    op = OPS[ours]
+
+    def handler(at: Reader, **arguments: Any) -> Any:
+        arrays: dict[str, Any] = {}
+        attrs: dict[str, Any] = {}
+        schema = {a.name: a for a in at.node.target._schema.arguments}
+        for key, item in arguments.items():
+            word = _OURS.get(key, key)
+            if word in op.arrays:
+                arrays[word] = item
+            elif word in op.defaults:
+                attrs[word] = tuple(item) if isinstance(item, list) else item
+            else:
+                default = schema[key].default_value
+                at.require(item is None or _same(item, default), f"{key}={item}")
+        values = [arrays.get(n) for n in op.arrays]
+        if at.out.dtype.is_floating:  # torch.exp of integers is floating
+            values = [
+                at.cast(v, at.out.dtype) if isinstance(v, Value) and not v.dtype.is_floating else v
+                for v in values
+            ]
+        if op.promotes:
+            values = at.promoted(*values)
+        if attrs.get("axis") == ():
+            attrs["axis"] = None  # torch reduces all axes when the list is empty
+        return op(*values, **attrs)
+
+    return handler
+
+
+_BINARY = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "true_divide": "divide",
+    "maximum": "maximum", "minimum": "minimum", "eq": "equal", "ne": "not_equal", "lt": "less",
+    "le": "less_equal", "gt": "greater", "ge": "greater_equal",
+}  # fmt: skip
+
+
+def _binary(name: str) -> Handler:
+    def handler(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
+        x, y = at.promoted(self, other)
+        if name == "divide" and not x.dtype.is_floating:
+            x, y = at.promoted(x, y, dtype=at.out.dtype)
+        at.require(
+            x.dtype != "bool" or name in ("equal", "not_equal"),
+            "bools",
+            "use & and |, or convert to numbers",
+        )
+        if alpha != 1:
+            y = y * alpha
+        return OPS[name](x, y)
+
+    return handler
+
+
+for _theirs, _ours in _BINARY.items():
+    HANDLERS[_theirs] = _binary(_ours)
