@@ -65,7 +65,9 @@ def arguments(graph, model, inputs):
         yield array.astype(np.float64) if v.dtype.is_floating else array
 
 
-def agree(module, *examples, batches=(1, 3, 5), modes=(False, True), gradients=True, tolerance=1e-9):
+def agree(
+    module, *examples, batches=(1, 3, 5), modes=(False, True), gradients=True, tolerance=1e-9
+):
     """Read the module once; it is the same at these batch sizes, in these modes, with gradients."""
     model = read(module, *examples)
     graph = model.graph
@@ -73,15 +75,13 @@ def agree(module, *examples, batches=(1, 3, 5), modes=(False, True), gradients=T
     for mode in modes:
         for batch in batches:
             inputs = [
-                resized(e, batch, v.shape, seed) for seed, (e, v) in
-                enumerate(zip(examples, graph.of_kind("data"), strict=True))
-            ]  # fmt: skip
+                resized(e, batch, v.shape, seed)
+                for seed, (e, v) in enumerate(zip(examples, graph.of_kind("data"), strict=True))
+            ]
             source = in_double(module)
             if source.training != mode:
                 source.train(mode)
-            theirs = [
-                x.double().requires_grad_() if x.is_floating_point() else x for x in inputs
-            ]
+            theirs = [x.double().requires_grad_() if x.is_floating_point() else x for x in inputs]
             want = tuples(source(*(t.clone() if t.is_floating_point() else t for t in theirs)))
             ours = list(arguments(graph, model, [x.numpy() for x in inputs]))
             got = Interpreter(graph, floating=dt.float64, training=mode)(*ours)
@@ -109,9 +109,13 @@ def resized(example, batch, shape, seed):
 
 def same_gradients(graph, source, theirs, want, ours, mode, tolerance):
     wanted = [(w, i) for i, w in enumerate(want) if w.is_floating_point()]
-    cotangents = [torch.from_numpy(np.random.default_rng(i).normal(size=tuple(w.shape))) for w, i in wanted]
-    torch.autograd.backward([w for w, _ in wanted if w.requires_grad], [c for c, (w, _) in
-                            zip(cotangents, wanted, strict=True) if w.requires_grad])  # fmt: skip
+    cotangents = [
+        torch.from_numpy(np.random.default_rng(i).normal(size=tuple(w.shape))) for w, i in wanted
+    ]
+    torch.autograd.backward(
+        [w for w, _ in wanted if w.requires_grad],
+        [c for c, (w, _) in zip(cotangents, wanted, strict=True) if w.requires_grad],
+    )
     tensors = dict(source.named_parameters())
     data = [v.name for v in graph.of_kind("data")]
     tensors |= dict(zip(data, theirs, strict=True))
@@ -124,10 +128,16 @@ def same_gradients(graph, source, theirs, want, ours, mode, tolerance):
         np.testing.assert_allclose(g, expected, rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-# -- layers ------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 LAYERS = {
-    "conv": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), (3, 4, 9, 8)),
-    "conv same": (nn.Conv2d(3, 5, (4, 2), padding="same", dilation=(1, 3), bias=False), (2, 3, 9, 8)),
+    "conv": (
+        nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2),
+        (3, 4, 9, 8),
+    ),
+    "conv same": (
+        nn.Conv2d(3, 5, (4, 2), padding="same", dilation=(1, 3), bias=False),
+        (2, 3, 9, 8),
+    ),
     "conv valid": (nn.Conv1d(3, 5, 4, padding="valid"), (2, 3, 9)),
     "conv3d": (nn.Conv3d(2, 3, 2, padding=1), (2, 2, 3, 4, 5)),
     "linear": (nn.Linear(5, 7), (3, 4, 5)),
@@ -140,7 +150,10 @@ LAYERS = {
     "avg_pool": (nn.AvgPool2d(3, stride=2, padding=1), (2, 3, 8, 7)),
     "avg_pool uncounted": (nn.AvgPool2d(3, 2, padding=1, count_include_pad=False), (2, 3, 8, 7)),
     "avg_pool ceil": (nn.AvgPool2d(3, stride=2, ceil_mode=True), (2, 3, 8, 7)),
-    "avg_pool ceil uncounted": (nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False), (2, 3, 8, 7)),
+    "avg_pool ceil uncounted": (
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        (2, 3, 8, 7),
+    ),
     "adaptive 1": (nn.AdaptiveAvgPool2d(1), (2, 3, 5, 7)),
     "adaptive": (nn.AdaptiveAvgPool2d((3, 2)), (2, 3, 9, 8)),
     "adaptive max": (nn.AdaptiveMaxPool2d((3, 1)), (2, 3, 9, 8)),
@@ -173,9 +186,23 @@ LAYERS = {
     "glu": (nn.GLU(1), (3, 6, 5)),
 } | {
     name.__name__: (name(), (3, 4))
-    for name in (nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh, nn.Mish, nn.SELU, nn.CELU, nn.LogSigmoid,
-                 nn.Hardswish, nn.Hardsigmoid, nn.Softsign, nn.Tanhshrink, nn.Identity)
-}  # fmt: skip
+    for name in (
+        nn.ReLU,
+        nn.GELU,
+        nn.SiLU,
+        nn.Sigmoid,
+        nn.Tanh,
+        nn.Mish,
+        nn.SELU,
+        nn.CELU,
+        nn.LogSigmoid,
+        nn.Hardswish,
+        nn.Hardsigmoid,
+        nn.Softsign,
+        nn.Tanhshrink,
+        nn.Identity,
+    )
+}
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -183,7 +210,9 @@ def test_a_layer_is_the_same_in_both_modes_at_every_batch(name):
     layer, shape = LAYERS[name]
     torch.manual_seed(0)
     batches = (3, 5) if name == "batch_norm untracked" else (1, 3, 5)
-    model = tolerance = 1e-6 if name == "Hardsigmoid" else 1e-9  # torch's own constant 1/6 is a float32
+    model = tolerance = (
+        1e-6 if name == "Hardsigmoid" else 1e-9
+    )  # torch's own constant 1/6 is a float32
     model = agree(layer, normal(*shape), batches=batches, tolerance=tolerance)
     names = {n for n in layer.state_dict() if not n.endswith("num_batches_tracked")}
     assert {n for n, _ in model.named_parameters("param", "state")} == names
@@ -199,53 +228,123 @@ def test_softplus_is_exact_on_both_sides_of_its_threshold():
     np.testing.assert_array_equal(ours[0, -8:], layer(x).numpy()[0, -8:])
 
 
-# -- functions ---------------------------------------------------------------------------------------
+# -- functions -------------------------------------------------------------------------------------
 FUNCTIONS = {
     "add alpha": lambda m, x, y: torch.add(x, y, alpha=3) - torch.sub(y, x, alpha=0.5),
     "scalars": lambda m, x, y: 2 - x * 3 + (1 / (y * y + 1)) ** 1.5 - (x + 4) / 2,
-    "powers": lambda m, x, y: x**2 + (x * x + 1) ** 0.5 + torch.rsqrt(y * y + 1) + torch.square(y) ** 3,
-    "exp": lambda m, x, y: torch.exp(x) + torch.log(y.abs() + 1) + torch.sqrt(x * x + 1) + torch.erf(-y),
+    "powers": lambda m, x, y: (
+        x**2 + (x * x + 1) ** 0.5 + torch.rsqrt(y * y + 1) + torch.square(y) ** 3
+    ),
+    "exp": lambda m, x, y: (
+        torch.exp(x) + torch.log(y.abs() + 1) + torch.sqrt(x * x + 1) + torch.erf(-y)
+    ),
     "clamp": lambda m, x, y: x.clamp(-0.5, 0.7) + y.clamp(min=0.1) + x.clamp(max=0.3),
     "extrema": lambda m, x, y: torch.maximum(x, y) - torch.minimum(x, y + 1) + torch.max(x, y),
-    "sum": lambda m, x, y: (x.sum(), x.sum(1), x.sum((0, 2), keepdim=True), y.mean(), y.mean(-1, keepdim=True)),
-    "amax": lambda m, x, y: (x.amax(1), x.amin((1, 2), keepdim=True), x.max(), x.max(1)[0], x.logsumexp(1)),
-    "positions": lambda m, x, y: (x.argmax(1), x.max(2)[1], x.max(2).values, x.argmax(1, keepdim=True)),
+    "sum": lambda m, x, y: (
+        x.sum(),
+        x.sum(1),
+        x.sum((0, 2), keepdim=True),
+        y.mean(),
+        y.mean(-1, keepdim=True),
+    ),
+    "amax": lambda m, x, y: (
+        x.amax(1),
+        x.amin((1, 2), keepdim=True),
+        x.max(),
+        x.max(1)[0],
+        x.logsumexp(1),
+    ),
+    "positions": lambda m, x, y: (
+        x.argmax(1),
+        x.max(2)[1],
+        x.max(2).values,
+        x.argmax(1, keepdim=True),
+    ),
     "var": lambda m, x, y: (x.var(1), x.std((1, 2), unbiased=False, keepdim=True)),
-    "integers": lambda m, x, y: ((x > 0).sum(), (x > 0).to(x.dtype).mean(1), (x > y).to(x.dtype) * 2),
+    "integers": lambda m, x, y: (
+        (x > 0).sum(),
+        (x > 0).to(x.dtype).mean(1),
+        (x > y).to(x.dtype) * 2,
+    ),
     "bools": lambda m, x, y: (x > 0) & (y < 1) | ~(x >= y) ^ (x != 0),
     "where": lambda m, x, y: torch.where(x > y, x, 0.0) + x.masked_fill(y > 0, -3.0),
-    "view": lambda m, x, y: (x.view(x.size(0), -1), x.reshape(-1, 2), x.view(x.shape[0] * 5, 4), x.flatten(0, 1)),
+    "view": lambda m, x, y: (
+        x.view(x.size(0), -1),
+        x.reshape(-1, 2),
+        x.view(x.shape[0] * 5, 4),
+        x.flatten(0, 1),
+    ),
     "order": lambda m, x, y: (x.permute(2, 0, 1), x.transpose(1, -1), x.mT, x.movedim(0, 2)),
-    "new axes": lambda m, x, y: (x.unsqueeze(1), x[:, None, ..., None], x[:, :1].squeeze(1), x.squeeze(1)),
+    "new axes": lambda m, x, y: (
+        x.unsqueeze(1),
+        x[:, None, ..., None],
+        x[:, :1].squeeze(1),
+        x.squeeze(1),
+    ),
     "join": lambda m, x, y: (torch.cat([x, y], 1), torch.stack([x, y, x], -1)),
-    "cut": lambda m, x, y: (x[:, 1:3], x[:, -2:], x[:, ::2], x[..., 1], x[:, -1], x.narrow(1, 1, 3), x[:, :99]),
+    "cut": lambda m, x, y: (
+        x[:, 1:3],
+        x[:, -2:],
+        x[:, ::2],
+        x[..., 1],
+        x[:, -1],
+        x.narrow(1, 1, 3),
+        x[:, :99],
+    ),
     "split": lambda m, x, y: (*x.split(2, 1), *y.chunk(2, 2), *x.split([1, 4], 1), *x.unbind(1)),
-    "repeat": lambda m, x, y: (x.repeat(1, 2, 3), x.repeat_interleave(2, 1), x[:, :1].expand(-1, 3, -1)),
+    "repeat": lambda m, x, y: (
+        x.repeat(1, 2, 3),
+        x.repeat_interleave(2, 1),
+        x[:, :1].expand(-1, 3, -1),
+    ),
     "flip": lambda m, x, y: (x.flip(1), x.roll(2, 1), x.roll((1, -1), (1, 2))),
     "matmul": lambda m, x, y: (x @ y.mT, torch.bmm(x.mT, y), torch.einsum("bij,bkj->bik", x, y)),
     "addmm": lambda m, x, y: torch.addmm(x[0, :, :1], x[0], y[0].t(), beta=0.5, alpha=2),
     "triangle": lambda m, x, y: (x.tril(), y.triu(1), x @ x.new_ones(4, 4).tril(-1)),
-    "arange": lambda m, x, y: x * torch.arange(4) + torch.arange(x.shape[0])[:, None, None] + torch.zeros_like(y),
-    "sizes": lambda m, x, y: torch.ones(x.shape[0], 3) * (x.shape[0] * 2) + torch.full((x.shape[0], 1), 1.5),
+    "arange": lambda m, x, y: (
+        x * torch.arange(4) + torch.arange(x.shape[0])[:, None, None] + torch.zeros_like(y)
+    ),
+    "sizes": lambda m, x, y: (
+        torch.ones(x.shape[0], 3) * (x.shape[0] * 2) + torch.full((x.shape[0], 1), 1.5)
+    ),
     "detach": lambda m, x, y: x * y.detach() + x.clone().contiguous(),
-    "index": lambda m, x, y: (x[:, torch.tensor([3, 0, 0])], x.index_select(2, torch.tensor([1, 1, 2]))),
+    "index": lambda m, x, y: (
+        x[:, torch.tensor([3, 0, 0])],
+        x.index_select(2, torch.tensor([1, 1, 2])),
+    ),
     "softmax dtype": lambda m, x, y: F.softmax(x, 1, dtype=torch.float64).to(x.dtype),
-    "mse": lambda m, x, y: (F.mse_loss(x, y), F.mse_loss(x, y, reduction="none"), F.l1_loss(x, y, reduction="sum")),
+    "mse": lambda m, x, y: (
+        F.mse_loss(x, y),
+        F.mse_loss(x, y, reduction="none"),
+        F.l1_loss(x, y, reduction="sum"),
+    ),
     "bce": lambda m, x, y: F.binary_cross_entropy_with_logits(x, torch.sigmoid(y)),
-    "in place": lambda m, x, y: (x * 1).add_(y).mul_(2).relu_() + y.clone().fill_(3) + (x + y).clamp_(min=0.2),
+    "in place": lambda m, x, y: (
+        (x * 1).add_(y).mul_(2).relu_() + y.clone().fill_(3) + (x + y).clamp_(min=0.2)
+    ),
     "attention": lambda m, x, y: F.scaled_dot_product_attention(x, y, x + y),
-    "attention causal": lambda m, x, y: F.scaled_dot_product_attention(x, y, x, is_causal=True, scale=0.3),
-    "attention mask": lambda m, x, y: F.scaled_dot_product_attention(
-        x, y, x, attn_mask=torch.ones(5, 5, dtype=torch.bool).tril(1)
-    )
-    + F.scaled_dot_product_attention(x, x, y, attn_mask=(x @ y.mT)),
-}  # fmt: skip
+    "attention causal": lambda m, x, y: F.scaled_dot_product_attention(
+        x, y, x, is_causal=True, scale=0.3
+    ),
+    "attention mask": lambda m, x, y: (
+        F.scaled_dot_product_attention(
+            x, y, x, attn_mask=torch.ones(5, 5, dtype=torch.bool).tril(1)
+        )
+        + F.scaled_dot_product_attention(x, x, y, attn_mask=(x @ y.mT))
+    ),
+}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_is_the_same_at_every_batch(name):
     gradients = name not in ("bools",)
-    agree(Does(FUNCTIONS[name]), normal(3, 5, 4), normal(3, 5, 4, seed=1), modes=(False,), gradients=gradients)
+    agree(
+        Does(FUNCTIONS[name]),
+        normal(3, 5, 4),
+        normal(3, 5, 4, seed=1),
+        modes=(False,),
+        gradients=gradients,
+    )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -260,22 +359,36 @@ def test_cross_entropy_moves_the_classes_and_skips_what_torch_skips(reduction):
 
 def test_embedding_and_a_constant_table():
     table = nn.Embedding(11, 5)
-    module = Does(lambda m, i: m.table(i) * torch.tensor([1.0, 2, 3, 4, 5]) + m.shift, table=table, shift=normal(5))
+    module = Does(
+        lambda m, i: m.table(i) * torch.tensor([1.0, 2, 3, 4, 5]) + m.shift,
+        table=table,
+        shift=normal(5),
+    )
     model = agree(module, torch.randint(0, 11, (3, 7)))
     assert [(v.kind, v.name) for v in model.graph.inputs] == [
-        ("data", "inputs_0"), ("param", "table.weight"), ("state", "shift"),
-    ]  # fmt: skip
+        ("data", "inputs_0"),
+        ("param", "table.weight"),
+        ("state", "shift"),
+    ]
     assert "constant" in {n.op for n in model.graph.nodes}
 
 
 def test_arithmetic_between_dtypes_is_torchs():
     def mixed(m, x, i):
-        return i * 0.5 + x, i / 2, (i > 1) * x, i.double() + x, torch.stack([i, i * 2]), i.sum(), (i.to(x.dtype)).mean(0)
+        return (
+            i * 0.5 + x,
+            i / 2,
+            (i > 1) * x,
+            i.double() + x,
+            torch.stack([i, i * 2]),
+            i.sum(),
+            (i.to(x.dtype)).mean(0),
+        )
 
     agree(Does(mixed), normal(3, 4), torch.arange(12).reshape(3, 4), gradients=False)
 
 
-# -- whole models ------------------------------------------------------------------------------------
+# -- whole models ----------------------------------------------------------------------------------
 class Block(nn.Module):
     def __init__(self):
         super().__init__()
@@ -323,7 +436,11 @@ def test_a_residual_net_in_both_modes():
 
 
 def test_a_tied_parameter_is_one_input():
-    module = Does(lambda m, i: F.linear(m.table(i), m.head.weight), table=nn.Embedding(9, 4), head=nn.Linear(4, 9, bias=False))
+    module = Does(
+        lambda m, i: F.linear(m.table(i), m.head.weight),
+        table=nn.Embedding(9, 4),
+        head=nn.Linear(4, 9, bias=False),
+    )
     module.head.weight = module.table.weight
     model = agree(module, torch.randint(0, 9, (3, 5)))
     assert [n for n, _ in model.named_parameters()] == ["table.weight"]
@@ -336,7 +453,9 @@ def test_a_shared_layer_is_called_twice_under_one_name():
 
 
 def test_one_batch_norm_twice_updates_its_statistics_twice():
-    agree(Does(lambda m, x: m.bn(m.bn(x) * 2 + 1), bn=nn.BatchNorm1d(4)), normal(5, 4), batches=(3, 5))
+    agree(
+        Does(lambda m, x: m.bn(m.bn(x) * 2 + 1), bn=nn.BatchNorm1d(4)), normal(5, 4), batches=(3, 5)
+    )
 
 
 class Frozen(nn.BatchNorm2d):
@@ -381,8 +500,9 @@ def test_dropout_that_evaluation_does_not_even_call():
     module = Does(lambda m, x: F.dropout(x, 0.3) * 2 if m.training else x * 2)
     graph = read(module, normal(3, 4)).graph
     assert [(n.op, n.attrs.get("training")) for n in graph.nodes if n.op != "full"] == [
-        ("dropout", MODE), ("multiply", None),
-    ]  # fmt: skip
+        ("dropout", MODE),
+        ("multiply", None),
+    ]
 
 
 def test_no_grad_stops_the_gradient():
@@ -423,7 +543,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(13, 12)
         self.position = nn.Parameter(normal(1, 9, 12))
-        self.encoder = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True, dropout=0.1, activation="gelu")
+        self.encoder = nn.TransformerEncoderLayer(
+            12, 3, 20, batch_first=True, dropout=0.1, activation="gelu"
+        )
         self.norm = nn.LayerNorm(12)
         self.register_buffer("mask", torch.full((9, 9), float("-inf")).triu(1), persistent=False)
 
@@ -438,7 +560,10 @@ def test_a_transformer_block():
     model = agree(Transformer(), torch.randint(0, 13, (3, 7)), modes=(False,))
     rates = [n.attrs["training"] for n in model.graph.nodes if n.op == "dropout"]
     assert rates == [MODE] * 4  # one of them inside of the attention
-    agree(nn.MultiheadAttention(12, 3, batch_first=True).requires_grad_(), *(normal(3, 5, 12, seed=i) for i in range(3)))
+    agree(
+        nn.MultiheadAttention(12, 3, batch_first=True).requires_grad_(),
+        *(normal(3, 5, 12, seed=i) for i in range(3)),
+    )
 
 
 def test_numpy_examples_and_a_batch_of_one():
@@ -461,20 +586,23 @@ def test_bfloat16_parameters():
     assert {p.dtype for _, p in model.named_parameters()} == {"bfloat16"}
 
 
-# -- a batch that the model fixes ----------------------------------------------------------------------
-@pytest.mark.parametrize("function, reason", [
-    (lambda m, x: x.view(3, -1), "unless Eq"),
-    (lambda m, x: x * 2 if x.shape[0] == 1 else x, "Ne"),
-    (lambda m, x: x * 2 if x.shape[0] > 2 else x, ">"),
-    (lambda m, x: x * int(x.shape[0]), "fixes the size 3"),
-])  # fmt: skip
+# -- a batch that the model fixes ------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (lambda m, x: x.view(3, -1), "unless Eq"),
+        (lambda m, x: x * 2 if x.shape[0] == 1 else x, "Ne"),
+        (lambda m, x: x * 2 if x.shape[0] > 2 else x, ">"),
+        (lambda m, x: x * int(x.shape[0]), "fixes the size 3"),
+    ],
+)
 def test_a_size_that_the_model_fixes_is_said(function, reason):
     with pytest.warns(UserWarning, match=f"exactly the size.*{reason}"):
         model = read(Does(function), normal(3, 4))
     assert model.graph.inputs[0].shape == (3, 4)
 
 
-# -- refused -------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 class CountsItself(nn.Module):
     def __init__(self):
         super().__init__()
@@ -487,18 +615,36 @@ class CountsItself(nn.Module):
 
 REFUSED = {
     "unknown operator": (Does(lambda m, x: torch.cumsum(x, 1)), "aten.cumsum"),
-    "where it is": (nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose1d(5, 2, 3)), r"conv_transpose1d.*at 1"),
-    "modes differ": (Does(lambda m, x: x * 2 if m.training else x * 3), "training and evaluation differ"),
+    "where it is": (
+        nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose1d(5, 2, 3)),
+        r"conv_transpose1d.*at 1",
+    ),
+    "modes differ": (
+        Does(lambda m, x: x * 2 if m.training else x * 3),
+        "training and evaluation differ",
+    ),
     "data decides": (Does(lambda m, x: x if x.sum() > 0 else -x), "torch.export cannot follow"),
-    "padding_idx": (Does(lambda m, x: m.e((x > 0).long()), e=nn.Embedding(5, 3, padding_idx=0)), "padding_idx=0.*at e"),
+    "padding_idx": (
+        Does(lambda m, x: m.e((x > 0).long()), e=nn.Embedding(5, 3, padding_idx=0)),
+        "padding_idx=0.*at e",
+    ),
     "squeeze of the batch": (Does(lambda m, x: x[:, :1, :1].squeeze()), "open size"),
     "state": (CountsItself(), "seen"),
-    "written view": (Does(lambda m, x: [v := x * 1, v[:, 0].mul_(2), v + 1][-1]), "through the view"),
-    "divisor": (Does(lambda m, x: F.avg_pool2d(x[None], 2, divisor_override=3)), "divisor_override"),
+    "written view": (
+        Does(lambda m, x: [v := x * 1, v[:, 0].mul_(2), v + 1][-1]),
+        "through the view",
+    ),
+    "divisor": (
+        Does(lambda m, x: F.avg_pool2d(x[None], 2, divisor_override=3)),
+        "divisor_override",
+    ),
     "uneven": (nn.AdaptiveAvgPool1d(3), "unequal size"),
     "nested output": (Does(lambda m, x: (x, (x, x))), "an output that is no tensor"),
     "a number": (Does(lambda m, x: (x, x.shape[1])), "an output that is no tensor"),
-    "initial state": (Does(lambda m, x: m.r(x, x[:, :1].mT.reshape(1, -1, 4)), r=nn.RNN(4, 4, batch_first=True)), "initial state"),
+    "initial state": (
+        Does(lambda m, x: m.r(x, x[:, :1].mT.reshape(1, -1, 4)), r=nn.RNN(4, 4, batch_first=True)),
+        "initial state",
+    ),
     "two directions": (nn.RNN(4, 4, bidirectional=True, batch_first=True), "two directions"),
     "lstm": (nn.LSTM(4, 4, batch_first=True), "aten.lstm"),
     "padding mode": (nn.ReflectionPad1d(1), "pad"),
@@ -506,7 +652,7 @@ REFUSED = {
     "dropout of all": (nn.Dropout(1.0), "rate of 1.0"),
     "random": (Does(lambda m, x: x + torch.rand_like(x)), "aten.rand_like"),
     "complex": (Does(lambda m, x: torch.fft.fft(x).abs()), "fft"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -145,7 +145,10 @@ def test_unbroadcast_sums_what_was_repeated() -> None:
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (lambda: gradient(tv.trace(tv.exp, ("float32", (2,))), ["x0"]), r"scalar; output 0 has shape \(2,\)"),
+        (
+            lambda: gradient(tv.trace(tv.exp, ("float32", (2,))), ["x0"]),
+            r"scalar; output 0 has shape \(2,\)",
+        ),
         (lambda: gradient(tv.trace(tv.sum, ("float32", (2,))), ["y"]), "no input 'y'"),
         (
             lambda: gradient(
@@ -182,7 +185,12 @@ def test_large_numbers_overflow_nowhere(f: Callable[..., Any]) -> None:
 
 def test_the_gradient_at_a_kink() -> None:
     x = tv.asarray([0.0], requires_grad=True)
-    for f, slope in ((tv.relu, 0), (tv.abs, 0), (tv.softplus, 0.5), (lambda x: tv.maximum(x, 0.0), 1)):
+    for f, slope in (
+        (tv.relu, 0),
+        (tv.abs, 0),
+        (tv.softplus, 0.5),
+        (lambda x: tv.maximum(x, 0.0), 1),
+    ):
         x.grad = None
         f(x).sum().backward()
         assert x.grad.tolist() == [slope]
@@ -272,7 +280,9 @@ def test_a_branch_inside_a_scan(rng: np.random.Generator) -> None:
 
 
 # -- torch's own derivation ------------------------------------------------------------------------
-def assert_torch_agrees(ours: Graph, names: list[str], theirs: Callable[..., Any], arrays: Arrays) -> None:
+def assert_torch_agrees(
+    ours: Graph, names: list[str], theirs: Callable[..., Any], arrays: Arrays
+) -> None:
     torch = pytest.importorskip("torch")
     value, *grads = run(check(gradient(ours, names)), arrays)[: 1 + len(names)]
     tensors = [torch.tensor(a, requires_grad=a.dtype == np.float64) for a in arrays]
@@ -298,8 +308,8 @@ def test_a_convolutional_network_beside_torch(rng: np.random.Generator) -> None:
 
     net = Net()
     graph = tv.trace(
-        lambda x, y: tv.cross_entropy(net(x), y), ("float32", ("batch", 4, 9, 8)), ("int64", ("batch",)),
-        training=True,
+        lambda x, y: tv.cross_entropy(net(x), y),
+        ("float32", ("batch", 4, 9, 8)), ("int64", ("batch",)), training=True,
     )  # fmt: skip
     state = net.state_dict()
     data = {"x0": rng.standard_normal((3, 4, 9, 8)), "x1": np.array([4, 0, 2])}
@@ -309,7 +319,9 @@ def test_a_convolutional_network_beside_torch(rng: np.random.Generator) -> None:
         import torch.nn.functional as F
 
         v = dict(zip([v.name for v in graph.inputs], tensors, strict=True))
-        x = F.conv2d(F.pad(v["x0"], (0, 2, 1, 1)), v["conv.weight"], v["conv.bias"], stride=2, groups=2)
+        x = F.conv2d(
+            F.pad(v["x0"], (0, 2, 1, 1)), v["conv.weight"], v["conv.bias"], stride=2, groups=2
+        )
         mean, var = (v[f"bn.running_{s}"].detach().clone() for s in ("mean", "var"))
         x = F.gelu(F.batch_norm(x, mean, var, v["bn.weight"], v["bn.bias"], training=True))
         x = F.avg_pool2d(F.max_pool2d(x, 2, stride=1, padding=1), 2)
@@ -321,7 +333,9 @@ def test_a_convolutional_network_beside_torch(rng: np.random.Generator) -> None:
 
 def test_a_recurrent_network_beside_torch(rng: np.random.Generator) -> None:
     model = tv.nn.Sequential(tv.nn.Embedding(7, 3), tv.nn.RNN(4, last=True), tv.nn.LayerNorm())
-    graph = tv.trace(lambda i: (model(i) ** 2).sum() + model(i).exp().mean(), ("int64", ("batch", 5)))
+    graph = tv.trace(
+        lambda i: (model(i) ** 2).sum() + model(i).exp().mean(), ("int64", ("batch", 5))
+    )
     state = {k: v.astype("d") + 0.01 for k, v in model.state_dict().items()}
     arrays = [
         rng.integers(0, 7, (3, 5)) if v.kind == "data" else state[v.name] for v in graph.inputs

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,8 +60,8 @@ def imports(tree: ast.AST, module: str, package: str) -> Iterator[tuple[int, str
 
 
 def room(module: str) -> str:
-    """"trivium.ops.conv" -> "ops"; the package itself is "__init__"."""
-    return (module.split(".") + ["__init__"])[1]
+    """The file or folder a module is in: "trivium.ops.conv" in "ops", "trivium" in "__init__"."""
+    return [*module.split("."), "__init__"][1]
 
 
 def place(name: str) -> tuple[int, int] | None:
@@ -158,8 +159,6 @@ def test_a_file_fits_in_the_head(path: Path) -> None:
     ],
 )
 def test_the_complaints(module: str, target: str, why: str) -> None:
-    import re
-
     assert re.search(why, complaint(module, target) or "")
 
 
@@ -169,7 +168,8 @@ def test_the_complaints(module: str, target: str, why: str) -> None:
         ("trivium.frameworks.torch.read", "trivium.nn.module"),
         ("trivium.frameworks.torch.read", "trivium.frameworks.layer"),
         ("trivium.frameworks.torch.read", "trivium.frameworks.torch.layers"),
-        ("trivium.nn.module", "trivium.tensor"), ("trivium.engines", "trivium.frameworks.torch.run"),
+        ("trivium.nn.module", "trivium.tensor"),
+        ("trivium.engines", "trivium.frameworks.torch.run"),
         ("trivium.cli", "trivium"), ("trivium.op", "numpy"),
     ],
 )  # fmt: skip
@@ -181,7 +181,12 @@ def test_importing_trivium_imports_no_framework() -> None:
     code = "import sys, trivium; print(*sorted({name.split('.')[0] for name in sys.modules}))"
     env = os.environ | {"PYTHONPATH": str(SRC)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     loaded = set(done.stdout.split())
     assert "trivium" in loaded

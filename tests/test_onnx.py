@@ -1,11 +1,11 @@
 """ONNX both ways: what is written runs in ONNX Runtime, what is read means what ONNX says it means.
 
-The second is held against the ONNX project's own node tests. What is refused is listed here by name:
-a new refusal fails, and so does a case that works by now.
+The second is held against the ONNX project's own node tests. What is refused is listed here by
+name: a new refusal fails, and so does a case that works by now.
 """
 
 import warnings
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pytest
 
 import trivium as tv
 from trivium import nn
-from trivium.graph import OPS, Graph, GraphError, UnsupportedError
+from trivium.graph import OPS, Graph, UnsupportedError
 from trivium.interpret import Interpreter
 from trivium.nn.module import GraphModule
 from trivium.op import Op
@@ -179,10 +179,15 @@ MODELS = {
     ),
     "residual": (nn.Sequential(nn.Conv2d(4, 3, stride=2), Block(4), nn.GlobalAvgPool2d()), IMAGES),
     "sequence": (
-        nn.Sequential(nn.RNN(7), lambda pair: pair[0], nn.LayerNorm(), nn.Linear(3), nn.Dropout(0.5)),
+        nn.Sequential(
+            nn.RNN(7), lambda pair: pair[0], nn.LayerNorm(), nn.Linear(3), nn.Dropout(0.5)
+        ),
         ("float32", ("batch", 5, 4)),
     ),
-    "tokens": (nn.Sequential(nn.Embedding(11, 6), nn.Linear(3, bias=False)), ("int64", ("batch", 5))),
+    "tokens": (
+        nn.Sequential(nn.Embedding(11, 6), nn.Linear(3, bias=False)),
+        ("int64", ("batch", 5)),
+    ),
     "numbers": (Scaled(), ("float32", ("batch", 4))),
 }  # fmt: skip
 
@@ -221,7 +226,9 @@ def test_what_was_read_is_trained() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 6)).astype(np.float32)
     tv.sum(back(x)).backward()
     tv.sum(model(x)).backward()
-    for (name, p), (other, q) in zip(back.named_parameters(), model.named_parameters(), strict=True):
+    for (name, p), (other, q) in zip(
+        back.named_parameters(), model.named_parameters(), strict=True
+    ):
         assert name == other
         np.testing.assert_allclose(p.grad, q.grad, 1e-5, 1e-5)
 
@@ -261,14 +268,18 @@ BAKED = {  # inputs that are arguments: sizes, axes, modes. Here they are fixed,
     "Range": (0, 1, 2), "Dropout": (1, 2), "CenterCropPad": (1,),
 } | dict.fromkeys([name for name in OPERATORS if name.startswith("Reduce")], (1,))  # fmt: skip
 
-REFUSED = {  # tests of operators that are read, but not in this form
-    "averagepool_2d_dilations",
-    "averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_False",
-    "averagepool_3d_dilations_large_count_include_pad_is_0_ceil_mode_is_True",
-    "averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_False",
-    "averagepool_3d_dilations_large_count_include_pad_is_1_ceil_mode_is_True",
-    "averagepool_3d_dilations_small",
-}
+REFUSED = {  # tests of operators that are read, but not in this form; * is anything
+    "affine_grid_*_expanded", "center_crop_pad_*_expanded",  # shapes that are inputs
+    "averagepool_*_dilations*", "maxpool_2d_uint8", "maxpool_with_argmax_*",
+    "div_int*", "div_uint*",  # truncate
+    "edge_pad", "reflect_pad", "wrap_pad",
+    "identity_opt", "identity_sequence", "if_opt", "if_seq",
+    "mod_*", "reduce_prod_*", "scatternd*",  # read only in shapes, and as the gradient of take
+    "not_2d", "not_3d", "not_4d", "scan_sum",  # old opsets
+    "pow_types_int*_float32",
+    "reduce_log_sum_exp_empty_set", "reduce_max_empty_set*", "reduce_min_empty_set",
+    "training_dropout*",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -308,30 +319,34 @@ def disagreement(test: Any) -> str:
     values = dict(zip((i.name for i in model.graph.input), map(numbers, inputs), strict=True))
     values |= module.values if hasattr(module, "values") else module.state_dict()
     got = Interpreter(module.graph)(*(values[v.name] for v in module.graph.inputs))
-    for mine, theirs in zip(got, map(numbers, outputs), strict=True):
-        if (mine.shape, mine.dtype) != (theirs.shape, theirs.dtype):
-            return f"{mine.dtype}{mine.shape} against {theirs.dtype}{theirs.shape}"
+    for value, mine, theirs in zip(module.graph.outputs, got, map(numbers, outputs), strict=True):
+        if (mine.shape, value.dtype) != (theirs.shape, theirs.dtype.name):
+            return f"{value.dtype}{mine.shape} against {theirs.dtype}{theirs.shape}"
+        # The oracle keeps more digits of a bfloat16 than the reference does.
+        rtol = 2**-7 if value.dtype == "bfloat16" else test.rtol
         mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
-        if not np.allclose(mine, theirs, test.rtol, max(test.atol, 1e-6), equal_nan=True):
+        if not np.allclose(mine, theirs, rtol, max(test.atol, 1e-6), equal_nan=True):
             return f"{mine} against {theirs}"
     return ""
 
 
 def test_onnx_node_tests(node_tests: list[Any]) -> None:
     readable = OPERATORS.keys() | FOLDS.keys() | {"Identity", "Shape", "Size"}
-    done, wrong, refusals = 0, {}, set()
+    done, wrong, refusals = set(), {}, set()
     for test in node_tests:
+        name, types = test.name.removeprefix("test_"), {n.op_type for n in test.model.graph.node}
         try:
             if problem := disagreement(test):
-                wrong[test.name] = problem
-            done += 1
+                wrong[name] = problem
+            done.add(name)
         except UnsupportedError as error:
-            types = {n.op_type for n in test.model.graph.node}
             if types <= readable and "elements of type" not in str(error):
-                refusals.add(test.name.removeprefix("test_"))
+                refusals.add(name)
     assert wrong == {}
-    assert refusals == REFUSED
-    assert done >= 800
+    assert {n for n in refusals if not any(fnmatchcase(n, p) for p in REFUSED)} == set()
+    assert {n for n in done if any(fnmatchcase(n, p) for p in REFUSED)} == set()
+    assert {p for p in REFUSED if not any(fnmatchcase(n, p) for n in refusals)} == set()
+    assert len(done) >= 900 or onnx.__version__ < "1.20"
 
 
 # -- other exporters ---------------------------------------------------------------------------
@@ -371,11 +386,14 @@ def test_gemm_in_every_form(rng: Any) -> None:
             "fc.weight": (3, 5), "fc.bias": (3,),
         }  # fmt: skip
         assert module.graph.nodes[-1].scope == "fc"
-        assert ("linear" == module.graph.nodes[-1].op) == (alpha == beta == 1)
+        assert (module.graph.nodes[-1].op == "linear") == (alpha == beta == 1)
 
 
 def test_a_linear_layer_on_three_axes_is_one(rng: Any) -> None:
-    weights = {"onnx::MatMul_7": rng.standard_normal((5, 3)).astype("f4"), "fc.bias": np.ones(3, "f4")}
+    weights = {
+        "onnx::MatMul_7": rng.standard_normal((5, 3)).astype("f4"),
+        "fc.bias": np.ones(3, "f4"),
+    }
     nodes = [
         helper.make_node("MatMul", ["x", "onnx::MatMul_7"], ["m"], "/fc/MatMul"),
         helper.make_node("Add", ["fc.bias", "m"], ["y"], "/fc/Add"),
@@ -446,110 +464,35 @@ def test_clip_and_hard_sigmoid_and_dropout(rng: Any) -> None:
     assert module.state_dict() == {}  # a number alone is no weight
 
 
-# -- damaged and hostile files -----------------------------------------------------------------
-def conv_model(**attrs: Any) -> Any:
-    node = helper.make_node("Conv", ["x", "w"], ["y"], "/stem/Conv", **attrs)
-    return model_of([node], {"x": ("batch", 3, 8, 8)}, weights={"w": np.ones((4, 3, 3, 3), "f4")}, y=4)
+def test_what_torch_exports(tmp_path: Any) -> None:
+    """Folded weights come under the layer's path, and the batch stays open through view and rnn."""
+    torch = pytest.importorskip("torch")
 
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            conv = torch.nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
+            self.stem = torch.nn.Sequential(conv, torch.nn.BatchNorm2d(8), torch.nn.ReLU6())
+            self.head, self.norm = torch.nn.Linear(8, 5), torch.nn.LayerNorm(5)
+            self.rnn = torch.nn.RNN(5, 6, batch_first=True)
 
-def test_not_an_onnx_file(tmp_path: Path) -> None:
-    for name, content in (("a.onnx", b"\xff\xfe no model"), ("b.onnx", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(GraphError, match=f"{name} is no ONNX file"):
-            read(tmp_path / name)
-    whole = conv_model().SerializeToString()
-    for cut in range(1, len(whole), 37):
-        (tmp_path / "c.onnx").write_bytes(whole[:cut])
-        with pytest.raises((GraphError, UnsupportedError)):
-            read(tmp_path / "c.onnx")
-    (tmp_path / "d.onnx").write_bytes(whole)
-    assert read(str(tmp_path / "d.onnx")).state_dict()["w"].shape == (4, 3, 3, 3)
+        def forward(self, x: Any) -> Any:
+            y = torch.nn.functional.max_pool2d(self.stem(x), 3, 2, 1, ceil_mode=True)
+            b, c, h, w = y.shape
+            y = self.norm(self.head(y.view(b, c, h * w).transpose(1, 2)))
+            return self.rnn(torch.nn.functional.gelu(y))[0].mean(1)
 
-
-def test_what_is_wrong_is_named() -> None:
-    def broken(change: Any) -> Any:
-        model = conv_model()
-        change(model)
-        return model
-
-    def dims(model: Any) -> None:
-        model.graph.initializer[0].dims[0] = 1 << 40
-
-    def negative(model: Any) -> None:
-        model.graph.initializer[0].dims[0] = -4
-
-    def undefined(model: Any) -> None:
-        model.graph.node[0].input[0] = "nowhere"
-
-    def kind(model: Any) -> None:
-        model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
-
-    for change, words in ((dims, "w"), (negative, "w"), (undefined, "nowhere"), (kind, "output 'y'")):
-        with pytest.raises((GraphError, UnsupportedError), match=words):
-            read(broken(change))
-    with pytest.raises((GraphError, UnsupportedError), match=r"/stem/Conv.*\(Conv\)"):
-        read(conv_model(strides=[1, 2, 3]))
-    with pytest.raises((GraphError, UnsupportedError), match=r"/stem/Conv"):
-        read(conv_model(group=2))
-
-
-def test_unknown_operators_and_missing_attributes() -> None:
-    inputs = {"x": (2, 3)}
-    node = helper.make_node("FusedThing", ["x"], ["y"], "/a/b/F", domain="com.example")
-    model = model_of([node], inputs)
-    model.opset_import.append(helper.make_opsetid("com.example", 1))
-    with pytest.raises(UnsupportedError, match="com.example::FusedThing.*/a/b/F"):
-        read(model)
-    with pytest.raises(UnsupportedError, match="operator Sin .*/a/Sin"):
-        read(model_of([helper.make_node("Sin", ["x"], ["y"], "/a/Sin")], inputs))
-    with pytest.raises(GraphError, match="(?s)axis.*Concat"):
-        read(model_of([helper.make_node("Concat", ["x", "x"], ["y"])], inputs))
-    with pytest.raises(UnsupportedError, match="opset 6.*version_converter"):
-        read(model_of([helper.make_node("Relu", ["x"], ["y"])], inputs, opset=6))
-
-
-def test_sizes_that_would_take_all_memory() -> None:
-    huge = np.array([1 << 40], np.int64)
-    shape = helper.make_node("ConstantOfShape", ["n"], ["y"])
-    graph = read(model_of([shape], {}, weights={"n": huge}, y=1)).graph  # a shape so far, no memory
-    assert graph.outputs[0].shape == (1 << 40,)
-    many = {"n": huge, "v": np.array([1], np.int64)}
-    nodes = [
-        helper.make_node("Expand", ["v", "n"], ["e"]),
-        helper.make_node("Cast", ["e"], ["y"], to=FLOAT),
-    ]
-    assert read(model_of(nodes, {}, weights=many, y=1)).graph.outputs[0].shape == (1 << 40,)
-    tile = helper.make_node("Tile", ["x", "n"], ["y"])
-    with pytest.raises(UnsupportedError, match="tiling"):
-        read(model_of([tile], {"x": (2,)}, weights={"n": huge}, y=1))
-
-
-def test_external_data_stays_inside_its_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    numbers = np.arange(108, dtype="f4").reshape(4, 3, 3, 3)
-    (tmp_path / "secret.bin").write_bytes(numbers.tobytes())
-    (folder / "weights.bin").write_bytes(numbers.tobytes())
-    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
-
-    def save(location: str, **extra: int) -> Path:
-        model = conv_model()
-        tensor = model.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for key, value in {"location": location, **extra}.items():
-            tensor.external_data.add(key=key, value=str(value))
-        (folder / "m.onnx").write_bytes(model.SerializeToString())
-        return folder / "m.onnx"
-
-    np.testing.assert_array_equal(read(save("weights.bin")).state_dict()["w"], numbers)
-    outside = ("../secret.bin", str(tmp_path / "secret.bin"), "link.bin", "absent.bin", "")
-    for location in outside:
-        with pytest.raises((UnsupportedError, GraphError), match="tensor 'w'"):
-            read(save(location))
-    with pytest.raises(GraphError, match="is shorter"):
-        read(save("weights.bin", length=1 << 20))
-    with pytest.raises(GraphError, match="432 bytes"):
-        read(save("weights.bin", length=100))
-    with pytest.raises(UnsupportedError, match="not a file"):
-        read(onnx.load(str(save("weights.bin")), load_external_data=False))
+    net, path = Net().eval(), tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is old; there are many of its files
+        torch.onnx.export(net, (torch.randn(2, 3, 16, 12),), str(path), dynamo=False,
+                          input_names=["x"], dynamic_axes={"x": {0: "batch"}})  # fmt: skip
+    module = read(path)
+    assert str(module.graph.outputs[0].shape) == "(batch, 6)"
+    assert [n.op for n in module.graph.nodes].count("linear") == 1
+    assert {"stem.0.weight", "head.weight", "head.bias", "norm.weight", "rnn.weight_ih"} <= set(
+        module.state_dict()
+    )
+    for size in (1, 5):
+        x = torch.randn(size, 3, 16, 12)
+        close(np.asarray(module(x.numpy())), net(x).detach().numpy())

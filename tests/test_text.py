@@ -96,7 +96,11 @@ def test_arrays_keep_every_bit(array: Any) -> None:
     with graph:
         graph.outputs = [OPS["constant"](value=array)]
     value = assert_round_trip(graph).nodes[0].attrs["value"]
-    assert (value.dtype, value.shape, value.tobytes()) == (array.dtype, array.shape, array.tobytes())
+    assert (value.dtype, value.shape, value.tobytes()) == (
+        array.dtype,
+        array.shape,
+        array.tobytes(),
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.0, 1e-320, 0.1])

@@ -44,3 +44,23 @@ from trivium.verify import Report, VerificationError
 astype = cast
 permute_dims = transpose
 __version__ = "0.1.0"
+
+__all__ = [
+    "Callback", "Dim", "Graph", "GraphError", "History", "MODE", "Report", "Session", "ShapeError",
+    "Spec", "Tensor", "TrainStep", "UnsupportedError", "VerificationError", "abs", "add", "arange",
+    "argmax", "asarray", "astype", "avg_pool", "batch_norm", "bfloat16",
+    "binary_cross_entropy_with_logits", "bool_", "broadcast_to", "cast", "compile", "concat",
+    "cond", "conv", "cross_entropy", "data", "divide", "dropout", "embedding", "emit", "engines",
+    "equal", "erf", "exp", "expand_dims", "expm1", "fit", "flatten", "flip", "float16", "float32",
+    "float64", "from_keras", "from_mxnet", "from_onnx", "from_torch", "full", "gelu", "grad",
+    "greater", "greater_equal", "int16", "int32", "int64", "int8", "layer_norm", "leaky_relu",
+    "less", "less_equal", "linear", "load", "log", "log1p", "log_softmax", "logical_and",
+    "logical_not", "logical_or", "logsumexp", "matmul", "max", "max_pool", "maximum", "mean", "min",
+    "minimum", "mse_loss", "multiply", "negative", "nn", "no_grad", "not_equal", "one_hot", "ones",
+    "ones_like", "optim", "pad", "parse", "permute_dims", "placeholder", "pow", "random_uniform",
+    "relu", "reshape", "rnn", "save", "scan", "seed", "sigmoid", "sign", "silu", "softmax",
+    "softplus", "sqrt", "square", "squeeze", "stack", "stop_gradient", "subtract", "sum", "take",
+    "tanh", "to_jax", "to_keras", "to_mxnet", "to_onnx", "to_tensorflow", "to_torch", "trace",
+    "transpose", "uint16", "uint32", "uint64", "uint8", "value_and_grad", "variable", "verify",
+    "where", "zeros", "zeros_like",
+]  # fmt: skip

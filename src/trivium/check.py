@@ -19,9 +19,9 @@ def check(graph: Graph) -> Graph:
         where = f"node {i}, {node!r}"
         if node.op not in OPS:
             raise GraphError(f"{where}: there is no op {node.op!r}")
-        for value in node.inputs:
-            if value is not None and value not in known:
-                raise GraphError(f"{where}: reads {value!r}, which nothing before it makes")
+        for read in node.inputs:
+            if read is not None and read not in known:
+                raise GraphError(f"{where}: reads {read!r}, which nothing before it makes")
         if wrong := node.attrs.keys() ^ OPS[node.op].defaults.keys():
             raise GraphError(f"{where}: has or lacks the attribute {min(wrong)}")
         types = [None if v is None else v.type for v in node.inputs]

@@ -31,7 +31,8 @@ class DType(str):
     @property
     def numpy(self) -> np.dtype[Any]:
         """NumPy's type for it."""
-        return _NUMPY[self]
+        kind: np.dtype[Any] = _NUMPY[self]
+        return kind
 
     @property
     def itemsize(self) -> int:

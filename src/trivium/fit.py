@@ -185,7 +185,7 @@ def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
                 advance(f"epoch {epoch + 1}/{epochs}  loss {total / seen:.4f}")
             logs = {"loss": total / seen}
             if validation_data is not None:
-                found = self.evaluate(*validation_data, batch_size=batch_size)  # type: ignore[attr-defined]
+                found = self.evaluate(*validation_data, batch_size=batch_size)
                 logs |= {f"val_{k}": v for k, v in found.items()}
                 self.train()
             history.add(logs)

@@ -9,6 +9,7 @@ from trivium.dtype import as_dtype
 from trivium.graph import GraphError, current
 from trivium.interpret import Interpreter
 from trivium.nn.module import Parameter, trace
+from trivium.op import lift
 from trivium.tensor import Tensor, asarray
 from trivium.transforms.grad import gradient
 from trivium.transforms.replay import inline
@@ -39,7 +40,7 @@ def value_and_grad(function: Callable[..., Any], argnums: int | Sequence[int] = 
         given = [next(inputs) if v.kind == "data" else held[v.name] for v in back.inputs]
         outer = current() or next((a.graph for a in arrays if hasattr(a, "graph")), None)
         if outer is not None:
-            found: list[Any] = list(inline(back, outer, given))
+            found: list[Any] = list(inline(back, outer, [lift(outer, v, None) for v in given]))
         else:
             found = [Tensor(a) for a in Interpreter(back)(*(t.data for t in given))]
         value, *grads = found[: 1 + len(which)]

@@ -77,6 +77,25 @@ class Operators:
     dtype: DType
     shape: Shape
 
+    # What _install(), below, gives them, for the type checker.
+    __add__: Any
+    __sub__: Any
+    __mul__: Any
+    __truediv__: Any
+    __pow__: Any
+    __matmul__: Any
+    __radd__: Any
+    __rsub__: Any
+    __rmul__: Any
+    __rtruediv__: Any
+    __neg__: Any
+    __gt__: Any
+    __lt__: Any
+    __ge__: Any
+    __le__: Any
+    sum: Any
+    mean: Any
+
     @property
     def ndim(self) -> int:
         """The number of axes."""
@@ -357,9 +376,9 @@ class Graph:
             return f"{len(self.nodes)} nodes against {len(other.nodes)}"
         if not _identical([pairs[v] for v in self.outputs], other.outputs):
             return "other outputs"
-        mine = {pairs[k]: pairs[v] for k, v in self.updates.items()}
-        if mine.keys() != other.updates.keys() or any(
-            mine[k] is not v for k, v in other.updates.items()
+        new = {pairs[k]: pairs[v] for k, v in self.updates.items()}
+        if new.keys() != other.updates.keys() or any(
+            new[k] is not v for k, v in other.updates.items()
         ):
             return "other updates of states"
         return None

@@ -31,7 +31,7 @@ class Quotient:
         return f"({self.numerator})//{self.divisor}"
 
 
-Atom = Union[str, Quotient]
+Atom = str | Quotient
 Monomial = tuple[Atom, ...]
 
 
@@ -113,7 +113,7 @@ class Dim:
         for mono, coefficient in self.terms:
             factors = [str(a) for a in mono]
             if coefficient != 1 or len(mono) > 1:  # 2*(h)//2 would be read as (2*h)//2
-                factors = [f"({f})" if isinstance(a, Quotient) else f for a, f in zip(mono, factors, strict=True)]
+                factors = [f"({a})" if isinstance(a, Quotient) else a for a in mono]
             if abs(coefficient) != 1 or not factors:
                 factors.insert(0, str(abs(coefficient)))
             parts.append(("-" if coefficient < 0 else "+") + "*".join(factors))

@@ -78,7 +78,8 @@ class Tensor(Operators):
     @property
     def shape(self) -> Shape:  # type: ignore[override]
         """Its sizes, a tuple of ints."""
-        return self.data.shape
+        shape: Shape = self.data.shape
+        return shape
 
     @property
     def grad(self) -> Tensor | None:
@@ -234,7 +235,8 @@ def _as_tensor(item: Any, like: DType | None) -> Tensor:
         return item
     if isinstance(item, (bool, int, float)):
         return Tensor(np.array(item, dt.of_scalar(item, like).numpy))
-    return asarray(item)
+    tensor: Tensor = asarray(item)
+    return tensor
 
 
 def asarray(item: Any, dtype: Any = None, *, requires_grad: bool = False) -> Any:

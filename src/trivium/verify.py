@@ -7,8 +7,9 @@ dtype decides: there are no tolerances per op. Gradients come from each side's o
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ FACTOR = 8.0
 """How many times the source's own error a target may have."""
 FLOOR = 64 * float(np.finfo(np.float32).eps)
 """Relative error that float32 rounding alone explains, where the source happened to have less."""
+POINTS = 3
+"""How many points a disagreement in gradients is looked for at."""
 
 
 class VerificationError(AssertionError):
@@ -207,7 +210,7 @@ def draw(graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int =
     rng = np.random.default_rng(seed)
     arrays = []
     for v in graph.of_kind("data"):
-        shape = tuple(int(subs(s, dims)) for s in v.shape)  # type: ignore[arg-type]
+        shape = tuple(int(subs(s, dims)) for s in v.shape)
         if v.dtype.is_floating:
             x = rng.standard_normal(shape)
             x = {"normal": x, "negative": -np.abs(x), "large": 30 * x, "zeros": 0 * x}[how]
@@ -276,7 +279,27 @@ class _Comparison:
         )
         self.rows("output", case, want, a, b)
 
-    def gradients(self, inputs: Sequence[Any], case: str, training: bool) -> None:
+    def gradients(
+        self, points: Iterator[Sequence[Any]], case: str, training: bool, kind: str = "gradient"
+    ) -> None:
+        """Outputs, states and gradients at the first of ``points`` where they agree, or at the last.
+
+        A gradient jumps where a ReLU or a maximum changes sides, and in a large model some activation
+        is always within rounding of that. Such a point says nothing about the model, so a
+        disagreement counts only if it is found at every one of a few points: a wrong gradient is.
+        """
+        rows: list[Row] = []
+        for tried, inputs in enumerate(points):
+            before, self.report.rows = self.report.rows, []
+            self._gradients_at(inputs, case, training, kind)
+            rows, self.report.rows = self.report.rows, before
+            if all(r.ok for r in rows) or tried + 1 == POINTS:
+                if tried and all(r.ok for r in rows):
+                    self.report.notes.append(f"{case}: a kink within rounding; compared at point {tried + 1}")
+                break
+        self.report.rows += rows
+
+    def _gradients_at(self, inputs: Sequence[Any], case: str, training: bool, kind: str) -> None:
         cts = _cotangents(self.oracle.outputs(inputs, training))
         want, a, b = (
             s.pull(inputs, cts, training) for s in (self.oracle, self.a.runner, self.b.runner)
@@ -284,32 +307,36 @@ class _Comparison:
         if training:
             self.rows("training", case, _numbered(want.outputs), _numbered(a.outputs), _numbered(b.outputs))
             self.rows("state", case, want.states, a.states, b.states)
-        self.rows("gradient", case, want.parameters, a.parameters, b.parameters)
+        self.rows(kind, case, want.parameters, a.parameters, b.parameters)
         names = [v.name for v in self.a.graph.of_kind("data")]
         inside = (dict(zip(names, p.inputs, strict=False)) for p in (want, a, b))
-        self.rows("gradient", f"{case}, inputs", *inside)
+        self.rows(kind, f"{case}, inputs", *inside)
 
-    def steps(self, inputs: Sequence[Any], count: int, case: str) -> None:
-        """``count`` steps of gradient descent on each side; the *changes* are compared."""
+    def steps(self, points: Iterator[Sequence[Any]], count: int) -> None:
+        """``count`` steps of gradient descent along the oracle's path, a fresh batch for each.
+
+        Every side starts each step from the oracle's parameters and states, so that rounding does not
+        compound into chaos; what is compared is each step's gradient and what the states became.
+        """
         sides: list[Runner] = [self.oracle, self.a.runner, self.b.runner]
         before = [s.values() for s in sides]
-        cts = _cotangents(self.oracle.outputs(inputs, True))
-        first = self.oracle.pull(inputs, cts, True).parameters
-        norm = np.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in first.values()))
-        size = np.sqrt(sum(float(np.sum(np.square(before[0][n], dtype=np.float64))) for n in first))
-        lr = 0.01 * size / max(norm, 1e-12)
-        changes = []
+        now = {n: np.asarray(a, np.float32) for n, a in self.oracle.values().items()}
+        for k in range(count):
+            self.gradients(points, f"step {k + 1}", True, kind="step")
+            inputs = next(points)
+            pulled = self.oracle.pull(inputs, _cotangents(self.oracle.outputs(inputs, True)), True)
+            norm, size = _norm(pulled.parameters.values()), _norm(now[n] for n in pulled.parameters)
+            rate = 0.01 * size / max(norm, 1e-12)
+            now |= {n: (now[n] - rate * g).astype(np.float32) for n, g in pulled.parameters.items()}
+            now |= {n: np.asarray(a, np.float32) for n, a in pulled.states.items()}
+            for side in sides:
+                side.load(now)
         for side, start in zip(sides, before, strict=True):
-            kind = np.float64 if side is self.oracle else np.float32
-            for _ in range(count):
-                now = side.values()
-                pulled = side.pull(inputs, cts, True)
-                new = {n: (now[n] - kind(lr) * g).astype(kind) for n, g in pulled.parameters.items()}
-                side.load(now | new | pulled.states)
-            after = side.values()
-            changes.append({n: np.asarray(after[n], np.float64) - start[n] for n in first if n in after})
             side.load(start)
-        self.rows(f"{count} steps", case, *changes)
+
+
+def _norm(arrays: Iterable[Any]) -> float:
+    return float(np.sqrt(sum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays)))
 
 
 def _numbered(outputs: Sequence[Any]) -> dict[str, Any]:
@@ -340,26 +367,30 @@ def compare_sides(
     for label, inputs in sets:
         todo.outputs(inputs, label)
     if gradients and a.differentiable and b.differentiable:
-        # Training with batch norm needs more than one number per channel.
-        normal = [s for s in sets if s[0] == "given" or s[0].startswith(("normal, batch 3", "negative"))]
-        if any(n.op == "dropout" for n in graph.nodes):
+        masked = any(n.op == "dropout" for n in graph.nodes)
+        if masked:
             todo = _Comparison(_with_masks(a), _with_masks(b), report)
-            normal = [(s, x + draw_masks(todo.a.graph, graph, x)) for s, x in normal or sets[:1]]
             report.notes.append("dropout: both sides were built again to take the same masks as inputs")
-        for label, inputs in normal or sets[:1]:
-            todo.gradients(inputs, f"{label}, training", True)
-        label, inputs = (normal or sets)[-1]
-        todo.gradients(inputs, f"{label}, inference", False)
+
+        def points(batch: int, first: Sequence[Any] = ()) -> Iterator[list[Any]]:
+            for seed in itertools.count(1):
+                drawn = draw(graph, _dims(graph, batch, examples), "normal", seed)
+                x = list(first) if first and seed == 1 else drawn
+                yield x + (draw_masks(todo.a.graph, graph, x) if masked else [])
+
+        todo.gradients(points(3, examples), "given" if examples else "normal, batch 3", True)
+        todo.gradients(points(3), "normal, batch 3, inference", False)
+        if has_batch and not any(n.op == "batch_norm" for n in graph.nodes):
+            todo.gradients(points(1), "normal, batch 1", True)
         if steps and graph.of_kind("param"):
-            label, inputs = (normal or sets)[0]
-            todo.steps(inputs, steps, label)
+            todo.steps(points(3), steps)
     elif gradients:
         report.notes.append("gradients were not compared: one side runs models and does not train them")
     if not report.ok:
         bad = next(r for r in report.rows if not r.ok)
         # A Graph with dropout is compared in inference here: its masks are not at hand.
         inputs = next((x for label, x in sets if bad.case.startswith(label)), sets[0][1])
-        report.first_divergence = divergence(a, b, inputs, training="training" in bad.case)
+        report.first_divergence = divergence(a, b, inputs, training=bad.kind in ("training", "state"))
     return report
 
 
@@ -380,7 +411,8 @@ def feed_masks(graph: Graph) -> Graph:
         if node.op != "dropout" or x is None:
             return None
         mask = new.input("data", x.dtype, x.shape, f"mask_{len(new.of_kind('data'))}")
-        return OPS["multiply"].append(new, [x, mask], {}, node.origin)
+        outputs: Sequence[Value] = OPS["multiply"].append(new, [x, mask], {}, node.origin)
+        return outputs
 
     new, _ = replay(graph, rule)
     new.inputs = [v for v in new.inputs if v.kind != "rng"]
@@ -396,7 +428,7 @@ def draw_masks(masked: Graph, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
     rng = np.random.default_rng(3)
     masks = []
     for v, rate in zip(masked.of_kind("data")[len(inputs) :], rates, strict=True):
-        shape = tuple(int(subs(s, dims)) for s in v.shape)  # type: ignore[arg-type]
+        shape = tuple(int(subs(s, dims)) for s in v.shape)
         masks.append(((rng.random(shape) >= rate) / (1 - rate)).astype(np.float32))
     return masks
 

@@ -7,6 +7,7 @@ passed on (``training``), and Graphs inside a node (the step of a scan) become f
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +37,25 @@ class Keyword(Slot):
 
     default: Any = None
 
+    def __str__(self) -> str:
+        return f", {self.name}="
+
 
 @dataclass(frozen=True)
 class Flag:
     """``, training=training`` or ``, rng=rng``: what a call passes on."""
 
     name: str
+
+    def __str__(self) -> str:
+        return f", {self.name}="
+
+
+class Arguments(_Later):
+    """The keyword arguments of an inner block's call, known when the classes are settled."""
+
+    def __str__(self) -> str:
+        return ", "
 
 
 @dataclass(frozen=True)
@@ -236,6 +250,26 @@ class CallWriter(Writer):
         return name
 
 
+def looped(lines: Sequence[str]) -> list[str]:
+    """Three and more lines that differ in a running number alone, ``["1"]``, as a loop over it."""
+    found: list[str] = []
+    i = 0
+    while i < len(lines):
+        first = re.search(r'\["(\d+)"\]', lines[i])
+        run = 1
+        if first:
+            start = int(first[1])
+            pattern = lines[i].replace(f'["{start}"]', "[str(i)]")
+            while i + run < len(lines) and pattern.replace("[str(i)]", f'["{start + run}"]') == lines[i + run]:
+                run += 1
+        if run >= 3:
+            found += [f"for i in range({f'{start}, ' if start else ''}{start + run}):", f"    {pattern}"]
+        else:
+            found += lines[i : i + run]
+        i += run
+    return found
+
+
 def nested(targets: Sequence[str]) -> str:
     """``{"layer1": {}}``: the dicts that assignments to dotted names need."""
     tree: dict[str, Any] = {}
@@ -246,6 +280,6 @@ def nested(targets: Sequence[str]) -> str:
     return repr(tree).replace("'", '"')
 
 
-__all__ = ["OPS", "CallWriter", "Calls", "Flag", "Keyword", "Own", "Stateful", "flagged", "keywords",
-           "linear", "nested", "new_shape", "plain_padding", "same_state_twice", "scan", "select",
+__all__ = ["OPS", "Arguments", "CallWriter", "Calls", "Flag", "Keyword", "Own", "Stateful", "flagged", "keywords",
+           "linear", "looped", "nested", "new_shape", "passes", "plain_padding", "same_state_twice", "scan", "select",
            "slice_axis", "square"]  # fmt: skip

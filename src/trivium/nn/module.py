@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Parameter(Tensor):
         self.name, self.kind = name, kind
 
     @property
-    def data(self) -> np.ndarray[Any, Any]:  # type: ignore[override]
+    def data(self) -> np.ndarray[Any, Any]:
         """Its numbers, fetched from the engine that trains it if they are newer there."""
         if self.owner is not None:
             self.owner.fetch()
@@ -98,6 +98,13 @@ class Module:
     >>> {name: p.shape for name, p in model.named_parameters()}
     {'0.weight': (4, 5), '0.bias': (4,), '2.weight': (2, 4), '2.bias': (2,)}
     """
+
+    # Keras's habits, lent by fit.py: nn/ stands below the engines and cannot know them.
+    compile: ClassVar[Callable[..., Any]]
+    fit: ClassVar[Callable[..., Any]]
+    evaluate: ClassVar[Callable[..., Any]]
+    predict: ClassVar[Callable[..., Any]]
+    summary: ClassVar[Callable[..., Any]]
 
     _path = ""
     _training: bool = True

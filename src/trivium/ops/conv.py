@@ -53,7 +53,7 @@ def conv_attrs(x: Type, *_: Any, stride: Any, padding: Any, dilation: Any, group
 
 def window_size(size: Size, kernel: Any, stride: int, pad: tuple[Size, Size], dilation: int) -> Size:
     """How many windows fit: floor((size + pads - dilation * (kernel - 1) - 1) / stride) + 1."""
-    count = (size + pad[0] + pad[1] - dilation * (kernel - 1) - 1) // stride + 1
+    count: Size = (size + pad[0] + pad[1] - dilation * (kernel - 1) - 1) // stride + 1
     if isinstance(count, int) and count < 1:
         raise ShapeError(f"a window of {dilation * (kernel - 1) + 1} is larger than {size} + {pad}")
     return count
@@ -102,7 +102,7 @@ def _windows(x: Any, kernel: Any, stride: Any, dilation: Any) -> Any:
     """A view (batch, channels, *out, *kernel) of padded channels-first images."""
     axes = tuple(range(2, x.ndim))
     spans = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
-    view = sliding_window_view(x, spans, axes)  # type: ignore[call-overload]
+    view = sliding_window_view(x, spans, axes)
     steps = (slice(None, None, s) for s in stride)
     return view[(slice(None), slice(None), *steps, *(slice(None, None, d) for d in dilation))]
 
@@ -190,7 +190,7 @@ def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any 
     columns = np.matmul(split, kernels[:, None])  # g, n, out, c/g * k
     columns = columns.reshape(groups, n, *out, w.shape[1], *w.shape[2:])
     full = [s + a + b for s, (a, b) in zip(size, padding, strict=True)]
-    image = np.zeros((groups, n, w.shape[1], *(max(f, 0) for f in full)), g.dtype)
+    image: Any = np.zeros((groups, n, w.shape[1], *(max(f, 0) for f in full)), g.dtype)
     for tap in np.ndindex(*w.shape[2:]):
         where = tuple(slice(t * d, t * d + s * (o - 1) + 1, s)
                       for t, d, s, o in zip(tap, dilation, stride, out, strict=True))  # fmt: skip

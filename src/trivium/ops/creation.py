@@ -89,13 +89,16 @@ def arange(*, stop: Any, start: Any = 0, step: int = 1, dtype: Any = dt.int64) -
     return np.arange(start, stop, step).astype(dtype.numpy)
 
 
-@composite(cases=[case(S(2, 3)), case(S(2, dtype="int64", low=0, high=5))])
+@composite(
+    cases=[case(S(2, 3)), case(S(2, dtype="int64", low=0, high=5))],
+    keras="ops.zeros_like({x})",
+)
 def zeros_like(x: Any) -> Any:
     """Zeros in the shape and dtype of ``x``."""
     return full(shape=x.shape, value=0, dtype=x.dtype)
 
 
-@composite(cases=[case(S(2, 3))])
+@composite(cases=[case(S(2, 3))], keras="ops.ones_like({x})")
 def ones_like(x: Any) -> Any:
     """Ones in the shape and dtype of ``x``."""
     return full(shape=x.shape, value=1, dtype=x.dtype)

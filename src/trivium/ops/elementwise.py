@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,10 +80,6 @@ def divide(x: Any, y: Any) -> Any:
 
 @primitive(
     promotes=True,
-    vjp=lambda g, out, x, y: (
-        g * y * pow(x, y - 1),
-        g * out * log(where(x > 0, x, _one(x))),
-    ),
     cases=[case(S(2, 3, low=0.5, high=3), S(3)), case(S(2, 3, low=0.5), S(2, 1, low=1, high=3))],
     torch="{x} ** {y}", keras="{x} ** {y}", tensorflow="{x} ** {y}",
     mxnet="F.broadcast_power({x}, {y})", jax="{x} ** {y}", onnx="Pow",
@@ -90,6 +87,11 @@ def divide(x: Any, y: Any) -> Any:
 def pow(x: Any, y: Any) -> Any:
     """x to the power y, broadcasting."""
     return np.power(x, y)
+
+
+@pow.vjp
+def _pow_vjp(g: Any, out: Any, x: Any, y: Any) -> Any:
+    return g * y * pow(x, y - 1), g * out * log(where(x > 0, x, _one(x)))
 
 
 def _one(x: Any) -> Any:
@@ -132,7 +134,7 @@ def negative(x: Any) -> Any:
 
 
 @primitive(
-    vjp=lambda g, out, x: (g * sign(x),), cases=[case(S(2, 3))],
+    vjp=lambda g, out, x: (g * OPS["sign"](x),), cases=[case(S(2, 3))],
     torch="torch.abs({x})", keras="ops.abs({x})", tensorflow="tf.abs({x})",
     mxnet="F.abs({x})", jax="jnp.abs({x})", onnx="Abs",
 )  # fmt: skip
@@ -213,9 +215,11 @@ def tanh(x: Any) -> Any:
 
 
 def _erf(x: Any) -> Any:
-    from scipy.special import erf as scipy_erf  # late: scipy costs more to import than numpy
-
-    return scipy_erf(x).astype(x.dtype)
+    try:  # late: scipy costs more to import than numpy, and is no requirement
+        from scipy.special import erf as each
+    except ImportError:
+        each = np.frompyfunc(math.erf, 1, 1)
+    return np.asarray(each(x)).astype(x.dtype)
 
 
 @primitive(

@@ -102,7 +102,7 @@ def fold(g: Any, *, size: Any, kernel: Any, stride: Any, padding: Any, dilation:
         g = np.moveaxis(g, 1 + d, 1)
     out = g.shape[2 : 2 + d]
     full = [s + a + b for s, (a, b) in zip(size, padding, strict=True)]
-    image = np.zeros((*g.shape[:2], *full), g.dtype)
+    image: Any = np.zeros((*g.shape[:2], *full), g.dtype)
     for tap in np.ndindex(*kernel):
         where = tuple(slice(t * di, t * di + s * (o - 1) + 1, s)
                       for t, di, s, o in zip(tap, dilation, stride, out, strict=True))  # fmt: skip

@@ -15,6 +15,7 @@ from trivium.shape import (
     as_shape,
     broadcast,
     normalize_axes,
+    parse_size,
     size_product,
 )
 
@@ -38,7 +39,7 @@ def _reshape_normal(x: Type, *, shape: Any) -> dict[str, Any]:
 
 @primitive(
     rule=lambda x, *, shape: Type(x.dtype, shape), normal=_reshape_normal,
-    vjp=lambda g, out, x, *, shape: (reshape(g, shape=x.shape),),
+    vjp=lambda g, out, x, *, shape: (OPS["reshape"](g, shape=x.shape),),
     cases=[case(S(2, 3, 4), shape=(4, 6)), case(S(2, 3), shape=(-1,)), case(S(), shape=(1, 1))],
     torch="{x}.reshape({shape!args})", keras="ops.reshape({x}, {shape})",
     tensorflow="tf.reshape({x}, {shape})", jax="{x}.reshape({shape!args})",
@@ -196,6 +197,8 @@ def _slice_normal(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> di
     def end(at: Any, default: Size) -> Size:
         if at is None:
             return default
+        if isinstance(at, str):
+            at = parse_size(at)
         if isinstance(at, int) and at < 0:
             return max(size + at, 0) if isinstance(size, int) else size + at
         if isinstance(at, int) and isinstance(size, int):
@@ -327,7 +330,7 @@ def _pad_vjp(g: Any, out: Any, x: Any, *, low: Any, high: Any, interior: Any, va
 
 @primitive(
     normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))},
-    vjp=lambda g, out, x, *, axis: (flip(g, axis=axis),),
+    vjp=lambda g, out, x, *, axis: (OPS["flip"](g, axis=axis),),
     cases=[case(S(2, 3), axis=1), case(S(2, 3, 4), axis=(0, 2))],
     torch="{x}.flip({axis})", keras="ops.flip({x}, axis={axis})",
     tensorflow="tf.reverse({x}, {axis})", mxnet="F.reverse({x}, axis={axis})",

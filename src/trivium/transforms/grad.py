@@ -112,7 +112,7 @@ def pullback(graph: Graph, wrt: Sequence[str]) -> Graph:
                     name += "_"
                 g = new.input("data", v.dtype, v.shape, name)
                 seeds[v] = seeds[v] + g if v in seeds else g  # one Value may be two outputs
-        found = backward(new, seeds, [inputs[n] for n in wrt])  # type: ignore[arg-type]
+        found = backward(new, seeds, [inputs[n] for n in wrt])
         zeros = OPS["zeros_like"]
         new.outputs += [zeros(inputs[n]) if g is None else g for n, g in zip(wrt, found, strict=True)]
     return prune(new)
@@ -139,7 +139,7 @@ def _cond_vjp(g: Any, out: Any, condition: Any, *operands: Any, then: Graph, oth
 @OPS["scan"].vjp  # type: ignore[untyped-decorator]
 def _scan_vjp(g: Any, out: Any, *xs: Any, body: Graph, carries: int, scanned: int, reverse: bool) -> Any:
     gs = list(g) if isinstance(g, tuple) else [g]
-    carry, along, same = xs[:carries], xs[carries : carries + scanned], xs[carries + scanned :]
+    along, same = xs[carries : carries + scanned], xs[carries + scanned :]
     wanted = [i for i, v in enumerate(body.inputs) if v.dtype.is_floating]
     if any(i not in wanted for i in range(carries)):
         raise GraphError("the gradient of a scan with an integer carry is not defined here")

@@ -64,7 +64,9 @@ def to_layout(graph: Graph, layout: str) -> Graph:
             wanted = tuple(node.attrs["layout"].index(a) for a in target)
             rest = [plain(v) for v in values[1:]]
             attrs = node.attrs | {"layout": target}
-            out = OPS[node.op].append(new, [lay(x, wanted), *rest], attrs, node.origin)
+            out: Sequence[Value] = OPS[node.op].append(
+                new, [lay(x, wanted), *rest], attrs, node.origin
+            )
             lies[out[0]] = wanted
             return out
         if node.op == "transpose" and x is not None:
@@ -87,7 +89,10 @@ def to_layout(graph: Graph, layout: str) -> Graph:
                 if passed is not None:
                     lies[passed[0][0]] = passed[1]
                     return passed[0]
-        return OPS[node.op].append(new, [plain(v) for v in values], node.attrs, node.origin)
+        made: Sequence[Value] = OPS[node.op].append(
+            new, [plain(v) for v in values], node.attrs, node.origin
+        )
+        return made
 
     alias_of: dict[Value, Value] = {}
     new, _ = replay(graph, rule)
@@ -102,7 +107,9 @@ def _channel(layout: str, node: Node) -> int:
     return node.attrs["axis"] if len(x.shape) < 3 else 1 if layout == "NCHW" else len(x.shape) - 1
 
 
-def _passed(new: Graph, node: Node, values: list[Value | None], order: Any, lay: Any) -> Any:
+def _passed(
+    new: Graph, node: Node, values: list[Value | None], order: Any, lay: Any
+) -> tuple[Sequence[Value], tuple[int, ...]] | None:
     """A node applied to Values as they lie, if its meaning allows; and how its output lies."""
     x = next(v for v in values if v is not None and order(v) != tuple(range(len(v.shape))))
     at = order(x)

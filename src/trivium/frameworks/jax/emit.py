@@ -11,6 +11,7 @@ import numpy as np
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Block, Layer, leaf
 from trivium.frameworks.functional import (
+    Arguments,
     Calls,
     CallWriter,
     Flag,
@@ -19,6 +20,7 @@ from trivium.frameworks.functional import (
     flagged,
     keywords,
     linear,
+    looped,
     nested,
     new_shape,
     passes,
@@ -42,10 +44,9 @@ from trivium.frameworks.source import (
     Target,
     Writer,
     _joined,
-    _Later,
     array_source,
 )
-from trivium.graph import MODE, Graph, Node, UnsupportedError, Value
+from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import Refused
 
 NARROW = {"int64": "int32", "uint64": "uint32"}
@@ -117,7 +118,9 @@ def _pool(target: Target, node: Node) -> Code:
         "axis": (1 if a["layout"][-1] == "C" else 2, 2),
     })  # fmt: skip
     kernel = target.literal(square(a["kernel"]))
-    return [f"{node.op}(", *target.array(node.inputs[0]), f", {kernel}", *more, ")"]
+    dilated = node.op == "max_pool" and square(a["dilation"]) != 1
+    name = "dilated_max_pool" if dilated else node.op
+    return [f"{name}(", *target.array(node.inputs[0]), f", {kernel}", *more, ")"]
 
 
 def _dropout(target: Target, node: Node) -> Code:
@@ -194,7 +197,7 @@ class Jax(Calls):
     name = "jax"
     forms = FORMS
     helpers = HELPERS
-    reserved = frozenset({"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys"})
+    reserved = frozenset({"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys", "i"})
     functions = {  # noqa: RUF012
         "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "dropout": _dropout, "linear": linear,
         "sum": _reduce, "mean": _reduce, "max": _reduce, "min": _reduce, "transpose": _transpose,
@@ -215,7 +218,20 @@ class Jax(Calls):
 
     def lowers(self, node: Node) -> bool:
         """Dropout that is off, and norms without parameters, are decomposed."""
-        return super().lowers(node) and not (node.op == "dropout" and node.attrs["training"] is False)
+        if node.op == "dropout" and node.attrs["training"] is False:
+            return False
+        if node.op == "layer_norm" and node.inputs[1:] in ((), (None,), (None, None)):
+            return False
+        return super().lowers(node)
+
+    def expression(self, node: Node) -> Code:
+        """A layer whose arrays are no layer's own parameters gets them in a dict."""
+        form = next((f for f in self.forms if f.op == node.op), None)
+        if form is None or node.op in self.functions:
+            return super().expression(node)
+        arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
+        entries = [[f'"{w.theirs}": ', *self.array(v)] for w in form.weights if (v := arrays.get(w.array))  is not None]
+        return self.layer(node, ["{", *_joined(entries), "}"])
 
     def literal(self, value: Any) -> str:
         """Dtypes by name, 64-bit integers as the 32-bit ones they are."""
@@ -229,7 +245,7 @@ class Jax(Calls):
         """``basic_block``."""
         parts = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", w) for w in words if w]
         name = "_".join(parts).lower()
-        return f"{name}_model" if name in self.reserved or name in self.steps else name
+        return f"{name}_model" if self.taken(name) else name
 
     def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
         """Nothing is declared: the arrays say it all."""
@@ -241,22 +257,30 @@ class Jax(Calls):
 
     def call(self, layer: Layer, member: Member) -> list[Statement]:
         """``conv(params["conv1"], x, stride=2)``."""
-        node, a = layer.node, layer.node.attrs
+        node = layer.node
+        code = self.layer(node, [member])
+        if node.op == "rnn":
+            return _either(node.outputs, code)
+        if node.op == "batch_norm" and node.attrs["training"] is not False:
+            return [Stateful([node.outputs[0]], code, effect=True, state=member)]
+        return [Statement([node.outputs[0]], code)]
+
+    def layer(self, node: Node, params: Code) -> Code:
+        """The call of a layer's function."""
+        a = node.attrs
         x = node.inputs[1] if node.op == "embedding" else node.inputs[0]
-        start: Code = [f"{node.op}(", member, ", ", *self.array(x)]
+        start: Code = [f"{node.op}(", *params, ", ", *self.array(x)]
         match node.op:
             case "conv":
-                return [Statement([node.out], [*start, *_conv_keywords(a), ")"])]
+                return [*start, *_conv_keywords(a), ")"]
             case "batch_norm":
-                code = [*start, *_mode(a["training"]), *_norm_keywords(a), ")"]
-                if a["training"] is False:
-                    return [Statement([node.outputs[0]], [*code, "[0]"])]
-                return [Stateful([node.outputs[0]], code, effect=True, state=member)]
+                end = ")[0]" if a["training"] is False else ")"
+                return [*start, *_mode(a["training"]), *_norm_keywords(a), end]
             case "layer_norm":
-                return [Statement([node.out], [*start, *keywords({"epsilon": (a["epsilon"], 1e-5)}), ")"])]
+                return [*start, *keywords({"epsilon": (a["epsilon"], 1e-5)}), ")"]
             case "rnn":
-                return _either(node.outputs, [*start, *_activation(a), ")"])
-        return [Statement([node.out], [*start, ")"])]
+                return [*start, *_activation(a), ")"]
+        return [*start, ")"]
 
     def inner(self, graph: Graph, wish: str) -> Emitter:
         """An emitter for an inner Graph."""
@@ -295,7 +319,7 @@ class Functions(Emitter):
         assert inner.cls is not None
         member = Member(self.member_name(body.block, block.path))
         arguments = _joined([[member], *([v] for v in block.inputs)])
-        code: Code = [f"{inner.cls.name}(", *arguments, _Later(inner)]  # type: ignore[list-item]
+        code: Code = [f"{inner.cls.name}(", *arguments, Arguments(inner)]  # type: ignore[list-item]
         code += [Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)]
         code.append(")")
         outputs = list(block.outputs)
@@ -308,8 +332,8 @@ class Functions(Emitter):
 class _Writer(CallWriter):
     def __init__(self, emitter: Emitter, cls: Class):
         super().__init__(emitter, cls)
-        self.keys = flagged(cls, "rng")
-        self.key = 0
+        passed = [p for s in self.body.statements for p in s.code if isinstance(p, Flag) and p.name == "rng"]
+        self.keys = {id(p): i for i, p in enumerate(passed)}
         self.stateful = [s.state.name for s in self.body.statements if isinstance(s, Stateful)]
 
     def member(self, member: Member) -> str:
@@ -323,20 +347,21 @@ class _Writer(CallWriter):
 
     def flag(self, flag: Flag) -> str:
         """Every use of the key is another key."""
-        if flag.name != "rng" or self.keys < 2:
-            return flag.name
-        self.key += 1
-        return f"keys[{self.key - 1}]"
+        return f"keys[{self.keys[id(flag)]}]" if flag.name == "rng" and len(self.keys) > 1 else flag.name
 
     def statement(self, s: Statement, following: Sequence[Any]) -> None:
         """A new state is assigned, so its statement has a line of its own."""
         if not isinstance(s, Stateful):
-            return super().statement(s, following)
-        start, key = self.slot, self.key
+            super().statement(s, following)
+            block = any(isinstance(p, Arguments) for p in s.code)
+            if block and isinstance(first := following[0], str) and s.code[0] == first:  # a line each
+                self.flush([v for v in s.outputs if v is not None])
+            return
+        start = self.slot
         text, depth = self.text(s.code)
         used = [p for p in s.code if isinstance(p, Value)]
         if self.pending and (len(text) > 72 or depth > 3):
-            self.slot, self.key = start, key
+            self.slot = start
             self.flush(used)
             text, _ = self.text(s.code)
         for p in used:
@@ -355,13 +380,11 @@ class _Writer(CallWriter):
             self.lines.append(f"return {line}, state")
         else:
             y = f"({line})" if several else line
-            moded = flagged_class(self.body, "training")
+            moded = any(passes(s.code, "training") for s in self.body.statements)
+            if moded and not several and not y.isidentifier():
+                self.lines.append(f"y = {y}")
+                y = "y"
             self.lines.append(f"return ({y}, state) if training else {y}" if moded else f"return {y}, state")
-
-
-def flagged_class(body: Body, name: str) -> bool:
-    """Does a body pass this flag on?"""
-    return any(passes(s.code, name) for s in body.statements)
 
 
 def _indexed(name: str) -> str:
@@ -379,9 +402,9 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
     lines = []
     if root and writer.stateful and moded:
         lines.append('"""With ``training=True`` -> (y, the new running statistics, nested as in params)."""')
-    if writer.keys > 1:
-        split = f"keys = jax.random.split(rng, {writer.keys})"
-        lines.append(split + (f" if training else [None] * {writer.keys}" if moded else ""))
+    if (n := len(writer.keys)) > 1:
+        split = f"keys = jax.random.split(rng, {n})"
+        lines.append(split + (f" if training else [None] * {n}" if moded else ""))
     if writer.stateful:
         lines.append(f"state = {nested(writer.stateful)}")
     writer.write()
@@ -389,15 +412,15 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
         writer.lines[-1] = f"return ({writer.lines[-1].removeprefix('return ')},)"
     else:
         writer.results(root)
-    lines += writer.lines
+    lines += looped(writer.lines)
     return f"def {cls.name}({', '.join(arguments)}):\n" + "\n".join("    " + line for line in lines)
 
 
 def emit(graph: Graph) -> Emitted:
     """The source of a JAX function ``f(params, *inputs)`` that means this Graph."""
     emitted = Functions(graph, Jax()).run()
-    if "math." in emitted.source:
-        emitted.source = "import math\n\n" + emitted.source
+    imports = [f"import {m}\n" for m in ("itertools", "math") if f"{m}.prod" in emitted.source]
+    emitted.source = "".join(imports) + "\n" * bool(imports) + emitted.source
     return emitted
 
 

@@ -75,29 +75,46 @@ def rnn(params, x, activation=jnp.tanh):
     return outputs.swapaxes(0, 1), last
 ''',
     "max_pool": '''
-def max_pool(x, kernel, stride=None, padding=0, dilation=1, axis=2):
+def max_pool(x, kernel, stride=None, padding=0, axis=2):
     """The largest of each window along the axes from ``axis`` on; pads count as -inf."""
-    return pool(x, -jnp.inf, lax.max, kernel, stride, padding, dilation, axis)
+    return pool(x, -jnp.inf, lax.max, kernel, stride, padding, axis)
 ''',
     "avg_pool": '''
 def avg_pool(x, kernel, stride=None, padding=0, include_pad=True, axis=2):
     """The mean of each window along the axes from ``axis`` on, pads counted or not."""
-    total = pool(x, 0.0, lax.add, kernel, stride, padding, 1, axis)
+    total = pool(x, 0.0, lax.add, kernel, stride, padding, axis)
     if include_pad:
         return total / (kernel ** (x.ndim - 2) if isinstance(kernel, int) else math.prod(kernel))
-    return total / pool(jnp.ones_like(x), 0.0, lax.add, kernel, stride, padding, 1, axis)
+    return total / pool(jnp.ones_like(x), 0.0, lax.add, kernel, stride, padding, axis)
 ''',
     "pool": '''
-def pool(x, start, combine, kernel, stride, padding, dilation, axis):
+def pool(x, start, combine, kernel, stride, padding, axis):
     """``combine`` over windows: numbers are for every axis of the images, or one each."""
     n = x.ndim - 2
-    stride = kernel if stride is None else stride
-    sizes = [(v,) * n if isinstance(v, int) else tuple(v) for v in (kernel, stride, dilation)]
-    pads = ((padding, padding),) * n if isinstance(padding, int) else tuple(padding)
-    before, after = (1,) * axis, (1,) * (2 - axis)
-    kernel, stride, dilation = (before + v + after for v in sizes)
-    pads = ((0, 0),) * axis + pads + ((0, 0),) * (2 - axis)
-    return lax.reduce_window(x, start, combine, kernel, stride, pads, window_dilation=dilation)
+    sizes = [(v,) * n if isinstance(v, int) else v for v in (kernel, stride or kernel)]
+    kernel, stride = ((1,) * axis + v + (1,) * (2 - axis) for v in sizes)
+    padding = ((padding, padding),) * n if isinstance(padding, int) else padding
+    padding = ((0, 0),) * axis + padding + ((0, 0),) * (2 - axis)
+    return lax.reduce_window(x, start, combine, kernel, stride, padding)
+''',
+    "dilated_max_pool": '''
+def dilated_max_pool(x, kernel, stride=None, padding=0, dilation=1, axis=2):
+    """max_pool over spread windows, tap by tap: JAX has no gradient of a dilated reduce_window."""
+    n = x.ndim - 2
+    kernel, stride, dilation = (
+        (v,) * n if isinstance(v, int) else v for v in (kernel, stride or kernel, dilation)
+    )
+    padding = ((padding, padding),) * n if isinstance(padding, int) else padding
+    padding = ((0, 0),) * axis + padding + ((0, 0),) * (2 - axis)
+    x = jnp.pad(x, padding, constant_values=-jnp.inf)
+    taps = []
+    for tap in itertools.product(*map(range, kernel)):
+        index = [slice(None)] * axis
+        for a, (t, k, s, d) in enumerate(zip(tap, kernel, stride, dilation)):
+            index.append(slice(t * d, x.shape[axis + a] - (k - 1 - t) * d, s))
+        taps.append(x[tuple(index)])
+    taps = jnp.stack(taps)
+    return jnp.take_along_axis(taps, taps.argmax(0, keepdims=True), 0)[0]
 ''',
     "flatten": '''
 def flatten(x, start=1):

@@ -7,7 +7,7 @@ from typing import Any
 
 from trivium.frameworks.keras.layers import FORMS, given
 from trivium.frameworks.layer import LayerForm, Weight, permuted
-from trivium.graph import MODE, Node
+from trivium.graph import Node
 
 UNBIASED = '''
 @keras.saving.register_keras_serializable(package="trivium")
@@ -27,7 +27,7 @@ class UnbiasedBatchNormalization(layers.BatchNormalization):
 FROZEN = '''
 @keras.saving.register_keras_serializable(package="trivium")
 class FrozenBatchNormalization(layers.BatchNormalization):
-    """Always by its moving statistics; scale and offset are trained, unlike with trainable=False."""
+    """Always by its moving statistics; scale and offset go on learning."""
 
     def call(self, inputs, training=None, mask=None):
         return super().call(inputs, training=False, mask=mask)
@@ -70,8 +70,18 @@ class Weight(layers.Layer):
         return super().get_config() | {"shape": self.shape}
 '''
 
+LIKE_BATCH = '''
+@keras.saving.register_keras_serializable(package="trivium")
+class LikeBatch(layers.Layer):
+    """The first input, repeated for every element of the second one's batch."""
+
+    def call(self, inputs):
+        x, like = inputs
+        return ops.broadcast_to(x, (ops.shape(like)[0], *x.shape[1:]))
+'''
+
 HELPERS = {"UnbiasedBatchNormalization": UNBIASED, "FrozenBatchNormalization": FROZEN,
-           "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT}  # fmt: skip
+           "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "LikeBatch": LIKE_BATCH}  # fmt: skip
 
 
 def _batch_norm(name: str, frozen: bool) -> LayerForm:
@@ -92,7 +102,13 @@ def _batch_norm(name: str, frozen: bool) -> LayerForm:
         )
 
     plain = next(f for f in FORMS if f.op == "batch_norm")
-    return LayerForm("batch_norm", name, write, weights=plain.weights)
+
+    def read(config: Mapping[str, Any], shape: tuple[Any, ...]) -> Mapping[str, Any]:
+        assert plain.read is not None
+        attrs = plain.read(config, shape)
+        return {**attrs, "training": False} if frozen else {**attrs, "unbiased": True}
+
+    return LayerForm("batch_norm", name, write, read, plain.weights)
 
 
 def _two_biases(node: Node) -> Mapping[str, Any] | None:
@@ -109,10 +125,16 @@ def _two_biases(node: Node) -> Mapping[str, Any] | None:
     )
 
 
+def _read_two_biases(config: Mapping[str, Any], shape: tuple[Any, ...]) -> Mapping[str, Any]:
+    plain = next(f for f in FORMS if f.op == "rnn")
+    assert plain.read is not None
+    return plain.read({**config, **config["cell"]["config"]}, shape)
+
+
 EXACT = [
     _batch_norm("UnbiasedBatchNormalization", frozen=False),
     _batch_norm("FrozenBatchNormalization", frozen=True),
-    LayerForm("rnn", "TwoBiasRNNCell", _two_biases, weights=(
+    LayerForm("rnn", "TwoBiasRNNCell", _two_biases, _read_two_biases, (
         Weight("weight_ih", "weight_ih", "cell.kernel", **permuted(1, 0)),
         Weight("weight_hh", "weight_hh", "cell.recurrent_kernel", **permuted(1, 0)),
         Weight("bias_ih", "bias_ih", "cell.bias"),

@@ -196,10 +196,11 @@ def _depthwise(rank: int) -> LayerForm:
 
 
 def _batch_norm(node: Node) -> Arguments | None:
-    """Keras's running variance is the biased one; with ``trainable=False`` a layer always infers."""
+    """Keras's running variance is the biased one; with ``trainable=False`` it always infers."""
     x, scale, bias = node.inputs[:3]
     a = node.attrs
-    if x is None or a["unbiased"] or a["training"] is True:
+    unbiased = a["unbiased"] and a["training"] is MODE  # without training there is no difference
+    if x is None or unbiased or a["training"] is True:
         return None
     return given(
         axis=(a["axis"] - len(x.shape), -1),

@@ -82,7 +82,7 @@ def _clipped(op: Any, x: Value) -> Any:
 
 @operation("Relu6")
 def _relu6(op: Any, x: Value) -> Any:
-    return OPS["minimum"](OPS["relu"](x), 6.0)
+    return OPS["minimum"](6.0, OPS["relu"](x))  # TF's gradient at 6 is 0
 
 
 @operation("ReLU")
@@ -91,7 +91,11 @@ def _relu(op: Any, x: Value) -> Any:
         raise refuse(op, f"threshold={op.threshold}")
     slope = op.negative_slope
     y = OPS["leaky_relu"](x, slope=float(slope)) if slope else OPS["relu"](x)
-    return y if op.max_value is None else OPS["minimum"](y, float(op.max_value))
+    if op.max_value is None:
+        return y
+    return (
+        _relu6(op, x) if op.max_value == 6 and not slope else OPS["minimum"](y, float(op.max_value))
+    )
 
 
 def _elu_of(x: Any, alpha: float) -> Any:
@@ -131,6 +135,18 @@ def _mish(op: Any, x: Value) -> Any:
 
 # Two functions of keras.activations leave keras.ops before they record anything.
 ACTIVATIONS: dict[str, Rule] = {"hard_silu": _hard_silu, "mish": _mish}
+
+
+@operation("Normalize")
+def _normalize(op: Any, x: Value) -> Any:
+    """Keras bounds the norm from below; TF's l2_normalize bounds its square."""
+    if op.order != 2:
+        raise refuse(op, f"order={op.order}")
+    import keras
+
+    epsilon = keras.config.epsilon() if op.epsilon is None else op.epsilon
+    norm = OPS["sqrt"](OPS["sum"](OPS["square"](x), axis=_axes(op.axis), keepdims=True))
+    return x * OPS["minimum"](OPS["divide"](1.0, norm), 1.0 / epsilon)
 
 
 @operation("LogSigmoid")

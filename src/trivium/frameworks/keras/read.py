@@ -21,6 +21,7 @@ import numpy as np
 
 from trivium.check import check
 from trivium.dtype import DType, as_dtype
+from trivium.frameworks.keras.exact import EXACT
 from trivium.frameworks.keras.files import open_file
 from trivium.frameworks.keras.layers import FORMS, NotPlain
 from trivium.frameworks.keras.operations import ACTIVATIONS, OPERATIONS
@@ -34,6 +35,8 @@ from trivium.shape import Dim, ShapeError
 
 PLAIN: dict[str, LayerForm] = {f.layer.removeprefix("layers."): f for f in FORMS if f.read}
 """The forms that are read backwards, by the layer's class."""
+BROUGHT: dict[str, LayerForm] = {f"trivium>{f.layer}": f for f in EXACT}
+"""The forms of the subclasses that emitted source brings along, by their registered names."""
 
 REFUSED = {
     "Lambda": "write a Layer whose call uses keras.ops in its place",
@@ -75,12 +78,12 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
             "a model that is not built yet", model.name,
             "call it on a batch, give it an Input, or pass an example array here",
         )  # fmt: skip
-    modes = (True, False) if training is None else (training,)
+    # Twice in the one mode: what differs between two readings was drawn at random on the way.
+    modes = (True, False) if training is None else (training, training)
     with nodes_kept(model):
         readers = [Reader(keras, model, examples, mode) for mode in modes]
     first = readers[0]
-    if len(readers) > 1:
-        _open_mode(model, first.graph, readers[1].graph)
+    _open_mode(model, first.graph, readers[1].graph)
     first.update_states()
     unread = [v.path for v in model.weights if id(v) not in first.claimed]
     if unread:
@@ -106,7 +109,7 @@ def _open_mode(model: Any, graph: Graph, other: Graph) -> None:
     if difference := graph.difference(other):
         raise UnsupportedError(
             f"the model computes something else while training ({difference})", model.name,
-            "read it with training=True or training=False",
+            "read it with training=True or training=False; draw random numbers by layers",
         )  # fmt: skip
 
 
@@ -127,6 +130,7 @@ class Reader:
         ] = {}  # state: as it is now, its nodes
         self.paths: dict[int, str] = {}  # by id of the layer
         self.owners: dict[str, Any] = {}
+        self.symbols = [(keras.KerasTensor(v.shape, v.dtype), v) for v in model.variables]
         is_model = isinstance(model, keras.Model)
         self.paths[id(model)] = "" if is_model else model.name
         with self.graph:
@@ -210,7 +214,7 @@ class Reader:
         array = weight.back(np.asarray(self.keras.ops.convert_to_numpy(variable)))
         kind = "state" if state else "param"
         value = self.graph.input(kind, _dtype(variable.dtype, name), array.shape, name)
-        self.arrays[name], self.source_names[name] = np.ascontiguousarray(array), variable.path
+        self.arrays[name], self.source_names[name] = np.array(array, order="C"), variable.path
         self.claimed[id(variable)] = value, weight
         return value
 
@@ -263,11 +267,13 @@ class Reader:
             args = self.keras.tree.map_structure(_as_float32, args)
         own = getattr(self.keras.layers, kind, None) is type(layer)
         with self.graph.within(path), _placed(path, kind):
-            if own and (kind in PLAIN or kind in SPECIAL):
+            name = kind if own else self.keras.saving.get_registered_name(type(layer))
+            special = SPECIAL.get(name)
+            if special or form_of(self.keras, layer):
                 if len(args) != 1 or any(v is not None for v in kwargs.values()):
                     raise UnsupportedError("further arguments of its call", path)
                 with contextlib.suppress(NotPlain):
-                    return (SPECIAL.get(kind) or Reader.plain)(self, layer, args[0], path, training)
+                    return (special or Reader.plain)(self, layer, args[0], path, training)
             self.refuse(layer, path, own)
             return self.followed(layer, layer.call, args, kwargs, path, training)
 
@@ -323,8 +329,9 @@ class Reader:
         args, kwargs = tree.map_structure(symbol, args), tree.map_structure(symbol, kwargs)
         if "training" in inspect.signature(call).parameters:
             kwargs["training"] = training
-        outputs, stand_ins = called(keras, layer, call, args, kwargs, path)
-        env.update({id(t): (t, v) for t, v in stand_ins})
+        outputs = called(keras, layer, call, args, kwargs, path=path, training=training,
+                         symbols=self.symbols)  # fmt: skip
+        env.update({id(t): v for t, v in self.symbols})
         for node in behind(tree.flatten(outputs), env, self.keras):
             args, kwargs = self.filled(node, env, path, layer)
             flag = kwargs.pop("training", None)
@@ -342,8 +349,7 @@ class Reader:
     def value(self, item: Any, env: Any, path: str, layer: Any) -> Any:
         """What stands for one leaf of a recorded call's arguments."""
         if isinstance(item, self.keras.KerasTensor):
-            found = env[id(item)]
-            item = found if isinstance(found, Value) else found[1]
+            item = env[id(item)]
         if isinstance(item, self.keras.Variable):
             return self.variable(item, path, layer)
         if isinstance(item, np.ndarray) or self.keras.ops.is_tensor(item):
@@ -372,8 +378,8 @@ class Reader:
     # -- layers ------------------------------------------------------------------------------------
     def plain(self, layer: Any, x: Value, path: str, training: bool) -> Any:
         """A layer of the table: one node, then its activation."""
-        form, config = PLAIN[type(layer).__name__], layer.get_config()
-        assert form.read is not None
+        form, config = form_of(self.keras, layer), layer.get_config()
+        assert form is not None and form.read is not None
         attrs = dict(form.read(config, x.shape))  # type: ignore[arg-type]  # sizes may be open
         if form.op == "embedding" and x.dtype not in ("int32", "int64"):
             x = OPS["cast"](x, dtype=as_dtype("int32"))
@@ -413,7 +419,7 @@ class Reader:
         for name, rule in ACTIVATIONS.items():
             if activation is getattr(self.keras.activations, name, None):
                 return rule(None, y)
-        return self.followed(layer, activation, (y,), {}, path, False)
+        return self.followed(layer, activation, (y,), {}, path, training=False)
 
     def batch_norm(self, values: list[Value | None], attrs: dict[str, Any]) -> Value:
         """A shared layer starts from the statistics that its last call left."""
@@ -424,7 +430,17 @@ class Reader:
         for state, value in zip(states, new, strict=True):
             before = self.statistics.get(state, (value, []))[1]
             self.statistics[state] = value, [*before, y.node]
-        return y
+        return y  # type: ignore[no-any-return]
+
+
+def form_of(keras: Any, layer: Any) -> LayerForm | None:
+    """The form by which a layer is read: Keras's own, or one that emitted source brings along."""
+    kind = type(layer)
+    if kind is keras.layers.RNN:
+        kind = type(layer.cell)
+    elif getattr(keras.layers, kind.__name__, None) is kind:
+        return PLAIN.get(kind.__name__)
+    return BROUGHT.get(keras.saving.get_registered_name(kind))
 
 
 # -- helpers ---------------------------------------------------------------------------------------

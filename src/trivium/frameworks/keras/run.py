@@ -1,4 +1,4 @@
-"""Models in Keras: running them on any of its backends, differentiating and training on TensorFlow."""
+"""Models in Keras: run on any of its backends, differentiated and trained on TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trivium.frameworks.keras.emit import emit, emit_function
-from trivium.frameworks.keras.read import PLAIN, load
+from trivium.frameworks.keras.read import PLAIN, form_of, load
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
@@ -53,7 +53,7 @@ def foreign(model: Any, module: Any) -> KerasRunner:
     """A Keras model of the user's own; ``module`` is what reading it gave."""
     maps: dict[str, Weight] = {}
     for layer in model._flatten_layers():
-        form = PLAIN.get(type(layer).__name__)
+        form = form_of(load(), layer)
         for w in form.weights if form else ():
             if (variable := attrgetter(w.theirs)(layer)) is not None:
                 maps[variable.path] = w
@@ -62,11 +62,12 @@ def foreign(model: Any, module: Any) -> KerasRunner:
             maps[layer.depthwise_kernel.path] = PLAIN[f"DepthwiseConv{n}D"].weights[0]
             maps[layer.pointwise_kernel.path] = PLAIN[f"Conv{n}D"].weights[0]
     names: Mapping[str, str] = module.source_names
-    return KerasRunner(model, {n: (at, maps.get(at) or Weight("", n, at)) for n, at in names.items()})
+    weights = {n: (at, maps.get(at) or Weight("", n, at)) for n, at in names.items()}
+    return KerasRunner(model, weights)
 
 
 class KerasRunner:
-    """Any Keras model. ``weights`` says where our parameters are in it: "conv1.kernel", or a path."""
+    """Any Keras model. ``weights`` says where our parameters are: "conv1.kernel", or a path."""
 
     def __init__(self, model: Any, weights: Weights):
         self.keras, self.model, self.weights = load(), model, weights
@@ -124,7 +125,9 @@ class KerasRunner:
             variable.assign(before)
         return found
 
-    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients by TensorFlow's tape."""
         tf = load_tensorflow()
         kept = self._kept()
@@ -151,7 +154,7 @@ class KerasRunner:
 
 
 class KerasTrainer:
-    """The loss Graph as a Keras model, the optimizer's update emitted too; a step is one tf.function."""
+    """The loss Graph as a Keras model, the optimizer's update too; a step is one tf.function."""
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.tf = tf = load_tensorflow()

@@ -106,6 +106,18 @@ def dropout(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> 
     return x * OPS["dropout"](OPS["full"](shape=shape, value=1, dtype=x.dtype), key, **attrs)
 
 
+def like_batch(reader: Reader, layer: Any, inputs: Any, path: str, training: bool) -> Any:
+    """Of emitted source: the first input, repeated for every element of the second one's batch."""
+    x, like = inputs
+    return OPS["broadcast_to"](x, shape=(like.shape[0], *x.shape[1:]))
+
+
+def free_weight(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> Any:
+    """Of emitted source: a layer that is but a weight; its path is the weight's whole name."""
+    scope, _, leaf = path.rpartition(".")
+    return reader.weight(layer.value, scope, Weight("", leaf, "value"), not layer.trainable)
+
+
 SPECIAL: dict[str, Callable[[Reader, Any, Value, str, bool], Any]] = {
     "Activation": activation,
     **dict.fromkeys(
@@ -115,4 +127,6 @@ SPECIAL: dict[str, Callable[[Reader, Any, Value, str, bool], Any]] = {
     "SeparableConv2D": separable,
     "Rescaling": rescaling,
     "Normalization": normalization,
+    "trivium>LikeBatch": like_batch,
+    "trivium>Weight": free_weight,
 }

@@ -22,29 +22,45 @@ def nodes_kept(model: Any) -> Iterator[None]:
 
 
 def called(
-    keras: Any, layer: Any, call: Any, args: Any, kwargs: Any, path: str
-) -> tuple[Any, list[tuple[Any, Any]]]:
-    """The symbolic outputs of ``call``, a part of ``layer``; and what stood for each variable.
+    keras: Any,
+    layer: Any,
+    call: Any,
+    args: Any,
+    kwargs: Any,
+    *,
+    path: str,
+    training: bool,
+    symbols: Sequence[tuple[Any, Any]],
+) -> Any:
+    """The symbolic outputs of ``call``, a part of ``layer``.
 
-    Meanwhile the value of every variable is a symbol: what would compute with its number right
-    away, and so bake it into the Graph, fails.
+    Meanwhile the value of every variable is the symbol that goes with it: what would compute with
+    its number right away, and so bake it into the Graph, fails.
     """
     with keras.StatelessScope(collect_losses=True) as scope:
-        stand_ins = [(keras.KerasTensor(v.shape, v.dtype), v) for v in layer.variables]
-        scope.state_mapping.update({id(v): t for t, v in stand_ins})
+        scope.state_mapping.update(before := {id(v): t for t, v in symbols})
         try:
+            # What a layer's own __call__ would do: layers inside take their mode from here.
+            layer._get_call_context().training = training
             outputs = call(*args, **kwargs)
         except Exception as error:
+            if type(layer).__module__.startswith("keras.src."):
+                raise UnsupportedError(f"the layer {type(layer).__name__}", path) from error
             line = str(error).strip().partition("\n")[0].partition(". ")[0]
             raise UnsupportedError(
                 f"{type(layer).__name__} cannot be followed symbolically ({line})", path,
                 "write its call with keras.ops and layers, applied to its inputs",
             ) from error  # fmt: skip
+        finally:
+            layer._maybe_reset_call_context()
     if scope.losses:
         raise UnsupportedError(f"{type(layer).__name__} calls add_loss", path)
-    if any(scope.state_mapping[id(v)] is not t for t, v in stand_ins):
-        raise UnsupportedError(f"{type(layer).__name__} assigns to a variable in its call", path)
-    return outputs, stand_ins
+    if scope.state_mapping != before:
+        raise UnsupportedError(
+            f"{type(layer).__name__} assigns to a variable, or draws random numbers, in its call",
+            path,
+        )
+    return outputs
 
 
 def behind(outputs: Iterable[Any], env: Mapping[int, Any], keras: Any) -> list[Any]:

@@ -12,7 +12,9 @@ from trivium.graph import OPS, UnsupportedError
 OPSET = 21  # Gelu is in 20, Shape with a range in 15, ReduceX with axes as inputs in 18
 IR_VERSION = 10  # the first with metadata_props; any onnxruntime since 1.18 reads it
 
-RENAMED = {"leaky_relu": {"slope": "alpha"}}  # attributes of bijective ops that ONNX calls otherwise
+RENAMED = {
+    "leaky_relu": {"slope": "alpha"}
+}  # attributes of bijective ops that ONNX calls otherwise
 KIND = "trivium.kind"  # on an initializer: which of our kinds it is, since ONNX has only one
 UNBIASED = "trivium.unbiased"  # on a BatchNormalization: ONNX has no word for torch's n / (n - 1)
 

@@ -31,8 +31,9 @@ LIMIT = 2**31 - 2**20  # protobuf cannot write a message of 2 GB
 def write(graph: Graph, values: Mapping[str, Any], name: str = "") -> Any:
     """``graph`` in inference mode, its parameters from ``values``, as an ``onnx.ModelProto``.
 
-    Open sizes become named dimensions, parameters initializers under their own names, and node names
-    carry the scope ("layer1.0.conv1/Conv_3"). What ONNX cannot say exactly is an UnsupportedError.
+    Open sizes become named dimensions, parameters initializers under their own names, and node
+    names carry the scope ("layer1.0.conv1/Conv_3"). What ONNX cannot say exactly is an
+    UnsupportedError.
     """
     onnx = package()
     inference = specialize(graph, training=False)
@@ -63,7 +64,7 @@ def write(graph: Graph, values: Mapping[str, Any], name: str = "") -> Any:
 
 
 def _prepared(graph: Graph) -> Graph:
-    """Only what the outputs need, composites without a form of their own replaced by their bodies."""
+    """Only what the outputs need; composites without a form of their own become their bodies."""
     return prune(decompose(prune(graph), _kept))
 
 
@@ -88,9 +89,8 @@ class Writer:
         self.axes: dict[str, tuple[str, int]] = {}  # where to read an open size
         for v in graph.of_kind("data"):
             for axis, size in enumerate(v.shape):
-                if isinstance(size, Dim) and len(names := size.names()) == 1:
-                    if size == Dim(only := next(iter(names))):
-                        self.axes.setdefault(only, (v.name, axis))
+                if isinstance(size, Dim) and size == Dim(name := min(size.names())):
+                    self.axes.setdefault(name, (v.name, axis))
 
     # -- pieces --------------------------------------------------------------------------------
     def fresh(self, word: str) -> str:
@@ -224,7 +224,9 @@ class Writer:
         """Make the outputs tensors of their own and give them plain names."""
         keys = graph.structure if isinstance(graph.structure, tuple) else ()
         many = len(graph.outputs) > 1
-        wishes = list(keys) or [f"output_{i}" if many else "output" for i in range(len(graph.outputs))]
+        wishes = list(keys) or [
+            f"output_{i}" if many else "output" for i in range(len(graph.outputs))
+        ]
         made = self.own(graph)
         renamed = {m: w for m, w in zip(made, wishes, strict=True) if w not in self.taken}
         _rename(self.nodes, renamed)
@@ -241,7 +243,7 @@ class Writer:
         return names
 
     def body(self, graph: Graph, outer: Sequence[str], own: int = 0) -> Any:
-        """A Graph inside a node: its first ``own`` inputs are its own, the others read outer names."""
+        """A Graph inside a node: its first ``own`` inputs are its own, the others outer names."""
         graph = _prepared(graph)
         saved, self.nodes = self.nodes, []
         known, self.known = self.known, dict(self.known)

@@ -74,7 +74,10 @@ def _arange(w: Writer, node: Node) -> str:
         if any(isinstance(e, Dim) for e in ends):
             raise UnsupportedError("an arange over floats up to an open size", w.scope)
         return w.number(np.arange(*ends), dtype)
-    numbers = [w.emit("Squeeze", w.size(e)) if isinstance(e, Dim) else w.number(e, DType("int64")) for e in ends]
+    numbers = [
+        w.emit("Squeeze", w.size(e)) if isinstance(e, Dim) else w.number(e, DType("int64"))
+        for e in ends
+    ]
     made = w.emit("Range", *numbers)
     return made if dtype == "int64" else w.emit("Cast", made, to=to_onnx_dtype(dtype))
 
@@ -148,7 +151,7 @@ def _reshape(w: Writer, node: Node, x: str) -> str:
 def _to_shape(w: Writer, x: str, shape: tuple[Size, ...]) -> str:
     opened = [isinstance(s, Dim) for s in shape]
     if sum(opened) == 1 and 0 not in shape:
-        target = w.ints(*(-1 if o else s for o, s in zip(opened, shape, strict=True)))  # type: ignore[misc]
+        target = w.sizes([-1 if isinstance(s, Dim) else s for s in shape])
         return w.emit("Reshape", x, target)
     # A size may be 0 now or when it runs: without allowzero that would copy the input's.
     zero = 1 if any(opened) or 0 in shape else None
@@ -240,9 +243,13 @@ def _take_grad(w: Writer, node: Node, g: str, indices: str) -> str:
     order = [*range(axis, axis + rank), *range(axis), *range(axis + rank, count)]
     rest = [s for i, s in enumerate(shape) if i != axis]
     zeros = w.emit(
-        "ConstantOfShape", w.sizes([shape[axis], *rest]), value=w.tensor(np.zeros(1), _x(node).dtype)
+        "ConstantOfShape",
+        w.sizes([shape[axis], *rest]),
+        value=w.tensor(np.zeros(1), _x(node).dtype),
     )
-    wide = w.emit("Unsqueeze", w.emit("Cast", indices, to=to_onnx_dtype(DType("int64"))), w.ints(-1))
+    wide = w.emit(
+        "Unsqueeze", w.emit("Cast", indices, to=to_onnx_dtype(DType("int64"))), w.ints(-1)
+    )
     made = w.emit("ScatterND", zeros, wide, w.emit("Transpose", g, perm=order), reduction="add")
     back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
     return w.emit("Transpose", made, perm=back)
@@ -358,7 +365,7 @@ def _rnn(w: Writer, node: Node, x: str, weight_ih: str, weight_hh: str, bias_ih:
     zeros = ""
     if bool(bias_ih) != bool(bias_hh):
         zero = w.tensor(np.zeros(1), _x(node).dtype)
-        zeros = w.emit("ConstantOfShape", w.ints(hidden), value=zero)
+        zeros = w.emit("ConstantOfShape", w.size(hidden), value=zero)
     first = w.ints(0)
     bias = ""
     if bias_ih or bias_hh:

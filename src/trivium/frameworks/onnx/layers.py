@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from trivium.frameworks.onnx import UNBIASED
 from trivium.frameworks.onnx.forms import ACTIVATIONS
-from trivium.frameworks.onnx.operators import OPERATORS, is_all, reads, squeezed, transposed
-from trivium.graph import OPS, Value
+from trivium.frameworks.onnx.operators import OP, OPERATORS, is_all, reads
+from trivium.frameworks.onnx.shapes import squeezed, transposed
+from trivium.graph import Value
 from trivium.shape import Dim, Size
 
 if TYPE_CHECKING:
     from trivium.frameworks.onnx.read import Call
 
-__all__ = ["OPERATORS"]  # filled by this module and the other one
+__all__ = ["OPERATORS"]  # now complete: this module imports the others that fill it
 
-OP = OPS
 _TURN = (1, 0)
 
 
@@ -70,8 +70,11 @@ def _add(call: Call) -> Any:
     for product, bias, name in ((x, y, call.node.input[0]), (y, x, call.node.input[1])):
         made = product.node
         if (
-            made is not None and made.op == "linear" and made.inputs[2] is None
-            and call.reader.uses[name] == 1 and bias.kind == "param"
+            made is not None
+            and made.op == "linear"
+            and made.inputs[2] is None
+            and call.reader.uses[name] == 1
+            and bias.kind == "param"
             and made.inputs[1].shape[:1] == bias.shape
         ):  # a linear layer on three axes or more is a MatMul and an Add
             return OP["linear"](*made.inputs[:2], bias)
@@ -90,13 +93,17 @@ def _window(call: Call, x: Any, kernel: tuple[Size, ...]) -> dict[str, Any]:
         raise call.refuse(f"strides {stride}, pads {pads} for a window {kernel} over {x.shape}")
     spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     if mode in ("SAME_UPPER", "SAME_LOWER"):
-        padding = [_same(call, size, k, s) for size, k, s in zip(x.shape[2:], spans, stride, strict=True)]
+        padding = [
+            _same(call, size, k, s) for size, k, s in zip(x.shape[2:], spans, stride, strict=True)
+        ]
     elif mode == "VALID":
         padding = [(0, 0)] * n
     else:
         padding = list(zip(pads[:n], pads[n:], strict=True))
     if call.attr("ceil_mode"):
-        padding = [_ceil(call, *one) for one in zip(x.shape[2:], padding, spans, stride, strict=True)]
+        padding = [
+            _ceil(call, *one) for one in zip(x.shape[2:], padding, spans, stride, strict=True)
+        ]
     return {"stride": tuple(stride), "dilation": tuple(dilation), "padding": tuple(padding)}
 
 
@@ -110,8 +117,10 @@ def _same(call: Call, size: Size, span: int, stride: int) -> tuple[Size, Size]:
     return (less, total - less) if call.attr("auto_pad") == "SAME_UPPER" else (total - less, less)
 
 
-def _ceil(call: Call, size: Size, pad: tuple[Size, Size], span: int, stride: int) -> tuple[Size, Size]:
-    """The padding that lets a last, partly filled window in; not one that starts in the high pad."""
+def _ceil(
+    call: Call, size: Size, pad: tuple[Size, Size], span: int, stride: int
+) -> tuple[Size, Size]:
+    """The padding that lets a last, partly filled window in, unless it starts in the high pad."""
     low, high = pad
     over = (size + low + high - span) % stride
     extra = 0 if over == 0 else stride - over
@@ -263,7 +272,9 @@ def _rnn(call: Call) -> Any:
     outs, lasts = [], []
     for i, back in enumerate(backwards):
         weights = _rnn_weights(call, i, len(backwards))
-        y, last = OP["rnn"](OP["flip"](x, axis=1) if back else x, *weights, activation=known[names[i].lower()])
+        y, last = OP["rnn"](
+            OP["flip"](x, axis=1) if back else x, *weights, activation=known[names[i].lower()]
+        )
         outs.append(OP["flip"](y, axis=1) if back else y)
         lasts.append(last)
     if first:  # (time, directions, batch, hidden) and (directions, batch, hidden)
@@ -274,7 +285,9 @@ def _rnn(call: Call) -> Any:
         ends = [OP["expand_dims"](h, axis=1) for h in lasts]
     if len(outs) == 1:
         return pieces[0], ends[0]
-    return OP["concat"](*pieces, axis=1 if first else 2), OP["concat"](*ends, axis=0 if first else 1)
+    return OP["concat"](*pieces, axis=1 if first else 2), OP["concat"](
+        *ends, axis=0 if first else 1
+    )
 
 
 def _rnn_weights(call: Call, i: int, directions: int) -> list[Any]:
@@ -295,7 +308,11 @@ def _rnn_weights(call: Call, i: int, directions: int) -> list[Any]:
     else:
         b = call.value(3)
         b = squeezed(b, (0,)) if directions == 1 else OP["select"](b, axis=0, index=i)
-        if b.node is not None and b.node.op == "concat" and [v.shape for v in b.node.inputs] == [(hidden,)] * 2:
+        if (
+            b.node is not None
+            and b.node.op == "concat"
+            and [v.shape for v in b.node.inputs] == [(hidden,)] * 2
+        ):
             pieces = list(b.node.inputs)
         else:
             pieces = [OP["slice_axis"](b, axis=0, start=s, stop=s + hidden) for s in (0, hidden)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ def load(source: Any) -> Any:
 
 
 def _file(path: Path) -> Any:
-    from google.protobuf.message import DecodeError  # comes with onnx
-
     onnx = package()
+    # protobuf comes with onnx, and without types.
+    decode_error: type[Exception] = importlib.import_module("google.protobuf.message").DecodeError
     try:
         model = onnx.load_model(str(path), format="protobuf", load_external_data=False)
-    except DecodeError as error:
+    except decode_error as error:
         raise GraphError(f"{path} is no ONNX file, or a damaged one: {error}") from None
     if not model.HasField("graph"):
         raise GraphError(f"{path} is no ONNX file: there is no graph in it")
@@ -48,7 +49,7 @@ def _file(path: Path) -> Any:
 
 
 def contained(model: Any, folder: Path | None) -> None:
-    """Refuse external data that is not in a plain file inside ``folder``, or longer than that file."""
+    """Refuse external data that is in no file inside ``folder``, or longer than that file."""
     helper = package().external_data_helper
     for tensor in helper._get_all_tensors(model):
         if not helper.uses_external_data(tensor):
@@ -62,7 +63,9 @@ def contained(model: Any, folder: Path | None) -> None:
         location = said.get("location", "")
         file = (folder / location).resolve()
         if not location or not file.is_relative_to(folder.resolve()) or not file.is_file():
-            raise UnsupportedError(f"external data at {location!r}", where, "it must lie beside the model")
+            raise UnsupportedError(
+                f"external data at {location!r}", where, "it must lie beside the model"
+            )
         try:
             end = int(said.get("offset", 0)) + int(said.get("length", 0))
         except ValueError:
@@ -81,7 +84,8 @@ def array(tensor: Any) -> np.ndarray[Any, Any]:
     count = math.prod(shape)
     if tensor.HasField("raw_data") and len(tensor.raw_data) != count * dtype.itemsize:
         raise GraphError(
-            f"{where}: {dtype}{list(shape)} is {count * dtype.itemsize} bytes, it has {len(tensor.raw_data)}"
+            f"{where}: {dtype}{list(shape)} is {count * dtype.itemsize} bytes, "
+            f"it has {len(tensor.raw_data)}"
         )
     if tensor.HasField("raw_data"):  # always little-endian
         little = np.frombuffer(tensor.raw_data, dtype.numpy.newbyteorder("<"))

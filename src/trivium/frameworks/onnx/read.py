@@ -12,8 +12,8 @@ import numpy as np
 
 from trivium.check import check
 from trivium.frameworks.onnx import KIND, decimal, from_onnx_dtype, package
-from trivium.frameworks.onnx.load import array, load
 from trivium.frameworks.onnx.layers import OPERATORS
+from trivium.frameworks.onnx.load import array, load
 from trivium.frameworks.onnx.sizes import fold
 from trivium.graph import OPS, Graph, GraphError, UnsupportedError, Value, current
 from trivium.nn.module import GraphModule
@@ -22,18 +22,25 @@ from trivium.transforms.replay import prune
 
 ONNX = ("", "ai.onnx")  # both names of the standard domain
 OLDEST = 7  # before, broadcasting was an attribute
+DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError)
 _PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
 def read(source: Any) -> GraphModule:
     """The model in ``source``, a path or an ``onnx.ModelProto``, as a trainable module.
 
-    Floating initializers become parameters (running statistics: states) under their own names; those
-    that only make shapes become attributes. An operator without an exact meaning here, and a file that
-    is not what it says, are refused with the node's name.
+    Floating initializers become parameters (running statistics: states) under their own names;
+    those that only make shapes become attributes. An operator without an exact meaning here, and a
+    file that is not what it says, are refused with the node's name.
     """
-    reader = Reader(load(source))
-    graph = reader.read()
+    model = load(source)
+    try:
+        reader = Reader(model)
+        graph = reader.read()
+    except (GraphError, UnsupportedError):
+        raise
+    except DAMAGED as error:  # names that are no text, types that do not exist, ...
+        raise GraphError(f"this ONNX model is damaged: {error}") from error
     return GraphModule(graph, reader.values, reader.source_names)
 
 
@@ -52,7 +59,9 @@ class Reader:
         self.values: dict[str, np.ndarray[Any, Any]] = {}
         self.source_names: dict[str, str] = {}
         self.initializers = {t.name: t for t in self.proto.initializer}
-        self.env: dict[str, Value | np.ndarray[Any, Any]] = {}  # by ONNX name: a Value, or known numbers
+        self.env: dict[
+            str, Value | np.ndarray[Any, Any]
+        ] = {}  # by ONNX name: a Value, or known numbers
         self.alias: dict[str, str] = {}
         self.lifted: dict[tuple[int, str], Any] = {}
         self.uses = Counter(_names(self.proto))
@@ -97,7 +106,9 @@ class Reader:
                 )
             )
             if wrong or (said.elem_type and from_onnx_dtype(said.elem_type) != value.dtype):
-                raise GraphError(f"output {info.name!r} is {value.type}, the file says otherwise: {sizes}")
+                raise GraphError(
+                    f"output {info.name!r} is {value.type}, the file says otherwise: {sizes}"
+                )
 
     # -- what names mean -----------------------------------------------------------------------
     def chain(self, name: str) -> list[str]:
@@ -128,7 +139,7 @@ class Reader:
         floating = tensor is not None and from_onnx_dtype(tensor.data_type).is_floating
         return tensor if floating else None
 
-    def value(self, name: str) -> Value:
+    def value(self, name: str) -> Any:
         """``name`` as a Value of the Graph being built."""
         origin = self.chain(name)[-1]
         item = self.env.get(origin)
@@ -152,7 +163,7 @@ class Reader:
         change: Callable[[Any], Any] = lambda a: a,
         part: str = "",
     ) -> Value:
-        """The initializer ``name`` as an input of the Graph; ``change`` maps its numbers to ours."""
+        """The initializer ``name`` as an input; ``change`` maps its numbers to ours."""
         name = self.chain(name)[-1]
         tensor = self.initializers[name]
         key = name + part
@@ -169,7 +180,7 @@ class Reader:
         return value
 
     def once(self, name: str) -> bool:
-        """Whether this is an initializer that nothing else reads, so that it may be stored otherwise."""
+        """Whether this is an initializer that nothing else reads: it may be stored otherwise."""
         names = self.chain(name)
         return (
             names[-1] in self.initializers
@@ -197,7 +208,7 @@ class Reader:
                     self._node(node, where)
             except (GraphError, UnsupportedError):
                 raise
-            except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+            except DAMAGED as error:
                 raise GraphError(f"{where}: {error}") from error
 
     def _node(self, node: Any, where: str) -> None:
@@ -276,7 +287,9 @@ class Call:
         """The numbers of input ``i``, which must be fixed."""
         found = self.reader.constant(self.node.input[i], forced=True) if self.has(i) else None
         if found is None:
-            raise UnsupportedError(f"{what} that the model computes", self.where, "make it a constant")
+            raise UnsupportedError(
+                f"{what} that the model computes", self.where, "make it a constant"
+            )
         return found
 
     def ints(self, i: int, what: str) -> list[Any]:
@@ -286,7 +299,7 @@ class Call:
     def weight(
         self, i: int, leaf: str, kind: str = "param", change: Callable[[Any], Any] | None = None
     ) -> Any:
-        """Input ``i`` as a parameter; ``change``, on arrays and Values alike, brings it to our form."""
+        """Input ``i`` as a parameter; ``change``, of an array or a Value, brings it to our form."""
         name = self.node.input[i]
         fresh = self.reader.chain(name)[-1] in self.reader.initializers
         if fresh and self.reader.constant(name) is None:
@@ -323,7 +336,10 @@ def lifted(numbers: np.ndarray[Any, Any]) -> Any:
     """Fixed numbers as a node of the current Graph; a single one as ``full``."""
     full = OPS["full"]
     if numbers.dtype == object:  # with open sizes among them
-        items = [full(shape=(), value=n if isinstance(n, Dim) else int(n), dtype="int64") for n in numbers.flat]
+        items = [
+            full(shape=(), value=n if isinstance(n, Dim) else int(n), dtype="int64")
+            for n in numbers.flat
+        ]
         if not numbers.ndim:
             return items[0]
         return OPS["reshape"](OPS["stack"](*items), shape=numbers.shape)

@@ -1,4 +1,4 @@
-"""Arithmetic on shapes while a model is read: Shape, Gather, Concat and the like, on known integers.
+"""Arithmetic on shapes while a model is read: Shape, Gather, Concat and so on, on known integers.
 
 Exporters compute shapes with nodes. Here an array of known integers may hold open sizes (Dims), and
 these nodes become the attributes they were meant to be.
@@ -29,7 +29,9 @@ def known(items: Any) -> Known:
     flat = np.asarray(items, object)
     if any(isinstance(i, Dim) for i in flat.flat):
         return flat
-    return flat.astype(bool if all(isinstance(i, (bool, np.bool_)) for i in flat.flat) and flat.size else np.int64)
+    return flat.astype(
+        bool if all(isinstance(i, (bool, np.bool_)) for i in flat.flat) and flat.size else np.int64
+    )
 
 
 def fold(call: Call) -> Known | None:
@@ -38,8 +40,9 @@ def fold(call: Call) -> Known | None:
         return _shape(call)
     if call.op not in FOLDS or call.node.domain or not len(call):
         return None
+    kinds = "iubOf" if call.op == "Cast" else "iubO"  # no other arithmetic on floats is done here
     arrays = [call.constant(i) for i in range(len(call)) if call.has(i)]
-    if any(a is None or a.dtype.kind not in "iubO" or a.size > MOST for a in arrays):
+    if any(a is None or a.dtype.kind not in kinds or a.size > MOST for a in arrays):
         return None
     result = FOLDS[call.op](call, *arrays)
     return None if result is None or result.size > MOST else known(result)
@@ -66,9 +69,9 @@ def _elementwise(function: Callable[[Any, Any], Any]) -> Callable[..., Known]:
     return apply
 
 
-def _as(result: Known, dtype: Any) -> Known:
+def _as(result: Known, dtype: np.dtype[Any]) -> Known:
     """Python's integers back in the array's own type."""
-    if dtype == object or any(isinstance(i, Dim) for i in result.flat):
+    if dtype.kind == "O" or any(isinstance(i, Dim) for i in result.flat):
         return result
     return result.astype(dtype)
 
@@ -115,7 +118,8 @@ def _slice(call: Call, x: Known, *rest: Known) -> Known | None:
     index: list[Any] = [slice(None)] * x.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         index[axis] = slice(start, None if step < 0 and end < -x.shape[axis] else end, step)
-    return x[tuple(index)]
+    part: Known = x[tuple(index)]
+    return part
 
 
 def _plain(x: Known) -> list[Any]:
@@ -124,9 +128,9 @@ def _plain(x: Known) -> list[Any]:
 
 def _cast(call: Call, x: Known) -> Known | None:
     dtype = from_onnx_dtype(call.attr("to"))
-    if dtype.is_floating or (x.dtype == object and dtype != "int64"):
-        return None
-    return x if x.dtype == object else x.astype(dtype.numpy)
+    if x.dtype == object:
+        return x if dtype == "int64" else None
+    return x.astype(dtype.numpy)
 
 
 def _where(call: Call, condition: Known, x: Known, y: Known) -> Known:
@@ -178,6 +182,10 @@ FOLDS: dict[str, Callable[..., Known | None]] = {
     "Less": _compare(operator.lt),
     "Greater": _compare(operator.gt),
     "Neg": lambda call, x: np.asarray(-x),
+    "LessOrEqual": _compare(operator.le),
+    "GreaterOrEqual": _compare(operator.ge),
+    "And": _compare(lambda a, b: bool(a) and bool(b)),
+    "Or": _compare(lambda a, b: bool(a) or bool(b)),
     "Not": lambda call, x: ~x.astype(bool),
     "Where": _where,
     "Cast": _cast,

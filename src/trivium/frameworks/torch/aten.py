@@ -15,9 +15,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trivium.dtype import DType, as_dtype
+from trivium.dtype import DType
+from trivium.frameworks.torch.exported import (
+    as_size,
+    dtype_of,
+    is_count,
+    is_number,
+    is_size,
+    name_of,
+    of_an_operator,
+    scope_of,
+    sizes_equal,
+)
 from trivium.graph import OPS, Graph, Type, UnsupportedError, Value
-from trivium.shape import Dim, Size
+from trivium.shape import Dim
 
 Handler = Callable[..., Any]
 HANDLERS: dict[str, Handler] = {}
@@ -35,105 +46,18 @@ def aten(*names: str) -> Callable[[Handler], Handler]:
     return enter
 
 
-# -- what an exported node says of itself ------------------------------------------------------------
-def name_of(node: Any) -> str:
-    """ "batch_norm" for a call of aten.batch_norm.default; else the target's own name."""
-    if hasattr(node.target, "_schema"):
-        return str(node.target._schema.name).removeprefix("aten::")
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def scope_of(node: Any) -> str:
-    """The path of the module that a node belongs to."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    if path.startswith("_empty_nn_module_stack"):
-        return ""
-    return re.sub(r"@\d+", "", path)  # the second call of a shared module is "fc@1"
-
-
-def dtype_of(dtype: Any) -> DType:
-    """Our dtype for torch's."""
-    name = str(dtype).removeprefix("torch.")
-    try:
-        return as_dtype(name)
-    except TypeError:
-        raise UnsupportedError(f"the dtype {name}", "", "convert the model to a real dtype") from None
-
-
-def is_count(node: Any) -> bool:
-    """Does it only count batches (BatchNorm's num_batches_tracked += 1), which nothing reads?"""
-    if node.op != "call_function" or name_of(node) != "add_" or not all(map(is_count, node.users)):
-        return False
-    counted = node.args[0]
-    while counted.op == "call_function" and name_of(counted) == "add_":
-        counted = counted.args[0]  # the layer was called more than once
-    return counted.op == "placeholder" and counted.name.endswith("num_batches_tracked")
-
-
-_OPERATORS = ("/torch/_ops.py", "/torch/_meta_registrations.py", "/torch/_decomp/", "/torch/_subclasses/")
-
-
-def of_an_operator(guard: Any, expression: Any) -> bool:
-    """Is this "not 1" asked inside of an operator, to choose its kernel, and not by the model?
-
-    The result is the same either way: :meth:`Reader.checked` holds its type against ours with the
-    size open, and what depends on a size being 1 (squeeze) is refused.
-    """
-    asked_in = getattr(guard.sloc.framework_loc, "filename", "").replace("\\", "/")
-    not_one = {("Unequality", 1), ("StrictGreaterThan", 1), ("GreaterThan", 2)}
-    form = (type(expression).__name__, expression.args[-1] if expression.args else None)
-    return any(part in asked_in for part in _OPERATORS) and form in not_one
-
-
-def as_size(item: Any, dims: Mapping[str, Dim]) -> Size:
-    """The Size that a SymInt, or an int, stands for."""
-    if isinstance(item, int):
-        return item
-
-    def walk(e: Any) -> Size:
-        kind = type(e).__name__
-        if e.is_Integer:
-            return int(e)
-        if e.is_Symbol and str(e) in dims:
-            return dims[str(e)]
-        if e.is_Add:
-            return functools.reduce(lambda a, b: a + b, map(walk, e.args))
-        if e.is_Mul and not any(f.is_Rational and not f.is_Integer for f in e.args):
-            return functools.reduce(lambda a, b: a * b, map(walk, e.args))
-        if e.is_Pow and e.exp.is_Integer and e.exp > 0:
-            return functools.reduce(lambda a, b: a * b, [walk(e.base)] * int(e.exp))
-        if kind in ("FloorDiv", "CleanDiv"):
-            return walk(e.args[0]) // walk(e.args[1])
-        if kind in ("Mod", "PythonMod"):
-            return walk(e.args[0]) % walk(e.args[1])  # type: ignore[operator]
-        raise UnsupportedError(
-            f"the size {e}", "", "sizes are sums, products and floor quotients of open sizes"
-        )
-
-    return walk(item.node.expr)
-
-
-def _sizes_equal(a: Size, b: Size) -> bool:
-    """Equal, or equal at several sizes: two exact forms of one quotient may be written differently."""
-    if a == b:
-        return True
-    names = {n for s in (a, b) if isinstance(s, Dim) for n in s.names()}
-    if not names:
-        return False
-    trials = ({n: k * (i + 1) for i, n in enumerate(sorted(names))} for k in (1, 2, 3, 5, 7, 12, 30))
-    return all(_at(a, t) == _at(b, t) for t in trials)
-
-
-def _at(size: Size, env: Mapping[str, Size]) -> Size:
-    return size.subs(env) if isinstance(size, Dim) else size
-
-
-# -- walking -----------------------------------------------------------------------------------------
+# -- walking ---------------------------------------------------------------------------------------
 class Reader:
     """Builds a Graph from an exported one, node by node. Handlers get it as ``at``."""
 
-    def __init__(self, graph: Graph, dims: Mapping[str, Dim], flags: Mapping[Any, Any], model: str, both: bool):
+    def __init__(
+        self,
+        graph: Graph,
+        dims: Mapping[str, Dim],
+        flags: Mapping[Any, Any],
+        model: str,
+        both: bool,
+    ):
         self.graph, self.dims, self.flags, self.model = graph, dims, flags, model
         self.both = both  # is the Graph to serve training and evaluation?
         self.values: dict[Any, Any] = {}  # exported node -> Value, or several
@@ -150,7 +74,10 @@ class Reader:
         for node in exported.nodes:
             if node.op == "output":
                 results = node.args[0]
-                return [self.value(a) for a in (results if isinstance(results, (list, tuple)) else [results])]
+                return [
+                    self.value(a)
+                    for a in (results if isinstance(results, (list, tuple)) else [results])
+                ]
             if node.op == "call_function" and not is_count(node):
                 self.call(node)
         raise UnsupportedError("an exported graph without outputs", self.model)
@@ -163,7 +90,7 @@ class Reader:
             self.roots[node] = self.root(node.args[0])
         elif name == "wrap_with_set_grad_enabled":
             self.without_gradient(node)
-        elif name == "_assert_tensor_metadata" or _is_size(node.meta.get("val")):
+        elif is_size(node):
             pass  # sizes are read where they are used
         else:
             with self.graph.within(scope_of(node) or self.graph.scope):
@@ -171,7 +98,9 @@ class Reader:
 
     def operator(self, node: Any, name: str) -> None:
         writes = name.endswith("_") and not name.endswith("__")
-        handler = HANDLERS.get(name) or HANDLERS.get(name.rstrip("_")) or _ordinary(name.rstrip("_"))
+        handler = (
+            HANDLERS.get(name) or HANDLERS.get(name.rstrip("_")) or _ordinary(name.rstrip("_"))
+        )
         try:
             if handler is None:
                 result = self.decomposed(node, name)
@@ -185,7 +114,7 @@ class Reader:
         aliases = name == "dropout" or any(
             r.alias_info is not None for r in node.target._schema.returns
         )
-        tensors = [a for a in node.all_input_nodes if not _is_size(a.meta.get("val"))]
+        tensors = [a for a in node.all_input_nodes if not is_number(a.meta.get("val"))]
         self.roots[node] = self.root(tensors[0]) if aliases and tensors else node
         if writes:
             self.write(node, node.args[0])
@@ -194,6 +123,7 @@ class Reader:
         """An operator that torch itself defines by others (einsum), read as those."""
         from torch._C import _dispatch_has_kernel_for_dispatch_key as has_kernel
         from torch._subclasses.fake_tensor import FakeTensor
+        from torch.fx.experimental import _config
         from torch.fx.experimental.proxy_tensor import make_fx
         from torch.fx.node import map_arg
 
@@ -202,28 +132,34 @@ class Reader:
             "declare an op with this torch lowering, or a reader in frameworks/torch",
         )
         known = hasattr(node.target, "_schema") and name not in _NEVER_UNROLLED
+        known = known and node not in self.flags  # the parts would be those of training alone
         if not known or not has_kernel(node.target.name(), "CompositeImplicitAutograd"):
             raise refusal
         inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), FakeTensor)]
 
         def call(*tensors: Any) -> Any:
             given = dict(zip(inputs, tensors, strict=True))
-            args, kwargs = (map_arg(a, lambda n: given.get(n, n.meta.get("val"))) for a in (node.args, node.kwargs))
+            args, kwargs = (
+                map_arg(a, lambda n: given.get(n, n.meta.get("val")))
+                for a in (node.args, node.kwargs)
+            )
             return node.target.decompose(*args, **kwargs)
 
         metas = [n.meta["val"] for n in inputs]
-        environment = metas[0].fake_mode.shape_env if metas else None
+        environment: Any = metas[0].fake_mode.shape_env if metas else None
         guards = len(environment.guards) if environment else 0
-        with metas[0].fake_mode if metas else contextlib.nullcontext():
+        mode = metas[0].fake_mode if metas else contextlib.nullcontext()
+        with mode, _config.patch(backed_size_oblivious=True):
             inner = make_fx(call)(*metas).graph
         new = environment.guards[guards:] if environment else ()
         if not all(of_an_operator(g, environment.simplify(g.expr)) for g in new):
-            print([(g.expr,g.sloc) for g in new])
             raise refusal  # it would hold for some sizes only
         places = [n for n in inner.nodes if n.op == "placeholder"]
         outer, order = self.node, self.order
         try:
-            results = self.run(inner, {p: self.values[n] for p, n in zip(places, inputs, strict=True)})
+            results = self.run(
+                inner, {p: self.values[n] for p, n in zip(places, inputs, strict=True)}
+            )
         except UnsupportedError as error:
             raise refusal from error
         finally:
@@ -231,7 +167,7 @@ class Reader:
         return results[0] if isinstance(results, list) and len(results) == 1 else results
 
     def arguments(self, node: Any, handler: Handler) -> dict[str, Any]:
-        """The call's arguments by name; those that the handler does not name are at their defaults."""
+        """The arguments by name; those that the handler does not name are at their defaults."""
         schema = node.target._schema.arguments
         given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
         wanted = inspect.signature(handler).parameters
@@ -252,28 +188,34 @@ class Reader:
         """What an argument stands for: Values for nodes, Sizes for symbolic ints."""
         if hasattr(item, "all_input_nodes"):
             meta = item.meta.get("val")
-            if _is_size(meta):
+            if is_number(meta):
                 return as_size(meta, self.dims)
             if item not in self.values:
                 raise self.unsupported(f"{item.target}, which no input stands for")
             return self.values[item]
         if isinstance(item, (list, tuple)):
             return [self.value(i) for i in item]
-        return as_size(item, self.dims) if _is_size(item) and not isinstance(item, bool) else item
+        return as_size(item, self.dims) if is_number(item) and not isinstance(item, bool) else item
 
     def checked(self, node: Any, result: Any) -> Any:
         """``result``, whose types are what torch says."""
         metas = node.meta["val"]
-        pairs = [(result, metas)] if not isinstance(metas, (list, tuple)) else zip(result, metas, strict=True)
+        pairs = (
+            [(result, metas)]
+            if not isinstance(metas, (list, tuple))
+            else zip(result, metas, strict=True)
+        )
         for value, meta in pairs:
             if value is None or meta is None:
                 continue
             want = self.type_of(meta)
             fits = len(value.shape) == len(want.shape) and all(
-                map(_sizes_equal, value.shape, want.shape)
+                map(sizes_equal, value.shape, want.shape)
             )
             if value.dtype != want.dtype or not fits:
-                raise self.unsupported(f"{node.target}, which is {want} in torch but {value.type} here")
+                raise self.unsupported(
+                    f"{node.target}, which is {want} in torch but {value.type} here"
+                )
         return result
 
     def type_of(self, meta: Any) -> Type:
@@ -294,7 +236,9 @@ class Reader:
             )
         now = self.order.get(node, 0)
         for other in [n for n in self.values if n is not target and n is not node]:
-            if self.root(other) is root and any(self.order.get(u, now + 1) > now for u in other.users):
+            if self.root(other) is root and any(
+                self.order.get(u, now + 1) > now for u in other.users
+            ):
                 raise self.unsupported(
                     f"{node.target} in place, seen through the view {other.name}",
                     "write it without the underscore",
@@ -305,7 +249,9 @@ class Reader:
         """The running statistic ``node`` becomes ``new``, here and after the step."""
         state = self.states.get(node)
         if state is None or state.kind != "state":
-            raise self.unsupported(f"{self.node.target} with statistics that are no buffer of a module")
+            raise self.unsupported(
+                f"{self.node.target} with statistics that are no buffer of a module"
+            )
         self.values[node] = self.graph.updates[state] = new
 
     def without_gradient(self, node: Any) -> None:
@@ -345,21 +291,23 @@ class Reader:
         """``value``, a Value or a number, in this dtype."""
         if not isinstance(value, Value):
             return self.full((), value, dtype)
-        return value if value.dtype == dtype else OPS["cast"](value, dtype=dtype)  # type: ignore[no-any-return]
+        done: Value = value if value.dtype == dtype else OPS["cast"](value, dtype=dtype)
+        return done
 
     def full(self, shape: Any, value: Any, dtype: DType) -> Value:
         """An array of one number."""
         if isinstance(value, (int, float)) and dtype.is_floating:
             value = float(value)
-        return OPS["full"](shape=shape, value=value, dtype=dtype)  # type: ignore[no-any-return]
+        filled: Value = OPS["full"](shape=shape, value=value, dtype=dtype)
+        return filled
 
     def promoted(self, *items: Any, dtype: DType | None = None) -> list[Value]:
         """Values and numbers in the dtype that torch promotes them to."""
         import torch
 
         if dtype is None:
-            metas = [
-                torch.empty((1,) * min(len(i.shape), 1), dtype=getattr(torch, i.dtype), device="meta")
+            metas: list[Any] = [
+                _meta((1,) * min(len(i.shape), 1), getattr(torch, i.dtype))
                 if isinstance(i, Value) else 1 if isinstance(i, Dim) else i
                 for i in items
             ]  # fmt: skip
@@ -367,29 +315,43 @@ class Reader:
         return [self.cast(i, dtype) for i in items]
 
 
+def _meta(shape: tuple[int, ...], dtype: Any) -> Any:
+    import torch
+
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def _result_type(a: Any, b: Any) -> Any:
     import torch
 
     rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
-    return torch.empty((1,) * rank, dtype=torch.result_type(a, b), device="meta")
+    return _meta((1,) * rank, torch.result_type(a, b))
 
 
 _NEVER_UNROLLED = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 """Torch would define these by one copy of a step for every moment."""
 
-_PLACEMENT = {"device", "layout", "pin_memory", "non_blocking", "memory_format", "copy", "requires_grad"}
+_PLACEMENT = {
+    "device",
+    "layout",
+    "pin_memory",
+    "non_blocking",
+    "memory_format",
+    "copy",
+    "requires_grad",
+}
 """Arguments that say where numbers lie, never which."""
 
 
-def _is_size(meta: Any) -> bool:
-    return type(meta).__name__ in ("SymInt", "int", "SymBool", "bool")
-
-
 def _same(a: Any, b: Any) -> bool:
-    return a == b or (a is None and b is None) or (list(a) == list(b) if isinstance(b, list) else False)
+    return (
+        a == b
+        or (a is None and b is None)
+        or (list(a) == list(b) if isinstance(b, list) else False)
+    )
 
 
-# -- ordinary operators --------------------------------------------------------------------------------
+# -- ordinary operators ----------------------------------------------------------------------------
 _OURS = {"self": "x", "input": "x", "other": "y", "dim": "axis", "keepdim": "keepdims",
          "negative_slope": "slope"}  # fmt: skip
 _CALL = re.compile(r"^(?:torch\.|F\.|\{\w+\}\.)(\w+)\(")
@@ -408,7 +370,7 @@ def _by_lowering() -> dict[str, str]:
 
 @functools.cache
 def _ordinary(name: str) -> Handler | None:
-    """A handler for an operator that is one of our ops under another name, argument for argument."""
+    """A handler for an operator that is one of our ops, argument for argument."""
     ours = _by_lowering().get(name)
     if ours is None:
         return None
@@ -427,7 +389,9 @@ def _ordinary(name: str) -> Handler | None:
             else:
                 default = schema[key].default_value
                 at.require(item is None or _same(item, default), f"{key}={item}")
-        values = [arrays.get(n) for n in op.arrays]
+        absent = set(op.arrays[: op.required]) - arrays.keys() | op.defaults.keys() - attrs.keys()
+        at.require(not absent, f"no {', '.join(sorted(absent))}")
+        values: list[Any] = [arrays.get(n) for n in op.arrays]
         if at.out.dtype.is_floating:  # torch.exp of integers is floating
             values = [
                 at.cast(v, at.out.dtype) if isinstance(v, Value) and not v.dtype.is_floating else v

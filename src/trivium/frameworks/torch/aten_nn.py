@@ -19,7 +19,7 @@ def _each(item: Any, n: int) -> tuple[int, ...]:
     return items * n if len(items) == 1 else items
 
 
-# -- convolution and pools ---------------------------------------------------------------------------
+# -- convolution and pools -------------------------------------------------------------------------
 @aten("conv1d", "conv2d", "conv3d")
 def _conv(at: Reader, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
           dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
@@ -72,7 +72,11 @@ def _avg_pool(at: Reader, self: Any, kernel_size: Any, stride: Any = (), padding
     if added and count_include_pad:
         # torch counts its own padding and not what ceil_mode added: the same as counting neither
         # where it has no padding of its own.
-        at.require(not any(_each(padding, 1)), "ceil_mode beside counted padding", "count_include_pad=False")
+        at.require(
+            not any(_each(padding, 1)),
+            "ceil_mode beside counted padding",
+            "count_include_pad=False",
+        )
         count_include_pad = False
     return OPS["avg_pool"](self, include_pad=count_include_pad, **attrs)
 
@@ -113,7 +117,7 @@ def _pixel_shuffle(at: Reader, self: Any, upscale_factor: int) -> Any:
     return OPS["reshape"](OPS["transpose"](x, axes=(0, 1, 4, 2, 5, 3)), shape=at.out.shape)
 
 
-# -- norms -------------------------------------------------------------------------------------------
+# -- norms -----------------------------------------------------------------------------------------
 @aten("batch_norm")
 def _batch_norm(at: Reader, input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any,
                 training: bool, momentum: float, eps: float, cudnn_enabled: bool = True) -> Any:  # fmt: skip
@@ -122,7 +126,14 @@ def _batch_norm(at: Reader, input: Any, weight: Any, bias: Any, running_mean: An
     if not kept:  # no statistics are kept: those of the batch serve in both modes
         running_mean, running_var = (at.full((input.shape[1],), v, input.dtype) for v in (0, 1))
     y, mean, var = OPS["batch_norm"](
-        input, weight, bias, running_mean, running_var, training=flag, momentum=momentum, epsilon=eps
+        input,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        training=flag,
+        momentum=momentum,
+        epsilon=eps,
     )
     if kept and flag is not False:
         at.require(
@@ -147,8 +158,8 @@ def _group_norm(at: Reader, input: Any, num_groups: int, weight: Any = None, bia
 
 
 @aten("instance_norm")
-def _instance_norm(at: Reader, input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any,
-                   use_input_stats: bool, momentum: float, eps: float,
+def _instance_norm(at: Reader, input: Any, weight: Any, bias: Any, running_mean: Any,
+                   running_var: Any, use_input_stats: bool, momentum: float, eps: float,
                    cudnn_enabled: bool = True) -> Any:  # fmt: skip
     at.require(running_mean is None and at.flag(use_input_stats) is True, "running statistics")
     return _group_norm(at, input, input.shape[1], weight, bias, eps)
@@ -161,7 +172,9 @@ def _layer_norm(at: Reader, input: Any, normalized_shape: Any, weight: Any = Non
 
 
 @aten("rms_norm")
-def _rms_norm(at: Reader, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None) -> Any:
+def _rms_norm(
+    at: Reader, input: Any, normalized_shape: Any, weight: Any = None, eps: Any = None
+) -> Any:
     if eps is None:  # torch's default is the dtype's own
         eps = float(np.finfo(input.dtype.numpy).eps)
     axes = tuple(range(len(input.shape) - len(normalized_shape), len(input.shape)))
@@ -169,7 +182,7 @@ def _rms_norm(at: Reader, input: Any, normalized_shape: Any, weight: Any = None,
     return y if weight is None else y * weight
 
 
-# -- activations ---------------------------------------------------------------------------------------
+# -- activations -----------------------------------------------------------------------------------
 @aten("clamp", "clip", "clamp_min", "clamp_max")
 def _clamp(at: Reader, self: Any, min: Any = None, max: Any = None) -> Any:
     x = at.cast(self, at.out.dtype)
@@ -179,7 +192,7 @@ def _clamp(at: Reader, self: Any, min: Any = None, max: Any = None) -> Any:
 
 
 def _between(at: Reader, x: Any, low: float, high: float) -> Any:
-    """x cut to [low, high]. At the bounds its gradient is 0, unlike clamp's: ties go to the bound."""
+    """x cut to [low, high]; at the bounds its gradient is 0, unlike clamp's: ties go to them."""
     x = OPS["maximum"](at.full((), low, x.dtype), x)
     return OPS["minimum"](at.full((), high, x.dtype), x)
 
@@ -267,12 +280,14 @@ def _glu(at: Reader, self: Any, dim: int = -1) -> Any:
 
 
 @aten("softmax", "_softmax", "log_softmax", "_log_softmax")
-def _softmax(at: Reader, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False) -> Any:
+def _softmax(
+    at: Reader, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False
+) -> Any:
     name = "log_softmax" if "log_softmax" in str(at.node.target) else "softmax"
     return OPS[name](at.cast(self, at.out.dtype), axis=dim)
 
 
-# -- randomness ----------------------------------------------------------------------------------------
+# -- randomness ------------------------------------------------------------------------------------
 def _key(at: Reader) -> Value:
     found = at.graph.of_kind("rng")
     return found[0] if found else at.graph.input("rng", uint64, (2,), "rng")
@@ -291,12 +306,14 @@ def _dropout(at: Reader, input: Any, p: float, train: bool) -> Any:
     return _dropped(at, input, p, at.flag(train))
 
 
-# -- products, tables, recurrence --------------------------------------------------------------------------
+# -- products, tables, recurrence ------------------------------------------------------------------
 @aten("embedding")
 def _embedding(at: Reader, weight: Any, indices: Any, padding_idx: int = -1,
                scale_grad_by_freq: bool = False) -> Any:  # fmt: skip
     at.require(
-        padding_idx == -1, f"padding_idx={padding_idx}", "that row would get a gradient; leave it out"
+        padding_idx == -1,
+        f"padding_idx={padding_idx}",
+        "that row would get a gradient; leave it out",
     )
     at.require(not scale_grad_by_freq, "scale_grad_by_freq")
     return OPS["embedding"](weight, indices)
@@ -306,8 +323,8 @@ HANDLERS["embedding_bag"] = lambda at, **_: at.require(False, "bags", "use nn.Em
 
 
 @aten("rnn_tanh", "rnn_relu")
-def _rnn(at: Reader, input: Any, hx: Any, params: Any, has_biases: bool, num_layers: int, dropout: float,
-         train: bool, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
+def _rnn(at: Reader, input: Any, hx: Any, params: Any, has_biases: bool, num_layers: int,
+         dropout: float, train: bool, bidirectional: bool, batch_first: bool) -> Any:  # fmt: skip
     at.require(not bidirectional, "two directions", "flip and concatenate two nn.RNN by hand")
     start = hx.node
     at.require(
@@ -347,7 +364,7 @@ def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = No
     return OPS["matmul"](_dropped(at, weights, dropout_p, flag), value)
 
 
-# -- losses --------------------------------------------------------------------------------------------------
+# -- losses ----------------------------------------------------------------------------------------
 _REDUCTIONS = ("none", "mean", "sum")
 
 
@@ -375,9 +392,13 @@ def _bce_with_logits(at: Reader, self: Any, target: Any, reduction: int = 1) -> 
 
 
 @aten("cross_entropy_loss")
-def _cross_entropy(at: Reader, self: Any, target: Any, reduction: int = 1, ignore_index: Any = -100) -> Any:
+def _cross_entropy(
+    at: Reader, self: Any, target: Any, reduction: int = 1, ignore_index: Any = -100
+) -> Any:
     at.require(target.dtype.is_integer, "targets that are probabilities", "give class numbers")
-    at.require(ignore_index < 0, f"ignore_index={ignore_index}", "mark what to ignore with a negative")
+    at.require(
+        ignore_index < 0, f"ignore_index={ignore_index}", "mark what to ignore with a negative"
+    )
     rank = len(self.shape)
     logits = self if rank <= 2 else OPS["transpose"](self, axes=(0, *range(2, rank), 1))
     if reduction != 1:
@@ -386,4 +407,3 @@ def _cross_entropy(at: Reader, self: Any, target: Any, reduction: int = 1, ignor
     total = OPS["cross_entropy"](logits, target, reduction="sum")
     counted = OPS["not_equal"](target, at.full((), ignore_index, target.dtype))
     return total / OPS["sum"](OPS["cast"](counted, dtype=total.dtype))
-

@@ -12,8 +12,17 @@ from trivium.shape import Dim, size_product
 _END = 2**63 - 1  # what torch writes for "to the end"
 
 
-# -- the same numbers --------------------------------------------------------------------------------
-@aten("alias", "clone", "contiguous", "lift_fresh_copy", "lift_fresh", "positive", "resolve_conj", "identity")
+# -- the same numbers ------------------------------------------------------------------------------
+@aten(
+    "alias",
+    "clone",
+    "contiguous",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "positive",
+    "resolve_conj",
+    "identity",
+)
 def _same_value(at: Reader, self: Any) -> Any:
     return self
 
@@ -54,7 +63,9 @@ def _permute(at: Reader, self: Any, dims: Any) -> Any:
 
 
 @aten("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T")
-def _transpose(at: Reader, self: Any, dim0: int = 0, dim1: int = 1, axis0: Any = None, axis1: Any = None) -> Any:
+def _transpose(
+    at: Reader, self: Any, dim0: int = 0, dim1: int = 1, axis0: Any = None, axis1: Any = None
+) -> Any:
     rank = len(self.shape)
     if str(at.node.target).startswith(("aten.numpy_T",)):
         return OPS["transpose"](self)
@@ -74,7 +85,9 @@ def _movedim(at: Reader, self: Any, source: Any, destination: Any) -> Any:
     source, destination = ([s] if isinstance(s, int) else s for s in (source, destination))
     placed = {d % rank: s % rank for s, d in zip(source, destination, strict=True)}
     rest = iter(a for a in range(rank) if a not in placed.values())
-    return OPS["transpose"](self, axes=tuple(placed[i] if i in placed else next(rest) for i in range(rank)))
+    return OPS["transpose"](
+        self, axes=tuple(placed[i] if i in placed else next(rest) for i in range(rank))
+    )
 
 
 @aten("unsqueeze")
@@ -85,7 +98,11 @@ def _unsqueeze(at: Reader, self: Any, dim: int) -> Any:
 @aten("squeeze")
 def _squeeze(at: Reader, self: Any, dim: Any = None) -> Any:
     rank = len(self.shape)
-    axes = range(rank) if dim is None else [d % rank for d in ([dim] if isinstance(dim, int) else dim) if rank]
+    axes = (
+        range(rank)
+        if dim is None
+        else [d % rank for d in ([dim] if isinstance(dim, int) else dim) if rank]
+    )
     at.require(
         not any(isinstance(self.shape[a], Dim) for a in axes),
         f"an open size in {self.shape}: it would go when that size is 1",
@@ -103,7 +120,10 @@ def _expand(at: Reader, self: Any, size: Any = None, other: Any = None) -> Any:
 @aten("broadcast_tensors")
 def _broadcast_tensors(at: Reader, tensors: Any) -> Any:
     shapes = [at.type_of(meta).shape for meta in at.node.meta["val"]]
-    return [t if t.shape == s else OPS["broadcast_to"](t, shape=s) for t, s in zip(tensors, shapes, strict=True)]
+    return [
+        t if t.shape == s else OPS["broadcast_to"](t, shape=s)
+        for t, s in zip(tensors, shapes, strict=True)
+    ]
 
 
 @aten("repeat", "tile")
@@ -114,7 +134,9 @@ def _repeat(at: Reader, self: Any, repeats: Any = None, dims: Any = None) -> Any
     shape = (1,) * (rank - len(self.shape)) + tuple(self.shape)
     # (a, b) -> (1, a, 1, b) -> (times, a, times, b) -> joined
     apart = OPS["reshape"](self, shape=tuple(s for size in shape for s in (1, size)))
-    full = OPS["broadcast_to"](apart, shape=tuple(s for t, n in zip(times, shape, strict=True) for s in (t, n)))
+    full = OPS["broadcast_to"](
+        apart, shape=tuple(s for t, n in zip(times, shape, strict=True) for s in (t, n))
+    )
     return OPS["reshape"](full, shape=at.out.shape)
 
 
@@ -128,7 +150,7 @@ def _repeat_interleave(at: Reader, self: Any, repeats: Any, dim: Any = None) -> 
     return OPS["reshape"](OPS["broadcast_to"](apart, shape=shape), shape=at.out.shape)
 
 
-# -- pieces ------------------------------------------------------------------------------------------
+# -- pieces ----------------------------------------------------------------------------------------
 @aten("cat", "concat", "concatenate")
 def _cat(at: Reader, tensors: Any, dim: int = 0) -> Any:
     return OPS["concat"](*at.promoted(*tensors), axis=dim)
@@ -155,7 +177,9 @@ def _cut(at: Reader, x: Any, axis: int, start: Any, stop: Any, step: int = 1) ->
 
 
 @aten("slice")
-def _slice(at: Reader, self: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Any:
+def _slice(
+    at: Reader, self: Any, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Any:
     return _cut(at, self, dim % len(self.shape), start or 0, _END if end is None else end, step)
 
 
@@ -173,7 +197,8 @@ def _select(at: Reader, self: Any, dim: int, index: Any) -> Any:
 @aten("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
 def _split(at: Reader, self: Any, dim: int = 0, split_size: Any = None, split_sizes: Any = None,
            chunks: Any = None, sections: Any = None, indices: Any = None) -> Any:  # fmt: skip
-    axis, pieces, start = dim % len(self.shape), [], 0
+    axis, pieces = dim % len(self.shape), []
+    start: Any = 0
     for meta in at.node.meta["val"]:
         size = at.type_of(meta).shape[axis]
         pieces.append(_cut(at, self, axis, start, start + size))
@@ -216,9 +241,7 @@ def _roll(at: Reader, self: Any, shifts: Any, dims: Any) -> Any:
         size = x.shape[axis]
         at.require(isinstance(size, int), "an open size")
         if cut := -shift % size:
-            x = OPS["concat"](
-                _cut(at, x, axis, cut, size), _cut(at, x, axis, 0, cut), axis=axis
-            )
+            x = OPS["concat"](_cut(at, x, axis, cut, size), _cut(at, x, axis, 0, cut), axis=axis)
     return x
 
 
@@ -232,7 +255,7 @@ def _pad(at: Reader, self: Any, pad: Any, mode: str = "constant", value: Any = N
     return OPS["pad"](self, low=tuple(low), high=tuple(high), value=float(value or 0))
 
 
-# -- arrays from nothing -------------------------------------------------------------------------------
+# -- arrays from nothing ---------------------------------------------------------------------------
 def _filled(number: Any) -> Any:
     def handler(at: Reader, fill_value: Any = None, value: Any = None, **_: Any) -> Any:
         given = fill_value if value is None else value
@@ -272,12 +295,13 @@ def triangle(rows: Any, columns: Any, diagonal: int) -> Any:
 @aten("tril", "triu")
 def _tri(at: Reader, self: Any, diagonal: int = 0) -> Any:
     lower = str(at.node.target).startswith("aten.tril")
-    inside = triangle(*self.shape[-2:], diagonal if lower else diagonal - 1)
+    rows, columns = self.shape[-2:]
+    inside = triangle(rows, columns, diagonal if lower else diagonal - 1)
     nothing = at.full((), False if self.dtype == "bool" else 0, self.dtype)
     return OPS["where"](inside, *((self, nothing) if lower else (nothing, self)))
 
 
-# -- choice and logic ----------------------------------------------------------------------------------
+# -- choice and logic ------------------------------------------------------------------------------
 @aten("where")
 def _where(at: Reader, condition: Any, self: Any, other: Any) -> Any:
     return OPS["where"](condition, *at.promoted(self, other, dtype=at.out.dtype))
@@ -315,9 +339,11 @@ def _not(at: Reader, self: Any) -> Any:
     return OPS["logical_not"](_truth(at, self))
 
 
-# -- sums and extrema ------------------------------------------------------------------------------------
+# -- sums and extrema ------------------------------------------------------------------------------
 def _reduction(name: str) -> Any:
-    def handler(at: Reader, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Any:
+    def handler(
+        at: Reader, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
+    ) -> Any:
         x = at.cast(self, at.out.dtype)  # integers are summed as int64
         axis = None if dim is None or dim == [] else dim
         return OPS[name](x, axis=tuple(axis) if isinstance(axis, list) else axis, keepdims=keepdim)
@@ -332,7 +358,9 @@ aten("amin")(_reduction("min"))
 
 
 @aten("max", "min")
-def _extremum(at: Reader, self: Any, dim: Any = None, keepdim: bool = False, other: Any = None) -> Any:
+def _extremum(
+    at: Reader, self: Any, dim: Any = None, keepdim: bool = False, other: Any = None
+) -> Any:
     largest = str(at.node.target).startswith("aten.max")
     if other is not None:
         return OPS["maximum" if largest else "minimum"](*at.promoted(self, other))
@@ -349,22 +377,31 @@ def _extremum(at: Reader, self: Any, dim: Any = None, keepdim: bool = False, oth
 def _argmax(at: Reader, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
     x, axis = (OPS["flatten"](self), 0) if dim is None else (self, dim)
     found = OPS["argmax"](x, axis=axis)
-    return OPS["expand_dims"](found, axis=dim % len(self.shape)) if keepdim and dim is not None else found
+    return (
+        OPS["expand_dims"](found, axis=dim % len(self.shape))
+        if keepdim and dim is not None
+        else found
+    )
 
 
 @aten("var", "std")
-def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: bool = True, keepdim: bool = False) -> Any:
-    axis = tuple(range(len(self.shape))) if not dim else tuple(d % len(self.shape) for d in dim)
+def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: bool = True,
+         keepdim: bool = False) -> Any:  # fmt: skip
+    rank = len(self.shape)
+    axis = tuple(d % rank for d in dim) if dim else tuple(range(rank))
     centered = self - OPS["mean"](self, axis=axis, keepdims=True)
-    count = size_product(self.shape[a] for a in axis)
-    number = at.full((), count - (1 if correction is None else int(correction)) if unbiased else count, self.dtype)
+    less = float(1 if correction is None else correction) if unbiased else 0.0  # need not be whole
+    number = at.full((), size_product(self.shape[a] for a in axis), self.dtype)
+    number = OPS["maximum"](number - less, at.full((), 0, self.dtype)) if less else number
     var = OPS["sum"](centered * centered, axis=axis, keepdims=keepdim) / number
     return OPS["sqrt"](var) if str(at.node.target).startswith("aten.std") else var
 
 
-# -- products --------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 @aten("matmul", "mm", "bmm", "mv", "dot")
-def _matmul(at: Reader, self: Any, other: Any = None, mat2: Any = None, vec: Any = None, tensor: Any = None) -> Any:
+def _matmul(
+    at: Reader, self: Any, other: Any = None, mat2: Any = None, vec: Any = None, tensor: Any = None
+) -> Any:
     return OPS["matmul"](self, next(t for t in (other, mat2, vec, tensor) if t is not None))
 
 
@@ -378,7 +415,7 @@ def _addmm(at: Reader, self: Any, mat1: Any = None, mat2: Any = None, batch1: An
     return (self if beta == 1 else self * beta) + product
 
 
-# -- arithmetic that is no single op -----------------------------------------------------------------------
+# -- arithmetic that is no single op ---------------------------------------------------------------
 @aten("rsub")
 def _rsub(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
     x, y = at.promoted(self, other)
@@ -413,4 +450,3 @@ def _reciprocal(at: Reader, self: Any) -> Any:
 @aten("neg")
 def _neg(at: Reader, self: Any) -> Any:
     return OPS["negative"](self)
-

@@ -2,8 +2,8 @@
 
 What a module does while training and what it does in evaluation are exported apart and laid side by
 side: where they differ in nothing but the flag of a dropout or a batch norm, that flag is left open
-(``training=MODE``); a flag that is the same in both stays what it is (a frozen BatchNorm). Any other
-difference is refused, because one Graph would be wrong in one of the modes.
+(``training=MODE``); a flag that is the same in both stays what it is (a frozen BatchNorm). Any
+other difference is refused, because one Graph would be wrong in one of the modes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ import numpy as np
 
 from trivium.check import check
 from trivium.frameworks.torch import aten_nn, aten_shape  # noqa: F401  (they fill the table)
-from trivium.frameworks.torch.aten import Reader, as_size, dtype_of, is_count, name_of, of_an_operator, scope_of
+from trivium.frameworks.torch.aten import Reader
+from trivium.frameworks.torch.exported import (
+    as_size,
+    dtype_of,
+    is_count,
+    is_size,
+    name_of,
+    of_an_operator,
+    scope_of,
+)
 from trivium.graph import MODE, OPS, Graph, UnsupportedError, Value
 from trivium.nn.module import GraphModule
 from trivium.shape import Dim
@@ -53,14 +62,15 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
     with graph:
         results = reader.run(program.graph, sources)
     graph.outputs = _outputs(graph, module, program, results)
-    unused = {v for v in graph.of_kind("state") if v not in graph.uses() and v not in graph.outputs}
+    read_by = {v for node in graph.nodes for v in node.inputs} | set(graph.results())
+    unused = {v for v in graph.of_kind("state") if v not in read_by}
     graph.inputs = [v for v in graph.inputs if v not in unused]
     prune(graph)
     names = {v.name: v.name for v in graph.of_kind("param", "state")}
     return GraphModule(check(graph), {n: _as_array(torch, arrays[n]) for n in names}, names)
 
 
-# -- arrays --------------------------------------------------------------------------------------
+# -- arrays ----------------------------------------------------------------------------------------
 def _as_tensor(torch: Any, module: Any, example: Any) -> Any:
     if isinstance(example, torch.Tensor):
         return example
@@ -81,7 +91,7 @@ def _as_array(torch: Any, tensor: Any) -> Any:
     return tensor.numpy().copy()
 
 
-# -- exporting -----------------------------------------------------------------------------------
+# -- exporting -------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def _modes_kept(module: Any) -> Iterator[None]:
     """Every submodule's mode as it was, afterwards."""
@@ -97,9 +107,9 @@ def _modes_kept(module: Any) -> Iterator[None]:
 def _exporting() -> Iterator[None]:
     """torch.export so that it assumes nothing about the batch and keeps the plain operators."""
     import torch
-    import torch.nn.functional as functional
     from torch.fx.experimental import _config
 
+    functional: Any = torch.nn.functional
     fast = torch.backends.mha.get_fastpath_enabled()
     verify = functional._verify_batch_size
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole encoder layer
@@ -160,7 +170,7 @@ def _export_mode(
             why |= dict.fromkeys(opened, reason)
             return None
         raise UnsupportedError(
-            f"torch.export cannot follow it in {'training' if mode else 'evaluation'} mode: {reason}",
+            f"torch.export cannot follow it while {'training' if mode else 'evaluating'}: {reason}",
             type(module).__name__,
             "Python may not branch on what is in a tensor",
         ) from error
@@ -172,7 +182,7 @@ def _conditions(program: Any, opened: set[int]) -> dict[int, str]:
         return {}
     fixed: dict[int, str] = {}
     by_symbol: dict[Any, list[int]] = {}
-    environment = None
+    environment: Any = None
     for i, value in enumerate(_user_values(program)):
         if i in opened and not isinstance(size := value.shape[0], int) and size.node.expr.is_Symbol:
             by_symbol.setdefault(size.node.expr, []).append(i)
@@ -192,9 +202,13 @@ def _user_values(program: Any) -> list[Any]:
     return [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
 
 
-# -- the two modes side by side ------------------------------------------------------------------
-_FLAG = {"batch_norm": 5, "instance_norm": 5, "dropout": 2, "rnn_tanh": 6, "rnn_relu": 6,
-         "scaled_dot_product_attention": 4}  # fmt: skip
+# -- the two modes side by side --------------------------------------------------------------------
+_FLAG = {
+    "batch_norm": 5, "instance_norm": 5, "rnn_tanh": 6, "rnn_relu": 6, "rrelu": 3, "dropout": 2,
+    "alpha_dropout": 2, "feature_dropout": 2, "feature_alpha_dropout": 2,
+    "scaled_dot_product_attention": 4,
+}  # fmt: skip
+"""Where an operator says whether it is training (or, attention, at what rate it drops)."""
 
 
 def _flags(module: Any, train: Any, evaluation: Any) -> dict[Any, Any]:
@@ -206,9 +220,9 @@ def _flags(module: Any, train: Any, evaluation: Any) -> dict[Any, Any]:
 
 def _align(left: Any, right: Any, pairs: dict[Any, Any], flags: dict[Any, Any], model: str) -> None:
     """Pair the nodes of two exported graphs in their order; refuse them at the first difference."""
-    ahead = deque(n for n in right.graph.nodes if not is_count(n))
-    for a in (n for n in left.graph.nodes if not is_count(n)):
-        if name_of(a) == "dropout" and not (ahead and name_of(ahead[0]) == "dropout"):
+    ahead = deque(n for n in right.graph.nodes if not is_count(n) and not is_size(n))
+    for a in (n for n in left.graph.nodes if not is_count(n) and not is_size(n)):
+        if name_of(a) == "dropout" and a.args[2] and not (ahead and name_of(ahead[0]) == "dropout"):
             flags[a] = MODE  # written as "if self.training: dropout": evaluation has no such node
             pairs[a] = pairs[a.args[0]]
             continue
@@ -227,7 +241,7 @@ def _agree(a: Any, b: Any, pairs: dict[Any, Any], flags: dict[Any, Any]) -> bool
     if a.op != b.op or (a.op == "call_function" and str(a.target) != str(b.target)):
         return False
     mine, theirs = list(a.args), list(b.args)
-    at = _FLAG.get(name_of(a))
+    at = _FLAG.get(name_of(a).rstrip("_"))
     if at is not None and max(len(mine), len(theirs)) > at:
         defaults = [argument.default_value for argument in a.target._schema.arguments]
         mine += defaults[len(mine) : at + 1]
@@ -238,6 +252,8 @@ def _agree(a: Any, b: Any, pairs: dict[Any, Any], flags: dict[Any, Any]) -> bool
 
     def same(x: Any, y: Any) -> bool:
         if hasattr(x, "all_input_nodes"):
+            if is_size(x):  # an expression of the inputs' sizes, which both exports name alike
+                return is_size(y) and str(x.meta["val"]) == str(y.meta["val"])
             return pairs.get(x) is y
         if isinstance(x, (list, tuple)) and isinstance(y, (list, tuple)):
             return len(x) == len(y) and all(map(same, x, y))
@@ -259,7 +275,7 @@ def _differ(a: Any, b: Any, model: str) -> UnsupportedError:
 def _inputs(
     graph: Graph, module: Any, program: Any, arrays: dict[str, Any]
 ) -> tuple[dict[Any, Value], dict[str, Dim]]:
-    """Inputs of ``graph`` for the placeholders, their tensors into ``arrays``; and the Dims by symbol."""
+    """Inputs of ``graph`` for the placeholders, their tensors in ``arrays``, Dims by symbol."""
     import torch
     from torch.export.graph_signature import InputKind
 
@@ -286,7 +302,9 @@ def _inputs(
     for name, tensor in held.items():
         first.setdefault(id(tensor), name)
     for node, spec in sorted(specs, key=lambda s: order.get(s[1].target, len(order))):
-        if spec.kind == InputKind.USER_INPUT or all(map(is_count, node.users)) and _is_integer(node):
+        if spec.kind == InputKind.USER_INPUT or (
+            all(map(is_count, node.users)) and _is_integer(node)
+        ):
             continue
         fixed = spec.kind == InputKind.CONSTANT_TENSOR or spec.persistent is False
         if fixed or spec.target not in held:

@@ -1,0 +1,212 @@
+"""Models in JAX: running, differentiating and training them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trivium.frameworks.jax.emit import NARROW, emit
+from trivium.frameworks.layer import Weight
+from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.source import execute
+from trivium.graph import Graph, UnsupportedError
+from trivium.transforms.replay import specialize
+from trivium.transforms.step import Update
+from trivium.tree import flatten, nest
+
+
+def load_jax() -> Any:
+    """The jax module, or an ImportError with the remedy."""
+    try:
+        import jax
+    except ImportError:
+        raise ImportError("JAX is not installed: pip install jax") from None
+    return jax
+
+
+@dataclass
+class JaxModel:
+    """A function of (params, *inputs), its parameters, and which of them are states."""
+
+    function: Callable[..., Any]
+    params: dict[str, Any]
+    states: frozenset[str] = frozenset()
+    updates: bool = False
+    """While training the function gives (y, the new states)."""
+    source: str = ""
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.function(self.params, *inputs)
+
+    def apply(self, params: Mapping[str, Any], inputs: Sequence[Any], training: bool, key: Any) -> Any:
+        """All outputs, and the states that changed by dotted name; the parameters are flat here."""
+        accepted = inspect.signature(self.function).parameters
+        given: dict[str, Any] = {"training": training} if "training" in accepted else {}
+        given |= {"rng": key} if "rng" in accepted else {}
+        result = self.function(nest(params), *inputs, **given)
+        state: dict[str, Any] = {}
+        if self.updates and (training or "training" not in accepted):
+            result, state = result
+        return _listed(result), flatten(state)
+
+
+def build(graph: Graph, values: Mapping[str, Any]) -> tuple[JaxModel, dict[str, tuple[str, Weight]]]:
+    """The function that the Graph's source makes, with these numbers, and where each is."""
+    load_jax()
+    emitted = emit(graph)
+    weights = emitted.weights
+    held = {v.name for v in graph.of_kind("param", "state")}
+    if unused := held - weights.keys():  # they cost nothing, and belong to the model
+        weights |= {n: (n, Weight("", n, n)) for n in unused}
+    states = frozenset(v.name for v in graph.of_kind("state"))
+    function = execute(emitted, "jax")
+    model = JaxModel(function, {}, states, bool(graph.updates), emitted.source)
+    JaxRunner(model, weights).load(values)
+    return model, weights
+
+
+def to_array(array: Any) -> Any:
+    """``array`` for JAX, which has 32-bit numbers: said aloud where that would lose something."""
+    jnp = load_jax().numpy
+    if isinstance(array, jnp.ndarray):
+        return array
+    array = np.asarray(array)
+    name = array.dtype.name
+    if name == "float64" and not load_jax().config.jax_enable_x64:
+        raise UnsupportedError(
+            "a float64 array in JAX, which would make it float32",
+            remedy='pass float32, or jax.config.update("jax_enable_x64", True)',
+        )
+    if name in NARROW:
+        narrow = array.astype(NARROW[name])
+        if not np.array_equal(narrow, array):
+            raise UnsupportedError(f"numbers beyond {NARROW[name]} in JAX")
+        array = narrow
+    return jnp.array(array)
+
+
+class JaxRunner:
+    """Any JAX function. ``weights`` says where our parameters are in its nested ones."""
+
+    def __init__(self, model: JaxModel, weights: Mapping[str, tuple[str, Weight]]):
+        self.jax = load_jax()
+        self.model, self.weights = model, weights
+        self._apply = self.jax.jit(model.apply, static_argnums=2)
+        self._pull = self.jax.jit(self._pulled, static_argnums=4)
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        flat = flatten(self.model.params)
+        return {ours: np.array(w.back(np.asarray(flat[path]))) for ours, (path, w) in self.weights.items()}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take these numbers."""
+        new = {path: to_array(w.to(np.asarray(values[ours]))) for ours, (path, w) in self.weights.items()}
+        self.model.params = nest(flatten(self.model.params) | new)
+
+    def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
+        """The outputs, the states left as they were."""
+        params = flatten(self.model.params)
+        ys, _ = self._apply(params, [to_array(x) for x in inputs], training, self.jax.random.key(0))
+        return [np.asarray(y) for y in ys]
+
+    def _pulled(self, params: Any, rest: Any, inputs: Any, cotangents: Any, training: bool) -> Any:
+        jnp = self.jax.numpy
+        at = [i for i, x in enumerate(inputs) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+        def run(params: Any, floats: Any) -> Any:
+            xs = list(inputs)
+            for i, x in zip(at, floats, strict=True):
+                xs[i] = x
+            ys, state = self.model.apply(params | rest, xs, training, self.jax.random.key(0))
+            return [y for y in ys if jnp.issubdtype(y.dtype, jnp.floating)], (ys, state)
+
+        _, back, (ys, state) = self.jax.vjp(run, params, [inputs[i] for i in at], has_aux=True)
+        by_params, by_inputs = back(list(cotangents))
+        found: list[Any] = [None] * len(inputs)
+        for i, g in zip(at, by_inputs, strict=True):
+            found[i] = g
+        return ys, by_params, found, state
+
+    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+        """Outputs and gradients by jax.vjp."""
+        flat = flatten(self.model.params)
+        ours_of = {path: ours for ours, (path, _) in self.weights.items()}
+        rest = {n: v for n, v in flat.items() if ours_of.get(n, n) in self.model.states}
+        params = {n: v for n, v in flat.items() if n not in rest}
+        xs, gs = ([to_array(a) for a in arrays] for arrays in (inputs, cotangents))
+        ys, grads, by_inputs, state = self._pull(params, rest, xs, gs, training)
+
+        def back(arrays: Mapping[str, Any]) -> dict[str, Array]:
+            named = {ours_of[n]: np.asarray(a) for n, a in arrays.items() if n in ours_of}
+            return {n: np.array(self.weights[n][1].back(a)) for n, a in named.items()}
+
+        return Pulled(
+            [np.asarray(y) for y in ys],
+            back(grads),
+            [None if g is None else np.asarray(g) for g in by_inputs],
+            back(rest | state),
+        )
+
+
+def _listed(outputs: Any) -> list[Any]:
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+class JaxTrainer:
+    """The loss Graph as a JAX function; loss, gradients and the optimizer's update in one jitted step."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
+        self.jax = load_jax()
+        self.model, self.weights = build(graph, values)
+        self.update = execute(emit(specialize(update.graph)), "jax")
+        self.slot_names = update.slots
+        self._take()
+        jnp = self.jax.numpy
+        self.slots = {n: [jnp.zeros_like(p) for _ in update.slots] for n, p in self.params.items()}
+        self.count = 0
+        # What a step replaces is given up to it, so that the new arrays lie where the old ones were.
+        self._step = self.jax.jit(self._one_step, donate_argnums=(0, 1, 2))
+
+    def _take(self) -> None:
+        # Copies: the step consumes its arrays, and the model's may be in other hands.
+        flat = {n: self.jax.numpy.array(v) for n, v in flatten(self.model.params).items()}
+        states = self.model.states
+        self.states = {n: v for n, v in flat.items() if n in states}
+        self.params = {n: v for n, v in flat.items() if n not in states}
+
+    def _one_step(self, params: Any, states: Any, slots: Any, inputs: Any, lr: Any, count: Any) -> Any:
+        key = self.jax.random.key(count)
+
+        def loss_of(params: Any) -> Any:
+            (loss, *_), state = self.model.apply(params | states, inputs, True, key)
+            return loss, state
+
+        (loss, state), grads = self.jax.value_and_grad(loss_of, has_aux=True)(params)
+        new_params, new_slots = {}, {}
+        for name, p in params.items():
+            new = self.update({}, p, grads[name], *slots[name], count.astype("float32"), lr)
+            new_params[name], *new_slots[name] = new if isinstance(new, tuple) else (new,)
+        return loss, new_params, states | state, new_slots
+
+    def step(self, inputs: Sequence[Array], lr: float) -> float:
+        """One step on a batch; the loss before it."""
+        self.count += 1
+        loss, self.params, self.states, self.slots = self._step(
+            self.params, self.states, self.slots, [to_array(x) for x in inputs], np.float32(lr),
+            np.int32(self.count),
+        )  # fmt: skip
+        return float(loss)
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        return {n: np.array(v) for n, v in (self.params | self.states).items()}
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""
+        JaxRunner(self.model, self.weights).load(values)
+        self._take()

@@ -1,0 +1,247 @@
+"""Blocks as functions that call layers by name: how a functional model is written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trivium.frameworks.blocks import Block, Layer, leaf, parent
+from trivium.frameworks.keras.calls import Like
+from trivium.frameworks.layer import Weight
+from trivium.frameworks.source import (
+    Body,
+    Class,
+    Code,
+    Emitter,
+    Member,
+    Slot,
+    Statement,
+    Writer,
+    _Later,
+    flat,
+)
+from trivium.graph import Node, UnsupportedError, Value, quoted
+from trivium.shape import Dim
+
+LINE = 100
+"""Longer lines are broken."""
+
+RESERVED = {"keras", "layers", "ops", "name", "inputs"}
+"""Names that emitted source uses itself."""
+
+
+@dataclass(frozen=True)
+class Free(Member):
+    """A parameter of no layer, by its whole name."""
+
+
+@dataclass(frozen=True)
+class Rest(Member):
+    """What a block's function gets besides values: its numbers and its name."""
+
+
+class FunctionEmitter(Emitter):
+    """Numbered children (of a Sequential, a ModuleList) are no function: lines stand in place."""
+
+    def classify(self, body: Body) -> None:
+        numbered = all(name.partition(".")[0].isdigit() for name in body.members)
+        if not (body.block.path and body.members and numbered):
+            super().classify(body)
+
+    def sub_block(self, body: Body, block: Block) -> None:
+        inner = self.body(block)
+        name = self.member_name(body.block, block.path)
+        if inner.cls is not None:
+            code: Code = [Member(name), "("]
+            for v in block.inputs:
+                code += [v, ", "]
+            body.members[name] = [_Later(inner)]  # type: ignore[list-item]
+            body.statements.append(Statement(list(block.outputs), [*code, Rest(name), ")"]))
+            return
+
+        def moved(piece: Any) -> Any:
+            if not isinstance(piece, Member) or isinstance(piece, Free):
+                return piece
+            return type(piece)(f"{name}.{piece.name}")
+
+        body.members |= {f"{name}.{n}": code for n, code in inner.members.items()}
+        for s in inner.statements:
+            body.statements.append(Statement(s.outputs, [*map(moved, s.code)], s.infix, s.effect))
+
+    def note(self, layer: Layer) -> None:
+        """Every weight has one place."""
+        for v in layer.node.inputs:
+            if v is not None and v.kind in ("param", "state") and v.name in self.weights:
+                raise _tied(v, self.weights[v.name][0])
+        super().note(layer)
+
+    def node(self, body: Body, node: Node) -> None:
+        """A free parameter is the weight of a layer made for it."""
+        before = set(self.weights)
+        super().node(body, node)
+        if node.op == "batch_norm":  # by its statistics, which stay as they are
+            body.statements[-1].outputs = [node.outputs[0]]
+        for name in self.weights.keys() - before:
+            self.weights[name] = (f"{name}.value", Weight("", leaf(name), "value"))
+        for v in node.inputs:
+            if v is None or v.kind not in ("param", "state"):
+                continue
+            if self.weights.get(v.name, ("",))[0] != f"{v.name}.value":
+                raise _tied(v, node.scope)
+
+
+def _tied(value: Value, where: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"Keras source in which the parameter {value.name} is a layer's and used besides", where,
+        "give each use a parameter of its own",
+    )  # fmt: skip
+
+
+class FunctionWriter(Writer):
+    def __init__(self, emitter: Emitter, cls: Class):
+        super().__init__(emitter, cls)
+        self.cls, self.root = cls, self.body is emitter.root
+        self.at: dict[str, int] = {}  # member: its first slot
+        for name, code in self.body.members.items():
+            self.at[name] = self.slot
+            self.slot += sum(isinstance(p, Slot) for p in flat(code, emitter))
+        used = [p.name for s in self.body.statements for p in s.code if type(p) is Member]
+        self.shared = {n for n in used if used.count(n) > 1}
+        self.made: dict[str, str] = {}  # member: the variable that holds it
+
+    def function(self) -> str:
+        """The function of this class."""
+        names = self.argument_names()
+        if self.root:
+            head, first = f"def {self.cls.name}():", self.model_inputs(names)
+        else:
+            arguments = ", ".join([*names, *self.cls.parameters, "*", "name"])
+            head, first = f"def {self.cls.name}({arguments}):", []
+        for name, code in self.body.members.items():
+            if str(code[0]).startswith("Weight("):
+                self.make(name, f"({self.first_argument(names)})")
+        body = [wrapped("    " + line) for line in [*first, *self.write()]]
+        return "\n".join([head, *body])
+
+    def first_argument(self, names: Sequence[str]) -> str:
+        if not names:
+            where = self.body.block.path or "the model"
+            raise UnsupportedError("Keras source of a part that has parameters but no input", where)
+        return names[0]
+
+    def model_inputs(self, names: Sequence[str]) -> list[str]:
+        values = self.body.block.inputs
+        if not values:
+            raise UnsupportedError("a functional Keras model without an input")
+        taken = {parent(place) for place, _ in self.emitter.weights.values()}
+        made = [_input(v, v.name + "_" if v.name in taken else v.name) for v in values]
+        if len(made) == 1:
+            return [f"{names[0]} = inputs = {made[0]}"]
+        return ["inputs = [", *(f"    {m}," for m in made), "]", f"{', '.join(names)} = inputs"]
+
+    def result(self, parts: Sequence[str]) -> str:
+        if not self.root:
+            return super().result(parts)
+        outputs = parts[0] if len(parts) == 1 else f"[{', '.join(parts)}]"
+        return f"return keras.Model(inputs, {outputs}, name={quoted(self.emitter.graph.name)})"
+
+    def joins(self, s: Statement, text: str, last: bool) -> bool:
+        """A layer has a line of its own."""
+        made = isinstance(s.code[0], Member) or str(s.code[0]).startswith("layers.")
+        return super().joins(s, text, last) and not (self.root and last) and (last or not made)
+
+    def fresh(self, wish: str) -> str:
+        functions = {c.name for c in self.emitter.classes}
+        wish = "x" if wish in RESERVED else wish
+        return super().fresh(f"{wish}_1" if wish in functions else wish)
+
+    def piece(self, piece: Any) -> str:
+        """A variable with the batch of another value."""
+        if not isinstance(piece, Like):
+            return super().piece(piece)
+        for v, name in reversed(self.names.items()):
+            if v.shape[:1] == (piece.dim,) and self._latest(name) is v:
+                return name
+        return self.size(piece.dim)
+
+    def size(self, dim: Dim) -> str:
+        """A functional model knows no open size while it is built."""
+        where = self.body.block.path or "the model"
+        raise UnsupportedError(f"Keras source that reads the open size '{dim}'", where,
+                               "give the model's inputs fixed sizes")  # fmt: skip
+
+    # -- layers ------------------------------------------------------------------------------------
+    def member(self, member: Member) -> str:
+        """``layers.Conv2D(64, 3, name="conv1")``, or the variable of a layer called twice."""
+        name, path = member.name, self.body.block.path
+        if isinstance(member, Free):
+            name = name[len(path) + 1 :] if path else name
+            if name not in self.made:
+                raise UnsupportedError(f"the parameter {member.name} outside its module", path)
+            return self.made[name]
+        code = self.body.members[name]
+        if isinstance(code[0], _Later):
+            return self.block(code[0].body, name, isinstance(member, Rest))
+        if name in self.shared:
+            return self.made[name] if name in self.made else self.make(name)
+        return self.layer(name)
+
+    def make(self, name: str, call: str = "") -> str:
+        """Put a layer into a variable."""
+        words = [w for w in name.split(".") if not w.isdigit()] or ["layer"]
+        self.made[name] = variable = self.fresh(re.sub(r"\W", "_", words[-1]) or "layer")
+        self.reserve(variable)
+        self.lines.append(f"{variable} = {self.layer(name)}{call}")
+        return variable
+
+    def reserve(self, variable: str) -> None:
+        self.slot_names[-1 - len(self.made)] = (
+            variable  # no slot has this number: only the name counts
+        )
+
+    def layer(self, name: str) -> str:
+        """The constructor, with the layer's name."""
+        text = self.declared(self.body.members[name]).removesuffix(")")
+        return f"{text}{'' if text.endswith('(') else ', '}name={self.path(name)})"
+
+    def declared(self, code: Any) -> str:
+        name = next(n for n, c in self.body.members.items() if c is code)
+        before, self.slot = self.slot, self.at[name]
+        text = "".join(
+            self.literal_slot(p) if isinstance(p, Slot) else str(p)
+            for p in flat(code, self.emitter)
+        )
+        self.slot = before
+        return text
+
+    def block(self, body: Body, name: str, rest: bool) -> str:
+        assert body.cls is not None
+        if not rest:
+            return body.cls.name
+        before, self.slot = self.slot, self.at[name]
+        numbers = [self.literal_slot(s) for s in body.arguments if isinstance(s, Slot)]
+        self.slot = before
+        return ", ".join([*numbers, f"name={self.path(name)}"])
+
+    def path(self, name: str) -> str:
+        """The name of a layer, as source."""
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise UnsupportedError(f"a Keras layer of the name {name!r}", self.body.block.path)
+        return f'"{name}"' if self.root else f'f"{{name}}.{name}"'
+
+
+def _input(value: Value, name: str) -> str:
+    sizes = [None if isinstance(s, Dim) else s for s in value.shape]
+    kind = "" if value.dtype == "float32" else f', dtype="{value.dtype}"'
+    shape = tuple(sizes[1:]) if sizes and sizes[0] is None else f"batch_shape={tuple(sizes)}"
+    return f"keras.Input({shape}{kind}, name={quoted(name)})"
+
+
+def wrapped(line: str) -> str:
+    """A long call of a layer with its arguments on a line of their own."""
+    if len(line) <= LINE or not (found := re.match(r"( *)([^(]*\()(.*)(\)\([^()]*\))$", line)):
+        return line
+    indent, head, inside, tail = found.groups()
+    return f"{indent}{head}\n{indent}    {inside}\n{indent}{tail}"

@@ -1,0 +1,288 @@
+"""A Graph as Gluon source for MXNet: HybridBlocks, which run imperatively and hybridized alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.frameworks.blocks import Block, Layer, inside
+from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.mxnet.forms import FORMS, HELPERS
+from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, call, literal
+from trivium.frameworks.mxnet.prepare import prepare
+from trivium.frameworks.source import (
+    Body,
+    Class,
+    Code,
+    Emitted,
+    Emitter,
+    Member,
+    Slot,
+    Statement,
+    Target,
+    Writer,
+    _Later,
+    array_source,
+    flat,
+)
+from trivium.graph import Graph, Node, UnsupportedError, Value
+from trivium.shape import Dim
+
+IMPORTS = {"mx": "import mxnet as mx", "gluon": "from mxnet import gluon", "nn": "from mxnet.gluon import nn"}
+_TAKEN = {"name", "params", "prefix"}  # what a Block lets nobody assign
+
+
+class MXNet(Target):
+    """Gluon source: HybridBlock classes."""
+
+    name = "mxnet"
+    forms = FORMS
+    functions = FUNCTIONS
+    helpers = HELPERS
+
+    def __init__(self) -> None:
+        self.constants: dict[str, np.ndarray[Any, Any]] = {}
+
+    def prepare(self, graph: Graph) -> Graph:
+        """See :func:`trivium.frameworks.mxnet.prepare.prepare`."""
+        graph, self.constants = prepare(graph)
+        return graph
+
+    def literal(self, value: Any) -> str:
+        """A dtype is its name."""
+        return literal(value)
+
+    def fill(self, template: str, node: Node) -> Code:
+        """In double quotes, as everything here."""
+        return super().fill(template.replace("'", '"'), node)
+
+    def lowers(self, node: Node) -> bool:
+        """Some forms are MXNet's only under a condition."""
+        return (node.op not in IF or IF[node.op](node)) and super().lowers(node)
+
+    def positional(self, form: LayerForm) -> int:
+        """nn.Conv2D(64, 3), nn.Embedding(100, 8), nn.Dense(10)."""
+        return 2 if form.op in ("conv", "embedding") else 0 if "norm" in form.op else 1
+
+    def call(self, layer: Layer, member: Member) -> list[Statement]:
+        """nn.Embedding takes indices; the last state of gluon.rnn.RNN is its last output."""
+        node = layer.node
+        if node.op == "embedding":
+            return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
+        if node.op != "rnn":
+            return super().call(layer, member)
+        outputs, last = node.outputs
+        run = Statement([outputs], [member, "(", *self.array(node.inputs[0]), ")"])
+        return [run, Statement([last], call("SequenceLast", [outputs], axis=1))]
+
+    def parameter(self, value: Value) -> Code:
+        """A parameter of the block itself, which ``hybrid_forward`` gets as an argument."""
+        name = value.name.rpartition(".")[2]
+        if value.name in self.constants:
+            return [f'self.params.get_constant("{name}", {_constant(self.constants[value.name])})']
+        words = f"shape={literal(value.shape or (1,))}"
+        words += f', dtype="{value.dtype}"' if value.dtype != dt.float32 else ""
+        words += ', grad_req="null"' if value.kind == "state" else ""
+        return [f'self.params.get("{name}", {words})']
+
+    def render(self, emitter: Emitter) -> str:
+        """Imports, then the classes, inner ones first."""
+        emitter.settle()
+        source = "\n\n\n".join(class_source(emitter, c) for c in emitter.classes)
+        text = source + "".join(t for n, t in HELPERS.items() if re.search(rf"\b{n}\b", source))
+        lines = [line for word, line in IMPORTS.items() if re.search(rf"\b{word}\.", text)]
+        return "\n".join(lines) + "\n\n\n" + source
+
+
+def _constant(array: np.ndarray[Any, Any]) -> str:
+    values = array_source(array.reshape(array.shape or (1,)).astype(np.float32) if array.dtype == bool
+                          else array.reshape(array.shape or (1,)))  # fmt: skip
+    if array.dtype in (np.float32, bool):
+        return values  # a list becomes float32
+    return f'mx.nd.array({values}, dtype="{array.dtype}")'
+
+
+def class_source(emitter: Emitter, cls: Class) -> str:
+    """One class."""
+    writer = _Writer(emitter, cls)
+    body = cls.bodies[0]
+    lines = [f"class {cls.name}({writer.base}):"]
+    if body.members:
+        lines.append(f"    def __init__(self{''.join(f', {p}' for p in cls.parameters)}, **kwargs):")
+        lines += ["        " + line for line in ("super().__init__(**kwargs)", *writer.declarations())]
+    if not body.chain:
+        lines += [""] * bool(body.members)
+        arguments = ", ".join([*writer.argument_names(), *writer.own])
+        lines.append(f"    def hybrid_forward(self, F, {arguments}):")
+        lines += ["        " + line for line in writer.write()]
+    return "\n".join(lines)
+
+
+def _numbered(names: Any) -> bool:
+    """Are these 0, 1, 2, ...: what a HybridSequential calls its elements?"""
+    return bool(names) and list(names) == [str(i) for i in range(len(names))]
+
+
+Declared = Any  # the text of a constructor call, or a list of these: a chain
+
+
+class _Writer(Writer):
+    """Gluon's declarations, and parameters as arguments of ``hybrid_forward``."""
+
+    def __init__(self, emitter: Emitter, cls: Class):
+        super().__init__(emitter, cls)
+        body = self.body
+        self.members = {self.inner(name): code for name, code in body.members.items()}
+        self.own = [n for n, code in self.members.items() if str(code[0]).startswith("self.params.")]
+        self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
+        wrong = {n.partition(".")[0] for n in self.members} & _TAKEN
+        if wrong or any("." in n for n in self.own):
+            what = next(iter(wrong), "") or next(n for n in self.own if "." in n)
+            raise UnsupportedError(f"MXNet source with a member called {what!r}", body.block.path)
+
+    def inner(self, name: str) -> str:
+        """A path as seen from this block."""
+        path = self.body.block.path
+        return name[len(path) + 1 :] if path and name.startswith(path + ".") else name
+
+    # -- __init__ ------------------------------------------------------------------------------------
+    def declarations(self) -> list[str]:
+        """The lines after ``super().__init__``."""
+        items = {name: self.declared(code) for name, code in self.members.items()}
+        lines: list[str] = []
+        if self.base == "nn.HybridSequential":
+            return [*_added("self", list(items.values())), *self.corrections()]
+        for name, item in items.items():
+            *path, last = name.split(".")
+            for i in range(len(path)):  # names that cross a scope which is no class of its own
+                outer = ".".join(path[: i + 1])
+                if not any(line.startswith(f"{self.place(outer)} = ") for line in lines):
+                    kind = "nn.HybridSequential" if self.listed(outer) else "gluon.HybridBlock"
+                    lines += _held(self.place(".".join(path[:i])), path[i], f"{kind}()", self.listed(".".join(path[:i])))
+            where = self.place(".".join(path))
+            text = item if isinstance(item, str) else "nn.HybridSequential()"
+            lines += _held(where, last, text, self.listed(".".join(path)))
+            if not isinstance(item, str):
+                lines += _added(self.place(name), item)
+        return [*lines, *self.corrections()]
+
+    def listed(self, path: str) -> bool:
+        """Is the container ``path`` a HybridSequential?"""
+        prefix = path + "." if path else ""
+        below = dict.fromkeys(n[len(prefix) :].partition(".")[0] for n in self.members if n.startswith(prefix))
+        return _numbered(below)
+
+    def place(self, path: str) -> str:
+        """``self.layer1[0].conv1`` for the path ``layer1.0.conv1``."""
+        text, parts = "self", path.split(".") if path else []
+        for i, part in enumerate(parts):
+            if not part.isdigit():
+                text += f".{part}"
+            else:
+                text += f"[{part}]" if self.listed(".".join(parts[:i])) else f'._children["{part}"]'
+        return text
+
+    def declared(self, code: Any) -> Declared:
+        """A constructor call, or the list of those in a chain."""
+        if len(code) == 1 and isinstance(code[0], _Later):
+            body = code[0].body
+            if body.cls is None:
+                return [self.declared(body.members[n]) for n in body.chain or ()]
+            inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
+            return f"{body.cls.name}({inside})"
+        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in flat(code, self.emitter))
+
+    def corrections(self) -> list[str]:
+        """gluon.rnn.RNN has two biases; those that ours has not stay zero and are not trained."""
+        lines = []
+        for layer, where in self.layers(self.body, "self" if self.base == "nn.HybridSequential" else ""):
+            biases = (*layer.node.inputs, None, None)[3:5]
+            missing = [n for n, b in zip(("i2h", "h2h"), biases, strict=False) if b is None]
+            for name in missing if layer.node.op == "rnn" else ():
+                why = "one bias, as the original" if len(missing) == 1 else "no bias, as the original"
+                lines.append(f'{where}.l0_{name}_bias.grad_req = "null"  # {why}')
+        return lines
+
+    def layers(self, body: Body, where: str) -> Iterator[tuple[Layer, str]]:
+        """The layers that this class declares, those in chains too, and how each is reached."""
+        items: list[Layer | Node | Block] = body.block.items
+        later = {c[0].body.block: (n, c[0].body) for n, c in body.members.items()
+                 if len(c) == 1 and isinstance(c[0], _Later)}  # fmt: skip
+        for item in items:
+            if isinstance(item, Layer):
+                name = item.path[len(body.block.path) + 1 :] if body.block.path else item.path
+                yield item, f"{where}[{name}]" if where else self.place(name)
+            elif isinstance(item, Block) and item in later and later[item][1].cls is None:
+                name, inner = later[item]
+                name = name if where else self.inner(name)
+                yield from self.layers(inner, f"{where}[{name}]" if where else self.place(name))
+
+    # -- hybrid_forward --------------------------------------------------------------------------------
+    def member(self, member: Member) -> str:
+        """A layer inside, or a parameter: by its argument where it is this block's own."""
+        name = self.inner(member.name)
+        if name in self.own:
+            return name
+        if name in self.members:
+            return self.place(name)
+        theirs, _ = self.emitter.weights.get(member.name, ("", None))
+        layer = self.inner(member.name.rpartition(".")[0])
+        if layer in self.members and "_unfused" not in theirs and inside(member.name, self.body.block.path):
+            return f"array_of(F, {self.place(layer)}.{theirs.rpartition('.')[2]})"
+        raise UnsupportedError(f"MXNet source that uses {member.name} in {self.body.block.path or 'the model'}, "
+                               "where it does not belong to")  # fmt: skip
+
+    def fresh(self, wish: str) -> str:
+        """A name that is none of the block's own parameters'."""
+        taken = {"F", "self", "mx", "float", *self.own, *self.names.values(), *self.slot_names.values()}
+        name, n = wish, 2
+        while name in taken or not name.isidentifier():
+            name, n = f"{wish}{n}", n + 1
+        return super().fresh(name)
+
+    def size(self, dim: Dim) -> str:
+        """There is none to read."""
+        where = self.body.block.path or "the model"
+        raise UnsupportedError(f"MXNet source that reads the open size '{dim}': a Symbol has no shape", where,
+                               "trace with fixed sizes")  # fmt: skip
+
+
+def _held(where: str, name: str, text: str, listed: bool) -> list[str]:
+    """The line that puts something into a block under a name."""
+    if listed:
+        return [f"{where}.add({text})"]
+    return [f'{where}.register_child({text}, "{name}")' if name.isdigit() else f"{where}.{name} = {text}"]
+
+
+def _added(where: str, items: list[Declared]) -> list[str]:
+    """The lines that fill a HybridSequential."""
+    if not all(isinstance(item, str) for item in items):
+        lines = []
+        for i, item in enumerate(items):
+            lines.append(f"{where}.add({item if isinstance(item, str) else 'nn.HybridSequential()'})")
+            lines += [] if isinstance(item, str) else _added(f"{where}[{i}]", item)
+        return lines
+    line = f"{where}.add({', '.join(items)})"
+    return [line] if len(line) < 72 else [f"{where}.add(", *(f"    {item}," for item in items), ")"]
+
+
+def emit(graph: Graph) -> Emitted:
+    """The source of a HybridBlock that means this Graph."""
+    for v in graph.of_kind("param", "state"):
+        if v.dtype != dt.float32 and "." in v.name:
+            raise UnsupportedError(f"MXNet source with parameters of dtype {v.dtype}", v.name, "use float32")
+    target = MXNet()
+    emitted = Emitter(graph, target).run()
+    without_axes = {v.name for v in graph.of_kind("param", "state") if v.shape == ()}
+    for name in target.constants:
+        emitted.weights.pop(name, None)
+    for name in without_axes & emitted.weights.keys():
+        path, weight = emitted.weights[name]
+        one = dataclasses.replace(weight, to=lambda a: a.reshape(1), back=lambda a: a.reshape(()))
+        emitted.weights[name] = (path, one)
+    return emitted

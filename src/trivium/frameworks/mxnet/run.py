@@ -1,0 +1,196 @@
+"""Models in MXNet: running, differentiating and training them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from trivium.frameworks.layer import Weight
+from trivium.frameworks.mxnet.emit import emit
+from trivium.frameworks.mxnet.load import load
+from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.source import execute
+from trivium.graph import Graph, Type, UnsupportedError
+from trivium.transforms.replay import specialize
+from trivium.transforms.step import Update
+
+
+def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
+    """The HybridBlock that the Graph's source makes, with these numbers, and where each is."""
+    load()
+    emitted = emit(graph)
+    block = execute(emitted, "mxnet")()
+    block.source = emitted.source
+    # MXNet has no bool and no array without axes: what the arrays are that go in and come out.
+    block.types = ([v.type for v in graph.of_kind("data")], [v.type for v in graph.outputs])
+    block.initialize()
+    MxnetRunner(block, emitted.weights).load(values)
+    return block, emitted.weights
+
+
+class MxnetRunner:
+    """Any Gluon block. ``weights`` says where our parameters are in it, by the names of save_parameters."""
+
+    def __init__(self, block: Any, weights: Mapping[str, tuple[str, Weight]], device: str = "cpu"):
+        self.mx = load()
+        self.block, self.weights = block, weights
+        self.device = self.mx.Context(device)
+        self.takes, self.gives = getattr(block, "types", (None, None))
+
+    def parameters(self) -> dict[str, Any]:
+        """Our names -> Gluon's parameters."""
+        named = self.block._collect_params_with_prefix()  # what save_parameters goes by
+        return {ours: named[theirs] for ours, (theirs, _) in self.weights.items()}
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        return {n: self._back(n, p.data(self.device)) for n, p in self.parameters().items()}
+
+    def _back(self, name: str, array: Any) -> Array:
+        return np.array(self.weights[name][1].back(array.asnumpy()))
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take these numbers."""
+        for ours, p in self.parameters().items():
+            new = np.asarray(self.weights[ours][1].to(np.asarray(values[ours])))
+            array = self.mx.nd.array(new, dtype=p.dtype)
+            p.shape = array.shape  # where Gluon would wait for the first batch to learn it
+            if p._data is None:
+                p.initialize(ctx=self.device)
+            p.set_data(array)
+
+    def arrays(self, inputs: Sequence[Any]) -> list[Any]:
+        """NumPy arrays as MXNet's, in the dtypes that the block reads."""
+        found = []
+        for i, x in enumerate(inputs):
+            if not isinstance(x, self.mx.nd.NDArray):
+                a = np.asarray(x)
+                dtype = a.dtype if self.takes is None else self.takes[i].dtype.numpy
+                dtype = np.dtype(np.float32) if dtype == np.bool_ else dtype
+                x = self.mx.nd.array(a.reshape(a.shape or (1,)), self.device, dtype)
+            found.append(x)
+        return found
+
+    def _results(self, outputs: Sequence[Any]) -> list[Array]:
+        arrays = [o.asnumpy() for o in outputs]
+        if self.gives is None:
+            return arrays
+        return [_as(a, t) for a, t in zip(arrays, self.gives, strict=True)]
+
+    @contextmanager
+    def _states_kept(self) -> Iterator[None]:
+        """What has no gradient is put back afterwards: batch statistics change on the way back."""
+        frozen = [p for p in self.block.collect_params().values() if p.grad_req == "null" and p._data is not None]
+        kept = [(p, p.data(self.device).copy()) for p in frozen if not isinstance(p, self.mx.gluon.Constant)]
+        try:
+            yield
+        finally:
+            for p, data in kept:
+                p.set_data(data)
+
+    def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
+        """The outputs, the states left as they were."""
+        mode = self.mx.autograd.train_mode if training else self.mx.autograd.predict_mode
+        with self._states_kept(), mode():
+            return self._results(listed(self.block(*self.arrays(inputs))))
+
+    def predicting(self, xs: Sequence[Any]) -> Any:
+        """The block as it predicts, in a form that may be differentiated while MXNet is training.
+
+        In prediction mode MXNet 1.9.1 keeps nothing for the way back: the gradient of a max pool on
+        a CPU then goes to the wrong elements.
+        """
+        if not isinstance(self.block, self.mx.gluon.HybridBlock):
+            raise UnsupportedError("gradients in inference mode of a Block that is no HybridBlock",
+                                   type(self.block).__name__, "make it a HybridBlock")  # fmt: skip
+        data = [self.mx.sym.var(f"data{i}", dtype=x.dtype) for i, x in enumerate(xs)]
+        # identity: an output that is an input would be none of the graph's own
+        outputs = [self.mx.sym.identity(o) for o in listed(self.block(*data))]
+        graph = json.loads(self.mx.sym.Group(outputs).tojson())
+        for node in graph["nodes"]:
+            attrs = node.get("attrs", {})
+            if node["op"] == "BatchNorm":
+                attrs["use_global_stats"] = "True"
+            elif node["op"] in ("Dropout", "RNN") and attrs.get("mode") != "always":
+                attrs["p"] = "0"
+        symbol = self.mx.sym.load_json(json.dumps(graph))
+        return self.mx.gluon.SymbolBlock(symbol, data, params=self.block.collect_params())
+
+    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+        """Outputs and gradients by MXNet's autograd."""
+        mx = self.mx
+        block = self.block if training else self.predicting(self.arrays(inputs))
+        xs = self.arrays(inputs)
+        for x in xs:
+            if x.dtype in (np.float32, np.float64, np.float16):
+                x.attach_grad()
+        params = self.parameters()
+        trained = {n: p for n, p in params.items() if p.grad_req != "null"}
+        for p in trained.values():
+            p.zero_grad()
+        with self._states_kept():
+            with mx.autograd.record():
+                outputs = listed(block(*xs))
+                heads = [o for o, t in zip(outputs, self.gives or outputs, strict=True) if _floating(t.dtype)]
+                seeds = [mx.nd.array(np.reshape(c, o.shape), self.device, o.dtype)
+                         for c, o in zip(cotangents, heads, strict=True)]  # fmt: skip
+                # As one number: an output that depends on nothing here must not be a head itself.
+                total = sum((o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True))
+            if heads and (trained or any(x.grad is not None for x in xs)):
+                total.backward()
+            states = {n: self._back(n, p.data()) for n, p in params.items() if n not in trained}
+            return Pulled(
+                self._results(outputs),
+                {n: self._back(n, p.grad()) for n, p in trained.items()},
+                [None if x.grad is None else x.grad.asnumpy().reshape(np.shape(a))
+                 for x, a in zip(xs, inputs, strict=True)],
+                states,
+            )  # fmt: skip
+
+
+def _as(array: Array, type: Type) -> Array:
+    return array.astype(type.dtype.numpy, copy=False).reshape(array.shape if type.shape else ())
+
+
+def _floating(dtype: Any) -> bool:
+    return np.dtype(getattr(dtype, "numpy", dtype)).kind == "f"
+
+
+def listed(outputs: Any) -> list[Any]:
+    """One output or several as a list."""
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
+
+class MxnetTrainer:
+    """The loss Graph as a hybridized block; its gradients by autograd; the optimizer's update emitted too."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"):
+        self.mx = load()
+        self.block, weights = build(graph, values)
+        self.block.hybridize(static_alloc=True)
+        self.runner = MxnetRunner(self.block, weights, device)
+        self.params = [p for p in self.runner.parameters().values() if p.grad_req != "null"]
+        self.slots = [[self.mx.nd.zeros_like(p.data()) for _ in update.slots] for p in self.params]
+        self.count = self.mx.nd.zeros((1,), self.runner.device)
+        self.update = execute(emit(specialize(update.graph)), "mxnet")()
+
+    def step(self, inputs: Sequence[Array], lr: float) -> float:
+        """One step on a batch; the loss before it."""
+        with self.mx.autograd.record():
+            loss = self.block(*self.runner.arrays(inputs))
+        loss.backward()
+        self.count += 1
+        rate = self.mx.nd.array([lr], self.runner.device)
+        for i, p in enumerate(self.params):
+            new, *slots = listed(self.update(p.data(), p.grad(), *self.slots[i], self.count, rate))
+            p.set_data(new)
+            self.slots[i] = slots
+        return float(loss.asscalar())
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        return self.runner.values()

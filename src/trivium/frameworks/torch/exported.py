@@ -1,0 +1,124 @@
+"""What the nodes of an exported PyTorch graph say of themselves."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from trivium.dtype import DType, as_dtype
+from trivium.graph import UnsupportedError
+from trivium.shape import Dim, Size
+
+
+def name_of(node: Any) -> str:
+    """ "batch_norm" for a call of aten.batch_norm.default; else the target's own name."""
+    if hasattr(node.target, "_schema"):
+        return str(node.target._schema.name).removeprefix("aten::")
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def scope_of(node: Any) -> str:
+    """The path of the module that a node belongs to."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    if path.startswith("_empty_nn_module_stack"):
+        return ""
+    return re.sub(r"@\d+", "", path)  # the second call of a shared module is "fc@1"
+
+
+def dtype_of(dtype: Any) -> DType:
+    """Our dtype for torch's."""
+    name = str(dtype).removeprefix("torch.")
+    try:
+        return as_dtype(name)
+    except TypeError:
+        raise UnsupportedError(
+            f"the dtype {name}", "", "convert the model to a real dtype"
+        ) from None
+
+
+def is_count(node: Any) -> bool:
+    """Does it only count batches (BatchNorm's num_batches_tracked += 1), which nothing reads?"""
+    if node.op != "call_function" or name_of(node) != "add_" or not all(map(is_count, node.users)):
+        return False
+    counted = node.args[0]
+    while counted.op == "call_function" and name_of(counted) == "add_":
+        counted = counted.args[0]  # the layer was called more than once
+    return bool(counted.op == "placeholder" and counted.name.endswith("num_batches_tracked"))
+
+
+_OPERATORS = tuple(
+    f"/torch/{part}"
+    for part in ("_ops.py", "_meta_registrations.py", "_decomp/", "_subclasses/", "_prims_common/", "_refs/")
+)
+
+
+def is_number(meta: Any) -> bool:
+    """Is it a size, or a truth about sizes, and no tensor?"""
+    return type(meta).__name__ in ("SymInt", "int", "SymBool", "bool")
+
+
+def is_size(node: Any) -> bool:
+    """Is it a node that works on sizes, or asserts something of them, and not on tensors?"""
+    return node.op == "call_function" and (
+        name_of(node) == "_assert_tensor_metadata" or is_number(node.meta.get("val"))
+    )
+
+
+def of_an_operator(guard: Any, expression: Any) -> bool:
+    """Is this "not 1" asked inside of an operator, to choose its kernel, and not by the model?
+
+    The result is the same either way: :meth:`Reader.checked` holds its type against ours with the
+    size open, and what depends on a size being 1 (squeeze) is refused.
+    """
+    asked_in = getattr(guard.sloc.framework_loc, "filename", "").replace("\\", "/")
+    not_one = {("Unequality", 1), ("StrictGreaterThan", 1), ("GreaterThan", 2)}
+    form = (type(expression).__name__, expression.args[-1] if expression.args else None)
+    return any(part in asked_in for part in _OPERATORS) and form in not_one
+
+
+def as_size(item: Any, dims: Mapping[str, Dim]) -> Size:
+    """The Size that a SymInt, or an int, stands for."""
+    if isinstance(item, int):
+        return item
+
+    def walk(e: Any) -> Size:
+        kind = type(e).__name__
+        if e.is_Integer:
+            return int(e)
+        if e.is_Symbol and str(e) in dims:
+            return dims[str(e)]
+        if e.is_Add:
+            return functools.reduce(lambda a, b: a + b, map(walk, e.args))
+        if e.is_Mul and not any(f.is_Rational and not f.is_Integer for f in e.args):
+            return functools.reduce(lambda a, b: a * b, map(walk, e.args))
+        if e.is_Pow and e.exp.is_Integer and e.exp > 0:
+            return functools.reduce(lambda a, b: a * b, [walk(e.base)] * int(e.exp))
+        if kind in ("FloorDiv", "CleanDiv"):
+            return walk(e.args[0]) // walk(e.args[1])
+        if kind in ("Mod", "PythonMod"):
+            return walk(e.args[0]) % walk(e.args[1])  # type: ignore[operator]
+        raise UnsupportedError(
+            f"the size {e}", "", "sizes are sums, products and floor quotients of open sizes"
+        )
+
+    return walk(item.node.expr)
+
+
+def sizes_equal(a: Size, b: Size) -> bool:
+    """Equal, or equal at several sizes: a quotient can be written in more than one way."""
+    if a == b:
+        return True
+    names = {n for s in (a, b) if isinstance(s, Dim) for n in s.names()}
+    if not names:
+        return False
+    trials = (
+        {n: k * (i + 1) for i, n in enumerate(sorted(names))} for k in (1, 2, 3, 5, 7, 12, 30)
+    )
+    return all(_at(a, t) == _at(b, t) for t in trials)
+
+
+def _at(size: Size, env: Mapping[str, Size]) -> Size:
+    return size.subs(env) if isinstance(size, Dim) else size

@@ -1,0 +1,108 @@
+"""A Graph in its plainest form: what several frameworks write differently, written one way.
+
+Every rule is exact: the numbers are the same bits. Importers bring idioms (a pad of its own before a
+convolution, a reshape that is a flatten); two models that mean the same come out as the same Graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from trivium.graph import OPS, Graph, Node, Value
+from trivium.shape import size_product
+from trivium.transforms.layout import to_layout
+from trivium.transforms.replay import prune, replay
+
+Rule = Callable[[Graph, Node, list[Value | None]], Value | None]
+
+
+def _one(new: Graph, node: Node, values: Sequence[Value | None], **changed: object) -> Value:
+    """The node again, with other inputs and some attributes changed."""
+    outputs: Sequence[Value] = OPS[node.op].append(new, values, node.attrs | changed, node.origin)
+    return outputs[0]
+
+
+def _merge_pad(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """Zeros around a convolution, or -inf around a max pool, are its own padding."""
+    x = values[0]
+    if node.op not in ("conv", "max_pool") or x is None or x.node is None or x.node.op != "pad":
+        return None
+    a = x.node.attrs
+    fill = 0.0 if node.op == "conv" else float("-inf")
+    layout = node.attrs["layout"]
+    spatial = [i for i, axis in enumerate(layout) if axis not in "NC"]
+    others = [i for i in range(len(layout)) if i not in spatial]
+    if (
+        a["value"] != fill
+        or any(a["interior"])
+        or any(a["low"][i] or a["high"][i] for i in others)
+        or any(a["low"][i] < 0 or a["high"][i] < 0 for i in spatial)
+    ):
+        return None
+    padding = tuple(
+        (low + a["low"][i], high + a["high"][i])
+        for (low, high), i in zip(node.attrs["padding"], spatial, strict=True)
+    )
+    inputs = [x.node.inputs[0], *values[1:]]
+    return _one(new, node, inputs, padding=padding)
+
+
+def _compose_transposes(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    x = values[0]
+    if node.op != "transpose" or x is None:
+        return None
+    axes = node.attrs["axes"]
+    if x.node is not None and x.node.op == "transpose":
+        axes = tuple(x.node.attrs["axes"][a] for a in axes)
+        x = x.node.inputs[0]
+        assert x is not None
+        if axes != tuple(range(len(axes))):
+            return _one(new, node, [x], axes=axes)
+    return x if axes == tuple(range(len(axes))) else None
+
+
+def _flatten(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """A reshape that keeps the first axis and joins the rest is a flatten."""
+    x = values[0]
+    if node.op != "reshape" or x is None or len(x.shape) < 3 or len(node.attrs["shape"]) != 2:
+        return None
+    first, rest = node.attrs["shape"]
+    if first != x.shape[0] or rest != size_product(x.shape[1:]):
+        return None
+    flat: Value = OPS["flatten"].append(new, [x], {"start": 1}, node.origin)[0]
+    return flat
+
+
+def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """Ops that leave their input as it is."""
+    x = values[0] if values else None
+    if x is None:
+        return None
+    same = (
+        (node.op == "cast" and node.attrs["dtype"] == x.dtype)
+        or (node.op in ("reshape", "broadcast_to") and node.attrs["shape"] == x.shape)
+        or (node.op == "flatten" and len(x.shape) - node.attrs["start"] == 1)
+        or (node.op == "dropout" and (node.attrs["training"] is False or node.attrs["rate"] == 0))
+        or (node.op == "pad" and not any((*node.attrs["low"], *node.attrs["high"], *node.attrs["interior"])))
+    )
+    return x if same else None
+
+
+RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _flatten, _nothing)
+
+
+def simplify(graph: Graph) -> Graph:
+    """``graph`` with every rule applied where it fits, and what nothing needs left out."""
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
+        for simpler in RULES:
+            if (value := simpler(new, node, values)) is not None:
+                return [value]
+        return None
+
+    return prune(replay(graph, rule)[0])
+
+
+def canonical(graph: Graph) -> Graph:
+    """Channels first, and simplified: the form in which two models are compared as Graphs."""
+    return simplify(to_layout(graph, "NCHW"))

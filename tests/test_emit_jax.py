@@ -1,0 +1,59 @@
+"""JAX source and engine: what is emitted means what the Graph means."""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from emit_suite import CASES, MODELS, UPDATES, Bound
+
+import trivium as tv
+from trivium.graph import Graph, UnsupportedError
+from trivium.op import Case, Op
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # small models, many compilations
+pytest.importorskip("jax")
+
+from trivium.frameworks.jax.emit import emit
+from trivium.frameworks.jax.run import JaxRunner, JaxTrainer, build
+
+JAX = Bound("jax", emit, build, JaxRunner, JaxTrainer)
+
+REFUSED = {
+    "cast-1": "float64 in JAX source",
+    "conv_input_grad": "derives its own",
+    "conv_weight_grad": "derives its own",
+    "windows": "the inside of a pool",
+    "fold": "the inside of a pool",
+    "random_uniform": "no exact form",
+}
+OPS_CASES = [pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES if (o.name, i) != ("dropout", 0)]
+
+
+@pytest.mark.parametrize(("op", "case"), OPS_CASES)
+def test_op(op: Op, case: Case, request: pytest.FixtureRequest) -> None:
+    name = request.node.callspec.id
+    reason = REFUSED.get(name) or REFUSED.get(op.name)
+    if reason is None:
+        return JAX.op(op, case)
+    with pytest.raises(UnsupportedError, match=reason):
+        JAX.op(op, case)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model(name: str) -> None:
+    JAX.model(name)
+
+
+@pytest.mark.parametrize("optimizer", UPDATES)
+def test_ten_steps(optimizer: str) -> None:
+    JAX.trains(optimizer)
+
+
+def test_dropout() -> None:
+    JAX.dropout()
+
+
+@pytest.mark.parametrize("name", ["mlp", "residual", "rnn"])
+def test_golden(name: str) -> None:
+    JAX.golden(name)
