@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trivium as tv
@@ -52,6 +52,7 @@ def size_of(expression: str) -> Size:
     return size
 
 
+@settings(max_examples=500)
 @given(expressions(), ENV)
 def test_dims_are_integers_not_yet_known(expression: str, env: dict[str, int]) -> None:
     assert subs(size_of(expression), env) == eval(expression, dict(env))

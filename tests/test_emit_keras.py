@@ -81,8 +81,9 @@ def agree(
     rng = np.random.default_rng(5)
     special = specialize(graph, training=training)
     data = iter(inputs)
-    arrays = [values[v.name] if v.name in values else
-              np.zeros(2, np.uint64) if v.kind == "rng" else next(data) for v in graph.inputs]  # fmt: skip
+    key = np.zeros(2, np.uint64)
+    known = values | {v.name: key for v in graph.of_kind("rng")}
+    arrays = [known[v.name] if v.name in known else next(data) for v in graph.inputs]
     exact = Interpreter(special, tv.float64)(*arrays)
     outputs = exact[: len(graph.outputs)]
     for got, want, v in zip(runner.outputs(inputs, training), outputs, graph.outputs, strict=True):
@@ -209,6 +210,17 @@ class Two(nn.Module):
         return self.out(a * scale - b), a[:, 1:-1]
 
 
+class Siamese(nn.Module):
+    """Layers called twice, one of them with statistics."""
+
+    def __init__(self) -> None:
+        self.encoder = nn.Sequential(nn.Linear(4), tv.relu, nn.BatchNorm(unbiased=False))
+        self.out = nn.Linear(3)
+
+    def forward(self, a: Any, b: Any) -> Any:
+        return self.out(self.encoder(a) * 2 + self.encoder(b))
+
+
 def randomized(module: nn.Module) -> dict[str, Any]:
     """Parameters and statistics away from 0 and 1."""
     rng = np.random.default_rng(1)
@@ -231,6 +243,7 @@ MODELS: dict[str, tuple[Any, list[Any], list[tuple[int, ...]]]] = {
     "rnn": (Recurrent, ["float32"], [(7, 3)]),
     "text": (Text, ["int64"], [(7,)]),
     "two": (Two, ["float32", "float32"], [(3,), (3,)]),
+    "siamese": (Siamese, ["float32", "float32"], [(3,), (3,)]),
 }  # fmt: skip
 
 
@@ -286,8 +299,8 @@ def test_saves_and_reads_back(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(runner.values()[n], np.asarray(v))
     special = Interpreter(specialize(module.graph, training=False), tv.float64)
     data = iter(batch(2))
-    arrays = [np.asarray(module.state_dict()[v.name]) if v.kind in ("param", "state") else next(data)
-              for v in module.graph.inputs]  # fmt: skip
+    held = module.state_dict()
+    arrays = [np.asarray(held[v.name]) if v.name in held else next(data) for v in module.graph.inputs]
     for got, want in zip(runner.outputs(batch(2)), special(*arrays), strict=False):
         close(got, want, times=512)
 

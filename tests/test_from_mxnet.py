@@ -672,7 +672,9 @@ def test_damaged_parameters(exported: tuple[Path, Any, Any]) -> None:
     array = 24  # where the first array begins: magic, storage type, rank, sizes
     harms = [good[:n] for n in (0, 7, 8, 30, 60, len(good) // 2, len(good) - 1)]
     harms += [good[:at] + struct.pack("<q", 2**62) + good[at + 8 :] for at in (0, 16, array + 12)]
-    wrong = ((array, 1), (array + 4, 1), (array + 8, 77), (array + 8, -1))
+    (rank,) = struct.unpack_from("<i", good, array + 8)
+    dtype = array + 12 + 8 * rank + 8  # after the sizes and the device
+    wrong = ((array, 1), (array + 4, 1), (array + 8, 77), (array + 8, -1), (dtype, 99))
     harms += [good[:at] + struct.pack("<i", v) + good[at + 4 :] for at, v in wrong]
     for harm in harms:
         stored.write_bytes(harm)

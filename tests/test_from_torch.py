@@ -347,6 +347,33 @@ def test_a_function_is_the_same_at_every_batch(name):
     )
 
 
+def test_the_batch_itself_is_cut_and_taken_from():
+    def cut(m, x):
+        return x[1:], x[:-1], x[-1], x[::2], x[torch.arange(x.shape[0])]
+
+    agree(Does(cut), normal(3, 5, 4), batches=(3, 5), modes=(False,))
+
+
+def test_a_variance_takes_any_correction():
+    agree(Does(lambda m, x: x.var(1, correction=1.3)), normal(3, 5), modes=(False,))
+
+
+def test_an_rnn_over_its_first_axis_has_a_fixed_length():
+    module = nn.RNN(5, 4)
+    with pytest.warns(UserWarning, match="exactly the size"):
+        model = read(module, normal(3, 6, 5))
+    x = normal(3, 6, 5, seed=1)
+    got = Interpreter(model.graph)(*arguments(model.graph, model, [x.numpy()]))
+    np.testing.assert_allclose(got[0], module(x)[0].detach().numpy(), atol=1e-6)
+
+
+def test_buffers_that_nothing_reads_are_left_out():
+    module = Does(
+        lambda m, x: x + 1, unread=torch.zeros(3), numbers=torch.zeros(2, dtype=torch.long)
+    )
+    assert [v.name for v in read(module, normal(3, 4)).graph.inputs] == ["inputs_0"]
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_cross_entropy_moves_the_classes_and_skips_what_torch_skips(reduction):
     def loss(m, logits, labels):
@@ -444,6 +471,11 @@ def test_a_tied_parameter_is_one_input():
     module.head.weight = module.table.weight
     model = agree(module, torch.randint(0, 9, (3, 5)))
     assert [n for n, _ in model.named_parameters()] == ["table.weight"]
+
+
+def test_dropout_in_place_is_open_too():
+    (node,) = read(nn.Dropout(0.3, inplace=True), normal(3, 4)).graph.nodes
+    assert (node.op, node.attrs["training"]) == ("dropout", MODE)
 
 
 def test_a_shared_layer_is_called_twice_under_one_name():
@@ -649,6 +681,7 @@ REFUSED = {
     "lstm": (nn.LSTM(4, 4, batch_first=True), "aten.lstm"),
     "padding mode": (nn.ReflectionPad1d(1), "pad"),
     "rounding": (Does(lambda m, x: torch.div(x, 2, rounding_mode="floor")), "rounding_mode=floor"),
+    "dropout of channels": (nn.Dropout1d(0.2), "feature_dropout"),
     "dropout of all": (nn.Dropout(1.0), "rate of 1.0"),
     "random": (Does(lambda m, x: x + torch.rand_like(x)), "aten.rand_like"),
     "complex": (Does(lambda m, x: torch.fft.fft(x).abs()), "fft"),

@@ -200,8 +200,13 @@ def to_mxnet(model: Any, *examples: Any, verify: bool = True) -> Any:
 
 
 def to_jax(model: Any, *examples: Any, verify: bool = True) -> Any:
-    """The model as ``(fn, params)``: a pure function of nested parameters and the inputs."""
-    return _carry(model, "jax", examples, verify)[0]
+    """The model as ``(fn, params)``: a pure function of nested parameters and the inputs.
+
+    ``fn.source`` is its source, ``fn.report`` the evidence.
+    """
+    native, report = _carry(model, "jax", examples, verify)
+    native.function.source, native.function.report = native.source, report
+    return native.function, native.params
 
 
 def to_onnx(model: Any, *examples: Any, verify: bool = True) -> Any:

@@ -106,7 +106,7 @@ def _road(name: str, model: Any, example: Any, out: Path) -> Road:
 
 
 def _report(native: Any) -> Report:
-    report: Report = native[0].report if isinstance(native, tuple) else native.report
+    report: Report = native[0].report if isinstance(native, tuple) else native.report  # JAX: (fn, params)
     return report
 
 

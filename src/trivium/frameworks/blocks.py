@@ -70,7 +70,8 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
     for node in graph.nodes:
         op = op_of(node.op)
         arrays = dict(zip(op.arrays, node.inputs, strict=False))
-        params = {n: v for n, v in arrays.items() if v is not None and v.kind in ("param", "state")}
+        held = {n: _as_first_held(v, found) for n, v in arrays.items() if v is not None}
+        params = {n: v for n, v in held.items() if v.kind in ("param", "state")}
         for form in forms(node):
             wanted = {w.array: w for w in form.weights if arrays.get(w.array) is not None}
             if set(wanted) != set(params):
@@ -90,6 +91,16 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
                 owner[path] = found[node]
             break
     return found
+
+
+def _as_first_held(value: Value, layers: dict[Node, Layer]) -> Value:
+    """A batch norm called twice goes on from the statistics that its first call left: one state."""
+    node = value.node
+    while node in layers and node.op == "batch_norm" and value.index:
+        kept = node.inputs[2 + value.index]
+        assert kept is not None
+        value, node = kept, kept.node
+    return value
 
 
 def blocks(graph: Graph, layers: dict[Node, Layer]) -> Block:

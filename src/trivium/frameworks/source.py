@@ -31,6 +31,7 @@ from trivium.op import Refused
 from trivium.shape import Dim
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import prune, replay
+from trivium.transforms.simplify import simplify
 
 WIDTH = 88
 """Longer lines are not chained further."""
@@ -294,7 +295,7 @@ class Emitter:
 
     def __init__(self, graph: Graph, target: Target):
         self.target = target
-        graph = _numbers_where_used(decompose(target.prepare(graph), keep=target.lowers))
+        graph = _numbers_where_used(decompose(target.prepare(simplify(graph)), keep=target.lowers))
         self.graph = graph
         self.classes: list[Class] = []
         self.weights: dict[str, tuple[str, Weight]] = {}

@@ -73,6 +73,23 @@ def _flatten(new: Graph, node: Node, values: list[Value | None]) -> Value | None
     return flat
 
 
+def _drop_kept(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """A reduction that keeps its axes at size 1, flattened, need not keep them."""
+    x = values[0] if values else None
+    if node.op not in ("flatten", "reshape", "squeeze") or x is None or x.node is None:
+        return None
+    inner = x.node
+    if inner.op not in ("mean", "sum", "max", "min") or not inner.attrs["keepdims"]:
+        return None
+    kept = tuple(s for i, s in enumerate(x.shape) if i not in inner.attrs["axis"])
+    if node.outputs[0].shape != kept:
+        return None
+    outputs: Sequence[Value] = OPS[inner.op].append(
+        new, inner.inputs, inner.attrs | {"keepdims": False}, inner.origin
+    )
+    return outputs[0]
+
+
 def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
     """Ops that leave their input as it is."""
     x = values[0] if values else None
@@ -88,7 +105,7 @@ def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None
     return x if same else None
 
 
-RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _flatten, _nothing)
+RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _drop_kept, _flatten, _nothing)
 
 
 def simplify(graph: Graph) -> Graph:

@@ -122,6 +122,9 @@ def _mse_loss(target: Target, node: Node) -> Code:
 def _batch_norm(target: Target, node: Node) -> Code:
     x, scale, bias, mean, var = node.inputs
     a = node.attrs
+    if a["training"] is not False:
+        what = "Keras source of a batch_norm that may train and whose weights are no layer's"
+        raise UnsupportedError(what, node.scope, "trace it with training=True or training=False")
     more = {"offset": bias, "scale": scale}
     code = _call(target, "ops.batch_normalization", x, mean, var, axis=a["axis"])[:-1]
     for key, v in more.items():

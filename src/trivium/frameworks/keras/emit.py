@@ -67,7 +67,7 @@ class Keras(Target):
     def lowers(self, node: Node) -> bool:
         """A layer's op whose arrays are no layer's weights is decomposed, if keras.ops lacks it."""
         if node.op == "batch_norm":
-            return node.attrs["training"] is False or _owned(node)
+            return node.attrs["training"] is not True
         if node.op in ("max_pool", "avg_pool"):
             return True
         if node.op in ("cross_entropy", "mse_loss"):

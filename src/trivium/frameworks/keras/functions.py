@@ -22,7 +22,7 @@ from trivium.frameworks.source import (
     _Later,
     flat,
 )
-from trivium.graph import Node, UnsupportedError, Value, quoted
+from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
 
 LINE = 100
@@ -190,8 +190,8 @@ class FunctionWriter(Writer):
 
     def make(self, name: str, call: str = "") -> str:
         """Put a layer into a variable."""
-        words = [w for w in name.split(".") if not w.isdigit()] or ["layer"]
-        self.made[name] = variable = self.fresh(re.sub(r"\W", "_", words[-1]) or "layer")
+        words = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)  # "fc" of "head.fc", "encoder_2" of "encoder.2"
+        self.made[name] = variable = self.fresh(identifier(words[0] if words else f"layer_{name}"))
         self.reserve(variable)
         self.lines.append(f"{variable} = {self.layer(name)}{call}")
         return variable

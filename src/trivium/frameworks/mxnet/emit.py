@@ -78,7 +78,9 @@ class MXNet(Target):
             return super().call(layer, member)
         outputs, last = node.outputs
         run = Statement([outputs], [member, "(", *self.array(node.inputs[0]), ")"])
-        return [run, Statement([last], call("SequenceLast", [outputs], axis=1))]
+        # Not F.SequenceLast: along axis 1 its gradient is wrong, and writes where it must not.
+        cut = call("slice_axis", [outputs], axis=1, begin=-1, end=None)
+        return [run, Statement([last], call("squeeze", cut, axis=1))]
 
     def parameter(self, value: Value) -> Code:
         """A parameter of the block itself, which ``hybrid_forward`` gets as an argument."""

@@ -153,7 +153,7 @@ def spread(target: Target, node: Node, value: Value, shape: Shape, models: Seque
         for i in axes:
             has[i] = shape[i]
     rest = tuple(0 if a == b else b for a, b in zip(has, shape, strict=True))
-    if not any(rest):
+    if all(type(s) is int and s == 0 for s in rest):
         return code
     if any(isinstance(s, Dim) for s in rest):
         raise _refuse(node, f"would repeat {value.shape} to the open {shape}: no shape can be read there",

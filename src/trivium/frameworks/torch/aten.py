@@ -178,8 +178,11 @@ class Reader:
             item = given[argument.name] if has else argument.default_value
             if argument.name in _PLACEMENT:
                 continue
-            if argument.name in wanted or takes_all:
-                bound[argument.name] = self.value(item)
+            name = argument.name
+            if name == "self" and "input" in wanted:
+                name = "input"  # dropout(input), but dropout_(self)
+            if name in wanted or takes_all:
+                bound[name] = self.value(item)
             elif has and not _same(item, argument.default_value):
                 raise self.unsupported(f"{node.target} with {argument.name}={item}")
         return bound

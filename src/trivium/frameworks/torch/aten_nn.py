@@ -120,7 +120,8 @@ def _pixel_shuffle(at: Reader, self: Any, upscale_factor: int) -> Any:
 # -- norms -----------------------------------------------------------------------------------------
 @aten("batch_norm")
 def _batch_norm(at: Reader, input: Any, weight: Any, bias: Any, running_mean: Any, running_var: Any,
-                training: bool, momentum: float, eps: float, cudnn_enabled: bool = True) -> Any:  # fmt: skip
+                training: bool, momentum: float, eps: float,
+                cudnn_enabled: bool = True) -> Any:  # fmt: skip
     flag = at.flag(training)
     kept = running_mean is not None
     if not kept:  # no statistics are kept: those of the batch serve in both modes

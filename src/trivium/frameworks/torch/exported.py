@@ -51,7 +51,14 @@ def is_count(node: Any) -> bool:
 
 _OPERATORS = tuple(
     f"/torch/{part}"
-    for part in ("_ops.py", "_meta_registrations.py", "_decomp/", "_subclasses/", "_prims_common/", "_refs/")
+    for part in (
+        "_ops.py",
+        "_meta_registrations.py",
+        "_decomp/",
+        "_subclasses/",
+        "_prims_common/",
+        "_refs/",
+    )
 )
 
 

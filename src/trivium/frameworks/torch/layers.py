@@ -150,11 +150,10 @@ class BiasedBatchNorm{n}d(nn.BatchNorm{n}d):
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        n = x.numel() / x.shape[1]
-        kept = self.running_var * (1 - self.momentum)
-        y = super().forward(x)
         with torch.no_grad():
-            self.running_var.copy_(kept + (self.running_var - kept) * ((n - 1) / n))
-        return y
+            var, mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1], correction=0)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var, self.momentum)
+        return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 '''
 HELPERS = {f"BiasedBatchNorm{n}d": BIASED.format(n=n) for n in (1, 2)}

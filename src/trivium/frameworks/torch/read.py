@@ -138,8 +138,9 @@ def _export(module: Any, tensors: Sequence[Any], modes: Sequence[bool]) -> list[
             break
         why |= fixed
         opened = opened - fixed.keys() if fixed else set()
+    batch = next((t.shape[0] for t in tensors if t.ndim), None)
     for i, reason in why.items():
-        if tensors[i].ndim and tensors[i].shape[0] == tensors[0].shape[0]:
+        if tensors[i].shape[0] == batch:
             warnings.warn(
                 f"{type(module).__name__} is read for inputs of exactly the size "
                 f"{tuple(tensors[i].shape)} (input {i}): {reason}",
