@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import trivium as tv
-from trivium.frameworks.source import Target
+from trivium.frameworks.code import Target
 from trivium.graph import OPS, Graph
 from trivium.op import Op
 from trivium.transforms.replay import specialize

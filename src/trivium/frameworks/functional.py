@@ -13,18 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.frameworks.blocks import leaf
-from trivium.frameworks.source import (
-    Class,
-    Code,
-    Emitter,
-    Member,
-    Slot,
-    Statement,
-    Target,
-    Writer,
-    _joined,
-    _Later,
-)
+from trivium.frameworks.code import Code, Member, Slot, Statement, Target, joined
+from trivium.frameworks.source import Class, Emitter, Later
+from trivium.frameworks.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim, size_product
 
@@ -51,7 +42,7 @@ class Flag:
         return f", {self.name}="
 
 
-class Arguments(_Later):
+class Arguments(Later):
     """The keyword arguments of an inner block's call, known when the classes are settled."""
 
     def __str__(self) -> str:
@@ -205,7 +196,7 @@ def scan(target: Calls, node: Node) -> Code:
     carries, along = values[: a["carries"]], values[a["carries"] : a["carries"] + a["scanned"]]
     code: Code = [f"scan({name}"]
     for group in (carries, along, values[a["carries"] + a["scanned"] :]):
-        code += [", [", *_joined(group), "]"]
+        code += [", [", *joined(group), "]"]
     return [*code, ", reverse=True)" if a["reverse"] else ")", "[0]" * (len(node.outputs) == 1)]
 
 
@@ -232,7 +223,7 @@ class CallWriter(Writer):
         """Flags, and the arguments of an inner block."""
         if isinstance(piece, Flag):
             return f", {piece.name}={self.flag(piece)}"
-        if isinstance(piece, _Later):
+        if isinstance(piece, Later):
             return "".join(f", {s.name}={self.literal_slot(s)}" for s in piece.body.arguments if isinstance(s, Slot))
         return str(piece)
 

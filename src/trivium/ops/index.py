@@ -82,7 +82,13 @@ def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
     torch="F.one_hot({indices}, {classes}).to({dtype})",
 )  # fmt: skip
 def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
-    """1 at each index and 0 elsewhere, along a new last axis."""
+    """1 at each index and 0 elsewhere, along a new last axis.
+
+    An index out of range is an error, as in torch; TF and JAX would make a row of zeros of it.
+    """
+    if indices.size and (indices.min() < 0 or indices.max() >= classes):
+        wrong = indices[(indices < 0) | (indices >= classes)].ravel()[0]
+        raise IndexError(f"one_hot: index {wrong} is out of range for {classes} classes")
     return (indices[..., None] == np.arange(classes)).astype(dtype.numpy)
 
 

@@ -33,19 +33,9 @@ from trivium.frameworks.functional import (
 )
 from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, Weight
-from trivium.frameworks.source import (
-    Body,
-    Class,
-    Code,
-    Emitted,
-    Emitter,
-    Member,
-    Statement,
-    Target,
-    Writer,
-    _joined,
-    array_source,
-)
+from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
+from trivium.frameworks.source import Body, Class, Emitted, Emitter
+from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import Refused
 
@@ -105,7 +95,7 @@ def _activation(a: Mapping[str, Any]) -> Code:
 # -- calls -------------------------------------------------------------------------------------------
 def _conv(target: Target, node: Node) -> Code:
     arrays = [target.array(v) for v in node.inputs if v is not None]
-    return ["convolution(", *_joined(arrays), *_conv_keywords(node.attrs), ")"]
+    return ["convolution(", *joined(arrays), *_conv_keywords(node.attrs), ")"]
 
 
 def _pool(target: Target, node: Node) -> Code:
@@ -145,7 +135,7 @@ def _transpose(target: Target, node: Node) -> Code:
 
 
 def _reshape(target: Target, node: Node) -> Code:
-    return [*target.array(node.inputs[0]), ".reshape(", *_joined(new_shape(target, node.attrs["shape"])), ")"]
+    return [*target.array(node.inputs[0]), ".reshape(", *joined(new_shape(target, node.attrs["shape"])), ")"]
 
 
 def _flatten(target: Target, node: Node) -> Code:
@@ -187,7 +177,7 @@ def _take_grad(target: Target, node: Node) -> Code:
 def _cond(target: Any, node: Node) -> Code:
     names = [target.step(node.attrs[k], f"{leaf(node.scope) or 'cond'}_{k}") for k in ("then", "otherwise")]
     condition, *operands = [target.array(v) for v in node.inputs]
-    return [f"lax.cond(", *_joined([condition, [names[0]], [names[1]], *operands]), ")",
+    return [f"lax.cond(", *joined([condition, [names[0]], [names[1]], *operands]), ")",
             "[0]" * (len(node.outputs) == 1)]  # fmt: skip
 
 
@@ -231,7 +221,7 @@ class Jax(Calls):
             return super().expression(node)
         arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
         entries = [[f'"{w.theirs}": ', *self.array(v)] for w in form.weights if (v := arrays.get(w.array))  is not None]
-        return self.layer(node, ["{", *_joined(entries), "}"])
+        return self.layer(node, ["{", *joined(entries), "}"])
 
     def literal(self, value: Any) -> str:
         """Dtypes by name, 64-bit integers as the 32-bit ones they are."""
@@ -318,7 +308,7 @@ class Functions(Emitter):
         inner = self.body(block)
         assert inner.cls is not None
         member = Member(self.member_name(body.block, block.path))
-        arguments = _joined([[member], *([v] for v in block.inputs)])
+        arguments = joined([[member], *([v] for v in block.inputs)])
         code: Code = [f"{inner.cls.name}(", *arguments, Arguments(inner)]  # type: ignore[list-item]
         code += [Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)]
         code.append(")")

@@ -17,16 +17,9 @@ from trivium.frameworks.keras.exact import HELPERS
 from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, FunctionWriter
 from trivium.frameworks.keras.prepare import ALL_FORMS, prepared, written
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import (
-    Code,
-    Emitted,
-    Emitter,
-    Member,
-    Slot,
-    Statement,
-    Target,
-    Writer,
-)
+from trivium.frameworks.code import Code, Member, Slot, Statement, Target
+from trivium.frameworks.source import Emitted, Emitter
+from trivium.frameworks.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 
 
@@ -125,8 +118,9 @@ class Keras(Target):
         return [Free(value.name)]
 
     def class_name(self, words: Sequence[str]) -> str:
-        """``basic_block``, ``resnet``."""
-        parts = [re.sub(r"(?<=[a-z0-9])(?=[A-Z](?!et\b))", "_", w).lower() for w in words if w]
+        """``basic_block``; but ResNet and ConvNeXt are one word each."""
+        starts = r"(?<=[a-z0-9])(?=[A-Z](?!et(?![a-z])|eXt|t\b))"
+        parts = [re.sub(starts, "_", w).lower() for w in words if w]
         name = "_".join(parts)
         return f"{name}_block" if name in RESERVED or keyword.iskeyword(name) else name
 

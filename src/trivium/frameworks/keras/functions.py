@@ -10,18 +10,9 @@ from typing import Any
 from trivium.frameworks.blocks import Block, Layer, leaf, parent
 from trivium.frameworks.keras.calls import Like
 from trivium.frameworks.layer import Weight
-from trivium.frameworks.source import (
-    Body,
-    Class,
-    Code,
-    Emitter,
-    Member,
-    Slot,
-    Statement,
-    Writer,
-    _Later,
-    flat,
-)
+from trivium.frameworks.code import Code, Member, Slot, Statement
+from trivium.frameworks.source import Body, Class, Emitter, Later, flat
+from trivium.frameworks.writer import Writer
 from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
 
@@ -57,7 +48,7 @@ class FunctionEmitter(Emitter):
             code: Code = [Member(name), "("]
             for v in block.inputs:
                 code += [v, ", "]
-            body.members[name] = [_Later(inner)]  # type: ignore[list-item]
+            body.members[name] = [Later(inner)]  # type: ignore[list-item]
             body.statements.append(Statement(list(block.outputs), [*code, Rest(name), ")"]))
             return
 
@@ -182,7 +173,7 @@ class FunctionWriter(Writer):
                 raise UnsupportedError(f"the parameter {member.name} outside its module", path)
             return self.made[name]
         code = self.body.members[name]
-        if isinstance(code[0], _Later):
+        if isinstance(code[0], Later):
             return self.block(code[0].body, name, isinstance(member, Rest))
         if name in self.shared:
             return self.made[name] if name in self.made else self.make(name)

@@ -164,7 +164,7 @@ class KerasTrainer:
         self.params = [v.value for v in self.model.trainable_variables]
         self.slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
-        self._compiled = tf.function(self._step, reduce_retracing=True)
+        self._compiled = tf.function(self._step, autograph=False, reduce_retracing=True)
 
     def _step(self, inputs: Sequence[Any], lr: Any) -> Any:
         tf = self.tf

@@ -11,29 +11,21 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.frameworks.blocks import Block, Layer, inside
+from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.mxnet.forms import FORMS, HELPERS
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, call, literal
 from trivium.frameworks.mxnet.prepare import prepare
-from trivium.frameworks.source import (
-    Body,
-    Class,
-    Code,
-    Emitted,
-    Emitter,
-    Member,
-    Slot,
-    Statement,
-    Target,
-    Writer,
-    _Later,
-    array_source,
-    flat,
-)
+from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim
 
-IMPORTS = {"mx": "import mxnet as mx", "gluon": "from mxnet import gluon", "nn": "from mxnet.gluon import nn"}
+IMPORTS = {
+    "mx": "import mxnet as mx",
+    "gluon": "from mxnet import gluon",
+    "nn": "from mxnet.gluon import nn",
+}
 _TAKEN = {"name", "params", "prefix"}  # what a Block lets nobody assign
 
 
@@ -102,10 +94,10 @@ class MXNet(Target):
 
 
 def _constant(array: np.ndarray[Any, Any]) -> str:
-    values = array_source(array.reshape(array.shape or (1,)).astype(np.float32) if array.dtype == bool
-                          else array.reshape(array.shape or (1,)))  # fmt: skip
-    if array.dtype in (np.float32, bool):
-        return values  # a list becomes float32
+    numbers = array.astype(np.float32) if array.dtype == bool else array
+    values = array_source(numbers.reshape(array.shape or (1,)))
+    if numbers.dtype == np.float32:
+        return values  # what a list becomes
     return f'mx.nd.array({values}, dtype="{array.dtype}")'
 
 
@@ -115,8 +107,10 @@ def class_source(emitter: Emitter, cls: Class) -> str:
     body = cls.bodies[0]
     lines = [f"class {cls.name}({writer.base}):"]
     if body.members:
-        lines.append(f"    def __init__(self{''.join(f', {p}' for p in cls.parameters)}, **kwargs):")
-        lines += ["        " + line for line in ("super().__init__(**kwargs)", *writer.declarations())]
+        arguments = ", ".join(["self", *cls.parameters, "**kwargs"])
+        lines.append(f"    def __init__({arguments}):")
+        lines.append("        super().__init__(**kwargs)")
+        lines += ["        " + line for line in writer.declarations()]
     if not body.chain:
         lines += [""] * bool(body.members)
         arguments = ", ".join([*writer.argument_names(), *writer.own])
@@ -140,7 +134,7 @@ class _Writer(Writer):
         super().__init__(emitter, cls)
         body = self.body
         self.members = {self.inner(name): code for name, code in body.members.items()}
-        self.own = [n for n, code in self.members.items() if str(code[0]).startswith("self.params.")]
+        self.own = [n for n, c in self.members.items() if str(c[0]).startswith("self.params.")]
         self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
         wrong = {n.partition(".")[0] for n in self.members} & _TAKEN
         if wrong or any("." in n for n in self.own):
@@ -152,32 +146,42 @@ class _Writer(Writer):
         path = self.body.block.path
         return name[len(path) + 1 :] if path and name.startswith(path + ".") else name
 
-    # -- __init__ ------------------------------------------------------------------------------------
+    # -- __init__ ----------------------------------------------------------------------------------
     def declarations(self) -> list[str]:
         """The lines after ``super().__init__``."""
         items = {name: self.declared(code) for name, code in self.members.items()}
         lines: list[str] = []
+        made: set[str] = set()
         if self.base == "nn.HybridSequential":
             return [*_added("self", list(items.values())), *self.corrections()]
         for name, item in items.items():
             *path, last = name.split(".")
             for i in range(len(path)):  # names that cross a scope which is no class of its own
                 outer = ".".join(path[: i + 1])
-                if not any(line.startswith(f"{self.place(outer)} = ") for line in lines):
+                if outer not in made:
+                    made.add(outer)
                     kind = "nn.HybridSequential" if self.listed(outer) else "gluon.HybridBlock"
-                    lines += _held(self.place(".".join(path[:i])), path[i], f"{kind}()", self.listed(".".join(path[:i])))
-            where = self.place(".".join(path))
+                    lines.append(self.held(".".join(path[:i]), path[i], f"{kind}()"))
             text = item if isinstance(item, str) else "nn.HybridSequential()"
-            lines += _held(where, last, text, self.listed(".".join(path)))
+            lines.append(self.held(".".join(path), last, text))
             if not isinstance(item, str):
                 lines += _added(self.place(name), item)
         return [*lines, *self.corrections()]
 
+    def held(self, path: str, name: str, text: str) -> str:
+        """The line that puts something into the container ``path`` under a name."""
+        where = self.place(path)
+        if self.listed(path):
+            return f"{where}.add({text})"
+        if name.isdigit():
+            return f'{where}.register_child({text}, "{name}")'
+        return f"{where}.{name} = {text}"
+
     def listed(self, path: str) -> bool:
         """Is the container ``path`` a HybridSequential?"""
         prefix = path + "." if path else ""
-        below = dict.fromkeys(n[len(prefix) :].partition(".")[0] for n in self.members if n.startswith(prefix))
-        return _numbered(below)
+        below = [n[len(prefix) :] for n in self.members if n.startswith(prefix)]
+        return _numbered(dict.fromkeys(n.partition(".")[0] for n in below))
 
     def place(self, path: str) -> str:
         """``self.layer1[0].conv1`` for the path ``layer1.0.conv1``."""
@@ -191,22 +195,24 @@ class _Writer(Writer):
 
     def declared(self, code: Any) -> Declared:
         """A constructor call, or the list of those in a chain."""
-        if len(code) == 1 and isinstance(code[0], _Later):
+        if len(code) == 1 and isinstance(code[0], Later):
             body = code[0].body
             if body.cls is None:
                 return [self.declared(body.members[n]) for n in body.chain or ()]
             inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
             return f"{body.cls.name}({inside})"
-        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in flat(code, self.emitter))
+        pieces = flat(code, self.emitter)
+        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in pieces)
 
     def corrections(self) -> list[str]:
         """gluon.rnn.RNN has two biases; those that ours has not stay zero and are not trained."""
         lines = []
-        for layer, where in self.layers(self.body, "self" if self.base == "nn.HybridSequential" else ""):
+        start = "self" if self.base == "nn.HybridSequential" else ""
+        for layer, where in self.layers(self.body, start):
             biases = (*layer.node.inputs, None, None)[3:5]
             missing = [n for n, b in zip(("i2h", "h2h"), biases, strict=False) if b is None]
             for name in missing if layer.node.op == "rnn" else ():
-                why = "one bias, as the original" if len(missing) == 1 else "no bias, as the original"
+                why = f"{'one' if len(missing) == 1 else 'no'} bias, as the original"
                 lines.append(f'{where}.l0_{name}_bias.grad_req = "null"  # {why}')
         return lines
 
@@ -214,7 +220,7 @@ class _Writer(Writer):
         """The layers that this class declares, those in chains too, and how each is reached."""
         items: list[Layer | Node | Block] = body.block.items
         later = {c[0].body.block: (n, c[0].body) for n, c in body.members.items()
-                 if len(c) == 1 and isinstance(c[0], _Later)}  # fmt: skip
+                 if len(c) == 1 and isinstance(c[0], Later)}  # fmt: skip
         for item in items:
             if isinstance(item, Layer):
                 name = item.path[len(body.block.path) + 1 :] if body.block.path else item.path
@@ -224,7 +230,7 @@ class _Writer(Writer):
                 name = name if where else self.inner(name)
                 yield from self.layers(inner, f"{where}[{name}]" if where else self.place(name))
 
-    # -- hybrid_forward --------------------------------------------------------------------------------
+    # -- hybrid_forward ----------------------------------------------------------------------------
     def member(self, member: Member) -> str:
         """A layer inside, or a parameter: by its argument where it is this block's own."""
         name = self.inner(member.name)
@@ -232,16 +238,18 @@ class _Writer(Writer):
             return name
         if name in self.members:
             return self.place(name)
+        path = self.body.block.path
         theirs, _ = self.emitter.weights.get(member.name, ("", None))
         layer = self.inner(member.name.rpartition(".")[0])
-        if layer in self.members and "_unfused" not in theirs and inside(member.name, self.body.block.path):
+        if layer in self.members and "_unfused" not in theirs and inside(member.name, path):
             return f"array_of(F, {self.place(layer)}.{theirs.rpartition('.')[2]})"
-        raise UnsupportedError(f"MXNet source that uses {member.name} in {self.body.block.path or 'the model'}, "
-                               "where it does not belong to")  # fmt: skip
+        what = f"MXNet source that uses {member.name} where it does not belong to"
+        raise UnsupportedError(what, path or "the model")
 
     def fresh(self, wish: str) -> str:
         """A name that is none of the block's own parameters'."""
-        taken = {"F", "self", "mx", "float", *self.own, *self.names.values(), *self.slot_names.values()}
+        taken = {"F", "self", "mx", "float", *self.own}
+        taken |= {*self.names.values(), *self.slot_names.values()}
         name, n = wish, 2
         while name in taken or not name.isidentifier():
             name, n = f"{wish}{n}", n + 1
@@ -249,16 +257,9 @@ class _Writer(Writer):
 
     def size(self, dim: Dim) -> str:
         """There is none to read."""
+        what = f"MXNet source that reads the open size '{dim}': a Symbol has no shape"
         where = self.body.block.path or "the model"
-        raise UnsupportedError(f"MXNet source that reads the open size '{dim}': a Symbol has no shape", where,
-                               "trace with fixed sizes")  # fmt: skip
-
-
-def _held(where: str, name: str, text: str, listed: bool) -> list[str]:
-    """The line that puts something into a block under a name."""
-    if listed:
-        return [f"{where}.add({text})"]
-    return [f'{where}.register_child({text}, "{name}")' if name.isdigit() else f"{where}.{name} = {text}"]
+        raise UnsupportedError(what, where, "trace with fixed sizes")
 
 
 def _added(where: str, items: list[Declared]) -> list[str]:
@@ -266,7 +267,8 @@ def _added(where: str, items: list[Declared]) -> list[str]:
     if not all(isinstance(item, str) for item in items):
         lines = []
         for i, item in enumerate(items):
-            lines.append(f"{where}.add({item if isinstance(item, str) else 'nn.HybridSequential()'})")
+            text = item if isinstance(item, str) else "nn.HybridSequential()"
+            lines.append(f"{where}.add({text})")
             lines += [] if isinstance(item, str) else _added(f"{where}[{i}]", item)
         return lines
     line = f"{where}.add({', '.join(items)})"
@@ -277,7 +279,8 @@ def emit(graph: Graph) -> Emitted:
     """The source of a HybridBlock that means this Graph."""
     for v in graph.of_kind("param", "state"):
         if v.dtype != dt.float32 and "." in v.name:
-            raise UnsupportedError(f"MXNet source with parameters of dtype {v.dtype}", v.name, "use float32")
+            what = f"MXNet source with parameters of dtype {v.dtype}"
+            raise UnsupportedError(what, v.name, "use float32")
     target = MXNet()
     emitted = Emitter(graph, target).run()
     without_axes = {v.name for v in graph.of_kind("param", "state") if v.shape == ()}

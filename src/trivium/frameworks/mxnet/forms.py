@@ -9,7 +9,12 @@ from trivium.frameworks.layer import LayerForm, Weight
 from trivium.graph import MODE, Node
 
 _WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
-_RNN = {"weight_ih": "i2h_weight", "weight_hh": "h2h_weight", "bias_ih": "i2h_bias", "bias_hh": "h2h_bias"}
+_RNN = {
+    "weight_ih": "i2h_weight",
+    "weight_hh": "h2h_weight",
+    "bias_ih": "i2h_bias",
+    "bias_hh": "h2h_bias",
+}
 
 
 def square(sizes: tuple[Any, ...]) -> Any:
@@ -33,11 +38,14 @@ def _conv(rank: int) -> LayerForm:
         x, w, b = (*node.inputs, None)[:3]
         a = node.attrs
         padding = symmetric(a["padding"])
-        if x is None or w is None or len(x.shape) != rank + 2 or padding is None or a["layout"][1] != "C":
+        if x is None or w is None or padding is None:
+            return None
+        if len(x.shape) != rank + 2 or a["layout"][1] != "C":
             return None
         return {"channels": w.shape[0], "kernel_size": square(w.shape[2:])} | given(
             strides=(square(a["stride"]), 1), padding=(square(padding), 0),
-            dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1), use_bias=(b is not None, True),
+            dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1),
+            use_bias=(b is not None, True),
         )  # fmt: skip
 
     return LayerForm("conv", f"nn.Conv{rank}D", write, weights=(_WEIGHT, _BIAS))
@@ -64,7 +72,9 @@ def _batch_norm(name: str, unbiased: bool) -> LayerForm:
             scale=(scale is not None, True), use_global_stats=(training is False, False),
         )  # fmt: skip
 
-    names = dict(scale="weight", bias="bias", running_mean="running_mean", running_var="running_var")
+    names = dict(
+        scale="weight", bias="bias", running_mean="running_mean", running_var="running_var"
+    )
     theirs = dict(scale="gamma", bias="beta")
     weights = tuple(Weight(k, v, theirs.get(k, v)) for k, v in names.items())
     return LayerForm("batch_norm", name, write, weights=weights)
@@ -111,6 +121,10 @@ def _global_average(node: Node) -> Mapping[str, Any] | None:
     return {} if images and node.attrs == {"axis": (2, 3), "keepdims": True} else None
 
 
+def _dropout(node: Node) -> Mapping[str, Any] | None:
+    return {"rate": node.attrs["rate"]} if node.attrs["training"] is MODE else None
+
+
 def _activation(op: str, name: str) -> LayerForm:
     return LayerForm(op, "nn.Activation", lambda node: {"activation": name})
 
@@ -128,15 +142,15 @@ FORMS = [
     _batch_norm("UnbiasedBatchNorm", True),
     LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
               weights=(Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))),
-    LayerForm("embedding", "nn.Embedding", _embedding, weights=(Weight("weight", "weight", "weight"),)),
+    LayerForm("embedding", "nn.Embedding", _embedding,
+              weights=(Weight("weight", "weight", "weight"),)),
     # save_parameters writes the parameters of a fused network as if it were unfused.
     LayerForm("rnn", "gluon.rnn.RNN", _rnn,
               weights=tuple(Weight(k, k, f"_unfused.0.{v}") for k, v in _RNN.items())),
     *(_pool(n, op) for op in ("max_pool", "avg_pool") for n in (1, 2, 3)),
     LayerForm("mean", "nn.GlobalAvgPool2D", _global_average),
     LayerForm("flatten", "nn.Flatten", lambda node: {} if node.attrs["start"] == 1 else None),
-    LayerForm("dropout", "nn.Dropout",
-              lambda node: {"rate": node.attrs["rate"]} if node.attrs["training"] is MODE else None),
+    LayerForm("dropout", "nn.Dropout", _dropout),
     LayerForm("gelu", "nn.GELU", lambda node: {} if node.attrs["approximate"] == "none" else None),
     LayerForm("silu", "nn.Swish", lambda node: {}),
     LayerForm("leaky_relu", "nn.LeakyReLU", lambda node: {"alpha": node.attrs["slope"]}),
@@ -146,7 +160,7 @@ FORMS = [
 
 _UNBIASED = '''
 class UnbiasedBatchNorm(nn.BatchNorm):
-    """Its running variance takes the batch's variance times n / (n - 1), where Gluon's takes it as it is.
+    """Its running variance takes the batch's variance times n / (n - 1); Gluon's takes it as it is.
 
     What is collected is collected from two numbers per channel that have the mean and the variance
     wanted; the normalization itself, with momentum 1, collects nothing.
@@ -168,7 +182,7 @@ class UnbiasedBatchNorm(nn.BatchNorm):
 
 _LOG_SOFTMAX = '''
 def log_softmax(F, x, axis=-1):
-    """F.log_softmax to the last digit: given a temperature, even 1, MXNet does not use oneDNN, whose
+    """F.log_softmax to the last digit: given a temperature, even 1, MXNet leaves out oneDNN, whose
     logarithm is good for five digits.
     """
     return F.log_softmax(x, axis=axis, temperature=1.0)
@@ -184,7 +198,7 @@ def {name}_shared(F, x, axis, keepdims=False):
 
 _ARRAY_OF = '''
 def array_of(F, parameter):
-    """A parameter of a layer inside, to compute with: hybrid_forward is given the block's own alone."""
+    """A parameter of a layer inside, to compute with: hybrid_forward gets the block's own alone."""
     return parameter.data() if F is mx.nd else parameter.var()
 '''
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from trivium import dtype as dt
 from trivium.dtype import DType
+from trivium.frameworks.code import Code, Target, number
 from trivium.frameworks.mxnet.forms import symmetric
-from trivium.frameworks.source import Code, Target, number
+from trivium.frameworks.mxnet.prepare import held
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
 
@@ -41,7 +42,9 @@ def literal(value: Any) -> str:
 
 
 def _refuse(node: Node, what: str, remedy: str = "") -> UnsupportedError:
-    return UnsupportedError(f"MXNet source of {node.op} {what}", node.scope or "the top scope", remedy)
+    return UnsupportedError(
+        f"MXNet source of {node.op} {what}", node.scope or "the top scope", remedy
+    )
 
 
 def carrier(value: Value) -> DType:
@@ -55,9 +58,9 @@ def carrier(value: Value) -> DType:
     return carrier(read[1] if node.op == "where" else read[0])
 
 
-# -- elementwise -------------------------------------------------------------------------------------
+# -- elementwise -----------------------------------------------------------------------------------
 def _binary(sign: str, name: str, number_first: bool = True) -> Lowering:
-    """Python's sign between equal shapes or with a number, MXNet's broadcasting function elsewhere."""
+    """Python's sign between equal shapes or with a number, a broadcasting function elsewhere."""
 
     def lower(target: Target, node: Node) -> Code:
         x, y = _inputs(node, 2)
@@ -134,10 +137,11 @@ def _dropout(target: Target, node: Node) -> Code:
     return call("Dropout", x, p=node.attrs["rate"], mode="always")
 
 
-# -- shapes ------------------------------------------------------------------------------------------
+# -- shapes ----------------------------------------------------------------------------------------
 def spread(target: Target, node: Node, value: Value, shape: Shape, models: Sequence[Value]) -> Code:
     """``value`` repeated to ``shape``; sizes that are open are those of ``models``."""
-    code, has = target.array(value), list(value.shape)
+    has: list[Any] = list(value.shape)
+    code = target.array(value)
     lead = len(shape) - len(has)
     if lead > 1 or (lead and has):  # an array without axes has one already
         code = expanded(code, lead if has else lead - 1)
@@ -156,8 +160,8 @@ def spread(target: Target, node: Node, value: Value, shape: Shape, models: Seque
     if all(type(s) is int and s == 0 for s in rest):
         return code
     if any(isinstance(s, Dim) for s in rest):
-        raise _refuse(node, f"would repeat {value.shape} to the open {shape}: no shape can be read there",
-                      "trace with fixed sizes")  # fmt: skip
+        what = f"would repeat {value.shape} to the open {shape}: a Symbol has no shape to read"
+        raise _refuse(node, what, "trace with fixed sizes")
     return call("broadcast_to", code, shape=rest)
 
 
@@ -180,7 +184,7 @@ def reshape_codes(old: Shape, new: Shape) -> tuple[int, ...] | None:
     >>> reshape_codes((batch, 3, 4), (batch, 12)), reshape_codes((batch, 3, 4), (3 * batch, 4))
     ((0, -1), (-1, 4))
     """
-    old, new = list(old or (1,)), list(new or (1,))
+    old, new = old or (1,), new or (1,)
     start = 0
     while start < min(len(old), len(new)) and old[start] == new[start]:
         start += 1
@@ -207,8 +211,8 @@ def _reshape(target: Target, node: Node) -> Code:
     (x,), shape = _inputs(node, 1), node.out.shape
     codes = reshape_codes(x.shape, shape)
     if codes is None:
-        raise _refuse(node, f"from {x.shape} to {shape} has more open sizes than Reshape has codes for",
-                      "trace with fixed sizes")  # fmt: skip
+        what = f"from {x.shape} to {shape} has more open sizes than Reshape has codes for"
+        raise _refuse(node, what, "trace with fixed sizes")
     if (x.shape or (1,)) == codes:
         return target.array(x)
     return call("reshape", target.array(x), shape=codes)
@@ -230,7 +234,9 @@ def _slice(target: Target, node: Node) -> Code:
             return at
         distance = at - size
         if not isinstance(distance, int) or distance >= 0:
-            raise _refuse(node, f"at {at} of {size} depends on an open size", "trace with fixed sizes")
+            raise _refuse(
+                node, f"at {at} of {size} depends on an open size", "trace with fixed sizes"
+            )
         return distance
 
     begin = None if a["start"] == 0 else position(a["start"])
@@ -238,7 +244,9 @@ def _slice(target: Target, node: Node) -> Code:
     if a["step"] == 1:
         return call("slice_axis", target.array(x), axis=axis, begin=begin or 0, end=end)
     skip = (None,) * axis
-    return call("slice", target.array(x), begin=(*skip, begin), end=(*skip, end), step=(*skip, a["step"]))
+    return call(
+        "slice", target.array(x), begin=(*skip, begin), end=(*skip, end), step=(*skip, a["step"])
+    )
 
 
 def _pad(target: Target, node: Node) -> Code:
@@ -252,7 +260,9 @@ def _pad(target: Target, node: Node) -> Code:
         return target.array(x)
     lead = next((n - rank for n in (4, 5) if n >= rank and padded[0] + n - rank >= 2), None)
     if lead is None or not x.dtype.is_floating:
-        raise _refuse(node, f"on axis {padded[0]} of {x.type}", "pad floats, and no first axis of images")
+        raise _refuse(
+            node, f"on axis {padded[0]} of {x.type}", "pad floats, and no first axis of images"
+        )
     edges = [n for pair in zip(a["low"], a["high"], strict=True) for n in pair]
     words: dict[str, Any] = {"mode": "constant", "pad_width": (0, 0) * lead + tuple(edges)}
     if a["value"]:
@@ -261,7 +271,7 @@ def _pad(target: Target, node: Node) -> Code:
     return call("squeeze", code, axis=tuple(range(lead))) if lead else code
 
 
-# -- reductions --------------------------------------------------------------------------------------
+# -- reductions ------------------------------------------------------------------------------------
 def _reduction(name: str) -> Lowering:
     def lower(target: Target, node: Node) -> Code:
         (x,), axis = _inputs(node, 1), node.attrs["axis"]
@@ -288,7 +298,7 @@ def _cut_off(node: Node) -> bool:
     return not is_result and all(n.op in ("stop_gradient", "argmax") for n in readers)
 
 
-# -- products and indices ----------------------------------------------------------------------------
+# -- products and indices --------------------------------------------------------------------------
 def _matmul(target: Target, node: Node) -> Code:
     x, y = _inputs(node, 2)
     if len(y.shape) <= 2:
@@ -310,7 +320,7 @@ def _linear(target: Target, node: Node) -> Code:
 
 
 def _take(target: Target, node: Node) -> Code:
-    # mode: an index out of range is an error, as it was; MXNet's default takes the nearest in range.
+    # mode: an index out of range stays an error; MXNet's default takes the nearest in range.
     x, indices = _inputs(node, 2)
     if node.op == "embedding":
         return call("take", target.array(x), target.array(indices), mode="raise")
@@ -333,7 +343,7 @@ def _cross_entropy(target: Target, node: Node) -> Code:
     return ["-", *(picked if reduction == "none" else call(reduction, picked))]
 
 
-# -- windows -----------------------------------------------------------------------------------------
+# -- windows ---------------------------------------------------------------------------------------
 def _conv(target: Target, node: Node) -> Code:
     x, w, b = _inputs(node, 3)
     a = node.attrs
@@ -341,7 +351,8 @@ def _conv(target: Target, node: Node) -> Code:
     words: dict[str, Any] = {"kernel": w.shape[2:], "num_filter": w.shape[0]}
     for key, value, default in (
         ("stride", a["stride"], (1,) * n), ("pad", symmetric(a["padding"]), (0,) * n),
-        ("dilate", a["dilation"], (1,) * n), ("num_group", a["groups"], 1), ("no_bias", b is None, False),
+        ("dilate", a["dilation"], (1,) * n), ("num_group", a["groups"], 1),
+        ("no_bias", b is None, False),
     ):  # fmt: skip
         if value != default:
             words[key] = value
@@ -371,10 +382,11 @@ def _layer_norm(target: Target, node: Node) -> Code:
     return call("LayerNorm", target.array(x), target.array(scale), shift, **words)
 
 
-# -- from nothing ------------------------------------------------------------------------------------
+# -- from nothing ----------------------------------------------------------------------------------
 def _sizes(node: Node, *sizes: Any) -> None:
     if any(isinstance(s, Dim) for s in sizes):
-        raise _refuse(node, f"of the open sizes {sizes}: a Symbol has no shape to read", "trace with fixed sizes")
+        what = f"of the open sizes {sizes}: a Symbol has no shape to read"
+        raise _refuse(node, what, "trace with fixed sizes")
 
 
 def _full(target: Target, node: Node) -> Code:
@@ -404,8 +416,9 @@ FUNCTIONS: dict[str, Lowering] = {
     "reshape": _reshape, "transpose": _transpose, "slice_axis": _slice, "pad": _pad,
     **{name: _reduction(name) for name in ("sum", "mean", "max", "min")},
     "matmul": _matmul, "linear": _linear, "take": _take, "embedding": _take,
-    "log_softmax": _log_softmax, "cross_entropy": _cross_entropy, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
-    "layer_norm": _layer_norm, "full": _full, "arange": _arange,
+    "log_softmax": _log_softmax, "cross_entropy": _cross_entropy, "conv": _conv,
+    "max_pool": _pool, "avg_pool": _pool, "layer_norm": _layer_norm,
+    "full": _full, "arange": _arange,
     "flatten": lambda target, node: call("flatten", target.array(node.inputs[0])),
     "silu": lambda target, node: [
         *target.array(node.inputs[0]), " * ", *call("sigmoid", target.array(node.inputs[0]))
@@ -418,8 +431,8 @@ FUNCTIONS: dict[str, Lowering] = {
 
 def _owned(node: Node) -> bool:
     """Are all arrays but the first a layer's?"""
-    rest = [v for v in node.inputs[1:] if v is not None]
-    return all(v.kind in ("param", "state") and "." in v.name for v in rest)
+    rest = [held(v) for v in node.inputs[1:]]
+    return all(v is None or (v.kind in ("param", "state") and "." in v.name) for v in rest)
 
 
 def _with_axes(node: Node) -> bool:

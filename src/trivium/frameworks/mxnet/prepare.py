@@ -14,10 +14,12 @@ from trivium.transforms.replay import replay
 
 
 def prepare(graph: Graph) -> tuple[Graph, dict[str, np.ndarray[Any, Any]]]:
-    """Channels first, padding symmetric or an op of its own, and constants as states, with their values."""
+    """Channels first, padding symmetric or an op of its own, and constants as states: their values."""
     constants: dict[str, np.ndarray[Any, Any]] = {}
     if not graph.of_kind("data"):
-        raise UnsupportedError("MXNet source of a graph without inputs: a HybridBlock has at least one")
+        raise UnsupportedError(
+            "MXNet source of a graph without inputs: a HybridBlock has at least one"
+        )
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
         if node.op == "constant":
@@ -65,21 +67,34 @@ def _padded_first(new: Graph, node: Node, values: list[Value | None]) -> Sequenc
     return [OPS["avg_pool"](x, **attrs) / share]
 
 
+def held(value: Value | None) -> Value | None:
+    """The state that a batch norm's statistics are at first: one application may follow another."""
+    while (
+        value is not None
+        and value.node is not None
+        and value.node.op == "batch_norm"
+        and value.index
+    ):
+        value = value.node.inputs[2 + value.index]
+    return value
+
+
 def _check_statistics(graph: Graph) -> None:
-    """MXNet collects batch statistics on the way back: where none leads, or twice, they would differ."""
+    """MXNet collects batch statistics on the way back: where none or two lead, they would differ."""
     depends: set[Value | None] = set(graph.of_kind("param"))
-    seen: set[Value] = set()
+    seen: set[Value | None] = set()
     for node in graph.nodes:
         if node.op == "batch_norm" and node.attrs["training"] is MODE:
-            x, scale, bias, mean, var = node.inputs
-            if mean in seen or var in seen:
-                raise UnsupportedError("MXNet source of a batch norm that is applied twice while training: "
-                                       "MXNet collects the last application first", node.scope,
-                                       "give each application a layer of its own")  # fmt: skip
+            x, scale, bias, *statistics = node.inputs
+            mean = held(statistics[0])
+            if mean in seen:
+                what = "applied twice while training: MXNet collects the last application first"
+                remedy = "give each application a layer of its own"
+                raise UnsupportedError(f"MXNet source of a batch norm {what}", node.scope, remedy)
             if x not in depends and scale is None and bias is None and mean in graph.updates:
-                raise UnsupportedError("MXNet source of a batch norm that no gradient reaches: MXNet "
-                                       "collects statistics on the way back", node.scope,
-                                       "give it a scale or a bias")  # fmt: skip
-            seen |= {v for v in (mean, var) if v is not None}
+                what = "that no gradient reaches: MXNet collects statistics on the way back"
+                remedy = "give it a scale or a bias"
+                raise UnsupportedError(f"MXNet source of a batch norm {what}", node.scope, remedy)
+            seen.add(mean)
         if any(v in depends for v in node.inputs) and node.op != "stop_gradient":
             depends |= set(node.outputs)

@@ -14,8 +14,8 @@ from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
-from trivium.graph import Graph, Type, UnsupportedError
-from trivium.transforms.replay import specialize
+from trivium.graph import MODE, OPS, Graph, Node, Type, UnsupportedError, Value
+from trivium.transforms.replay import replay, specialize
 from trivium.transforms.step import Update
 
 
@@ -32,18 +32,32 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     return block, emitted.weights
 
 
+def foreign(model: Any, module: Any) -> MxnetRunner:
+    """A Gluon block of the user's own; ``module`` is what reading it gave."""
+    runner = MxnetRunner(
+        model, {n: (at, Weight("", n, at)) for n, at in module.source_names.items()}
+    )
+    runner.takes = [v.type for v in module.graph.of_kind("data")]
+    runner.gives = [v.type for v in module.graph.outputs]
+    return runner
+
+
 class MxnetRunner:
-    """Any Gluon block. ``weights`` says where our parameters are in it, by the names of save_parameters."""
+    """Any Gluon block. ``weights`` says where our parameters are in it: "conv1.weight", as
+    save_parameters has it, or a parameter's own name.
+    """
 
     def __init__(self, block: Any, weights: Mapping[str, tuple[str, Weight]], device: str = "cpu"):
         self.mx = load()
         self.block, self.weights = block, weights
         self.device = self.mx.Context(device)
-        self.takes, self.gives = getattr(block, "types", (None, None))
+        types: tuple[Any, Any] = getattr(block, "types", (None, None))
+        self.takes, self.gives = types
 
     def parameters(self) -> dict[str, Any]:
         """Our names -> Gluon's parameters."""
-        named = self.block._collect_params_with_prefix()  # what save_parameters goes by
+        named = dict(self.block.collect_params().items())
+        named |= self.block._collect_params_with_prefix()  # what save_parameters goes by
         return {ours: named[theirs] for ours, (theirs, _) in self.weights.items()}
 
     def values(self) -> dict[str, Array]:
@@ -84,8 +98,16 @@ class MxnetRunner:
     @contextmanager
     def _states_kept(self) -> Iterator[None]:
         """What has no gradient is put back afterwards: batch statistics change on the way back."""
-        frozen = [p for p in self.block.collect_params().values() if p.grad_req == "null" and p._data is not None]
-        kept = [(p, p.data(self.device).copy()) for p in frozen if not isinstance(p, self.mx.gluon.Constant)]
+        frozen = [
+            p
+            for p in self.block.collect_params().values()
+            if p.grad_req == "null" and p._data is not None
+        ]
+        kept = [
+            (p, p.data(self.device).copy())
+            for p in frozen
+            if not isinstance(p, self.mx.gluon.Constant)
+        ]
         try:
             yield
         finally:
@@ -120,7 +142,9 @@ class MxnetRunner:
         symbol = self.mx.sym.load_json(json.dumps(graph))
         return self.mx.gluon.SymbolBlock(symbol, data, params=self.block.collect_params())
 
-    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients by MXNet's autograd."""
         mx = self.mx
         block = self.block if training else self.predicting(self.arrays(inputs))
@@ -135,11 +159,17 @@ class MxnetRunner:
         with self._states_kept():
             with mx.autograd.record():
                 outputs = listed(block(*xs))
-                heads = [o for o, t in zip(outputs, self.gives or outputs, strict=True) if _floating(t.dtype)]
+                heads = [
+                    o
+                    for o, t in zip(outputs, self.gives or outputs, strict=True)
+                    if _floating(t.dtype)
+                ]
                 seeds = [mx.nd.array(np.reshape(c, o.shape), self.device, o.dtype)
                          for c, o in zip(cotangents, heads, strict=True)]  # fmt: skip
                 # As one number: an output that depends on nothing here must not be a head itself.
-                total = sum((o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True))
+                total = sum(
+                    (o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True)
+                )
             if heads and (trained or any(x.grad is not None for x in xs)):
                 total.backward()
             states = {n: self._back(n, p.data()) for n, p in params.items() if n not in trained}
@@ -157,20 +187,37 @@ def _as(array: Array, type: Type) -> Array:
 
 
 def _floating(dtype: Any) -> bool:
-    return np.dtype(getattr(dtype, "numpy", dtype)).kind == "f"
+    return bool(np.dtype(getattr(dtype, "numpy", dtype)).kind == "f")
 
 
 def listed(outputs: Any) -> list[Any]:
-    """One output or several as a list."""
-    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+    """One output or several, nested or not, as a list."""
+    if isinstance(outputs, (tuple, list)):
+        return [array for item in outputs for array in listed(item)]
+    return [outputs]
+
+
+def _by_mode(graph: Graph) -> Graph:
+    """The Graph for one who always trains: ``training=True`` may go by the mode, as layers do."""
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
+        if node.attrs.get("training") is not True:
+            return None
+        attrs = node.attrs | {"training": MODE}
+        outputs: Sequence[Value] = OPS[node.op].append(new, values, attrs, node.origin)
+        return outputs
+
+    return replay(graph, rule)[0]
 
 
 class MxnetTrainer:
-    """The loss Graph as a hybridized block; its gradients by autograd; the optimizer's update emitted too."""
+    """The loss Graph as a hybridized block, differentiated by autograd, and the update as another."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"):
+    def __init__(
+        self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"
+    ):
         self.mx = load()
-        self.block, weights = build(graph, values)
+        self.block, weights = build(_by_mode(graph), values)
         self.block.hybridize(static_alloc=True)
         self.runner = MxnetRunner(self.block, weights, device)
         self.params = [p for p in self.runner.parameters().values() if p.grad_req != "null"]
@@ -194,3 +241,7 @@ class MxnetTrainer:
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
         return self.runner.values()
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""
+        self.runner.load(values)

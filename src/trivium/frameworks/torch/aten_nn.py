@@ -397,14 +397,13 @@ def _cross_entropy(
     at: Reader, self: Any, target: Any, reduction: int = 1, ignore_index: Any = -100
 ) -> Any:
     at.require(target.dtype.is_integer, "targets that are probabilities", "give class numbers")
-    at.require(
-        ignore_index < 0, f"ignore_index={ignore_index}", "mark what to ignore with a negative"
-    )
     rank = len(self.shape)
     logits = self if rank <= 2 else OPS["transpose"](self, axes=(0, *range(2, rank), 1))
+    # A label that says "ignore me" (torch's -100) is no class: it has no loss and does not count.
+    counts = OPS["not_equal"](target, at.full((), ignore_index, target.dtype))
+    labels = OPS["where"](counts, target, at.full((), 0, target.dtype))
+    losses = OPS["cross_entropy"](logits, labels, reduction="none")
+    losses = OPS["where"](counts, losses, at.full((), 0, losses.dtype))
     if reduction != 1:
-        return OPS["cross_entropy"](logits, target, reduction=_REDUCTIONS[reduction])
-    # A label that is no class (torch's -100) adds nothing to the sum, and must not count either.
-    total = OPS["cross_entropy"](logits, target, reduction="sum")
-    counted = OPS["not_equal"](target, at.full((), ignore_index, target.dtype))
-    return total / OPS["sum"](OPS["cast"](counted, dtype=total.dtype))
+        return _reduced(losses, reduction)
+    return OPS["sum"](losses) / OPS["sum"](OPS["cast"](counts, dtype=losses.dtype))

@@ -8,20 +8,9 @@ from typing import Any
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Layer, leaf
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import (
-    Class,
-    Code,
-    Emitted,
-    Emitter,
-    Member,
-    Slot,
-    Statement,
-    Target,
-    Writer,
-    _Later,
-    array_source,
-    flat,
-)
+from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
+from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.writer import Writer
 from trivium.frameworks.torch.layers import FORMS, HELPERS, square, symmetric
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
@@ -269,7 +258,7 @@ class _Writer(Writer):
 
     def declaration(self, code: Any, depth: int) -> str:
         """A constructor call; a chain inside as a Sequential over several lines."""
-        if len(code) == 1 and isinstance(code[0], _Later):
+        if len(code) == 1 and isinstance(code[0], Later):
             body = code[0].body
             if body.cls is not None:
                 inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))

@@ -1,0 +1,253 @@
+"""Pieces of source, and what a target says about its own: ops, layers, literals.
+
+Code is a list of pieces: text, a Value (its variable), a :class:`Slot` (a number or word that may
+become a constructor argument), a :class:`Member` (a layer or parameter of this block) or a
+:class:`Size` (an open size, read from a variable's shape).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import numpy as np
+
+from trivium.dtype import DType
+from trivium.frameworks.blocks import Layer
+from trivium.frameworks.layer import LayerForm
+from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.op import Refused
+from trivium.shape import Dim
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A literal that may differ between blocks of one structure."""
+
+    name: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer or parameter of the block, by its name in it."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """An open size."""
+
+    dim: Dim
+
+
+Piece = Union[str, Value, Slot, Member, Size]
+Code = list[Piece]
+
+
+@dataclass
+class Statement:
+    """``outputs = code``. ``infix``: needs brackets inside a larger expression."""
+
+    outputs: list[Value | None]
+    code: Code
+    infix: bool = False
+    effect: bool = False
+    """It changes a state, so it stays even if nobody reads its outputs."""
+
+
+class Target:
+    """What a framework's source looks like. Subclassed once per framework."""
+
+    name = ""
+    forms: Sequence[LayerForm] = ()
+    functions: dict[str, Callable[..., Code]] = {}  # noqa: RUF012  (one table per class is meant)
+    helpers: dict[str, str] = {}  # noqa: RUF012  (name used in the source -> the source that defines it)
+    list_prefix = ""  # how a numbered child is reached when it is no element of a chain
+    sequential = True  # numbered children in a chain are the framework's own Sequential
+    dotted = True  # members keep their dotted paths below the block
+    bare_numbers = False  # a Python number may stand for an array beside another, in any function
+
+    # -- to be said by each target ---------------------------------------------------------------
+    def prepare(self, graph: Graph) -> Graph:
+        """The Graph with what the target lacks replaced by what it has."""
+        return graph
+
+    def literal(self, value: Any) -> str:
+        """A number, tuple, dtype ... as source."""
+        if isinstance(value, tuple):
+            return f"({', '.join(map(self.literal, value))}{',' * (len(value) == 1)})"
+        if isinstance(value, DType):
+            return repr(str(value))
+        if isinstance(value, float) and (value in (float("inf"), float("-inf")) or value != value):
+            return f'float("{value}")'
+        if isinstance(value, str):
+            return f'"{value}"'
+        return repr(value)
+
+    def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
+        """``nn.Conv2d(3, 64, kernel_size=7)``: the first arguments of a layer go without a name."""
+        code: Code = [form.layer, "("]
+        for i, (key, value) in enumerate(arguments.items()):
+            code += [", "] * bool(i) + ([f"{key}="] if i >= self.positional(form) else [])
+            code.append(Slot(key, value))
+        return [*code, ")"]
+
+    def positional(self, form: LayerForm) -> int:
+        """How many constructor arguments are usually written without their names."""
+        return 0
+
+    def call(self, layer: Layer, member: Member) -> list[Statement]:
+        """The statements that apply a layer."""
+        x = next(v for v in layer.node.inputs if v is not None)
+        outputs: list[Value | None] = [layer.node.outputs[0]]
+        effect = layer.node.op == "batch_norm"
+        return [Statement(outputs, [member, "(", x, ")"], effect=effect)]
+
+    def parameter(self, value: Value) -> Code:
+        """The declaration of a parameter that belongs to no layer."""
+        raise UnsupportedError(f"{self.name} source with the free parameter {value.name}")
+
+    def use(self, value: Value) -> Code:
+        """A parameter inside an expression."""
+        return [Member(value.name)]
+
+    def render(self, emitter: Any) -> str:
+        """The whole source."""
+        raise NotImplementedError
+
+    def class_name(self, words: Sequence[str]) -> str:
+        """What a class (or function) is called: ``BasicBlock``."""
+        return "".join(w[:1].upper() + w[1:] for w in words)
+
+    # -- lowering a node ---------------------------------------------------------------------------
+    def lowers(self, node: Node) -> bool:
+        """Has the target a form of its own for this node?"""
+        op = OPS[node.op]
+        if node.op in self.functions or isinstance(op.lowerings.get(self.name), str):
+            return True
+        return any(f.op == node.op and f.write(node) is not None for f in self.forms)
+
+    def expression(self, node: Node) -> Code:
+        """The call form of a node."""
+        if node.op in self.functions:
+            return self.functions[node.op](self, node)
+        template = OPS[node.op].lowerings.get(self.name)
+        if not isinstance(template, str):
+            reason = f": {template.reason}" if isinstance(template, Refused) else ""
+            raise UnsupportedError(
+                f"{self.name} has no exact form of {node.op}{reason}", node.scope or "the top scope"
+            )
+        return self.fill(template, node)
+
+    def fill(self, template: str, node: Node) -> Code:
+        """A one-line template with its placeholders replaced by pieces."""
+        op = OPS[node.op]
+        arrays: dict[str, Any] = dict(zip(op.arrays, node.inputs, strict=False))
+        code: Code = []
+        infix = is_infix([re.sub(r"\{.*?\}", "v", template)])
+        for text, hole in _holes(template):
+            code.append(text)
+            name, _, how = hole.partition("!")
+            if not hole:
+                continue
+            if name == op.variadic:
+                for i, v in enumerate(node.inputs):
+                    code += [", "] * bool(i) + self.array(v)
+            elif name in op.arrays:
+                value = arrays.get(name)
+                bare = infix or (self.bare_numbers and beside_array(node, value))
+                code += number(self, value) or self.array(value) if bare else self.array(value)
+            else:
+                code += self.attribute(node.attrs[name], how)
+        return _without_trailing_none(code)
+
+    def array(self, value: Value | None) -> Code:
+        """An operand."""
+        if value is None:
+            return ["None"]
+        return self.use(value) if value.kind in ("param", "state") else [value]
+
+    def number(self, value: Value) -> Code:
+        """The number that a ``full`` without axes is, as Python's operators take it."""
+        assert value.node is not None
+        return self.attribute(value.node.attrs["value"])
+
+    def attribute(self, value: Any, how: str = "") -> Code:
+        """An attribute's value; ``how`` is the conversion after ``!`` in the template."""
+        if how == "args":
+            return joined([self.attribute(v) for v in value])
+        if how == "flag":
+            return [", True"] if value else []
+        if how == "flag_keepdims":
+            return [", keepdims=True"] if value else []
+        if how == "is_tanh":
+            return [repr(value == "tanh")]
+        if isinstance(value, Dim):
+            return [Size(value)]
+        if isinstance(value, tuple) and any(isinstance(v, Dim) for v in value):
+            return ["(", *joined([self.attribute(v) for v in value]), ",)" if len(value) == 1 else ")"]
+        if isinstance(value, tuple) and len(value) == 1 and not how:
+            return [self.literal(value[0])] if isinstance(value[0], int) and how else [self.literal(value)]
+        return [self.literal(value)]
+
+
+def beside_array(node: Node, value: Value | None) -> bool:
+    """Does another operand, which is no number, have this one's dtype? Then it decides."""
+    return any(
+        v is not None and value is not None and v.dtype == value.dtype
+        and (v.node is None or v.node.op != "full")
+        for v in node.inputs
+    )  # fmt: skip
+
+
+def number(target: Target, value: Value | None) -> Code:
+    """The literal a Value is, if it is one number: Python's operators take it as it stands."""
+    if value is None or value.node is None or value.node.op != "full" or value.shape != ():
+        return []
+    return target.number(value)
+
+
+def joined(parts: Sequence[Code]) -> Code:
+    code: Code = []
+    for i, part in enumerate(parts):
+        code += [", "] * bool(i) + part
+    return code
+
+
+def _holes(template: str) -> Iterator[tuple[str, str]]:
+    parts = re.split(r"\{([^}]*)\}", template)
+    for i in range(0, len(parts), 2):
+        yield parts[i], parts[i + 1] if i + 1 < len(parts) else ""
+
+
+def _without_trailing_none(code: Code) -> Code:
+    while len(code) >= 3 and code[-1] == ")" and code[-2] == "None" and code[-3] == ", ":
+        code = [*code[:-3], ")"]
+    return code
+
+
+def is_infix(code: Code) -> bool:
+    """Does an expression need brackets inside a larger one?"""
+    depth = 0
+    for piece in code:
+        if not isinstance(piece, str):
+            continue
+        for i, c in enumerate(piece):
+            depth += c in "([{"
+            depth -= c in ")]}"
+            if depth == 0 and (c == " " or (c in "-~" and i == 0 and piece is code[0])):
+                return True
+    return False
+
+
+def array_source(array: np.ndarray[Any, Any]) -> str:
+    """A small constant as nested lists; a large one does not belong into source."""
+    if array.size > 1000:
+        raise UnsupportedError(
+            f"a constant of {array.size} numbers in source", remedy="make it a parameter or state of the model"
+        )
+    return repr(array.tolist())

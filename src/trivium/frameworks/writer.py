@@ -1,0 +1,193 @@
+"""Statements as lines: names for values as a person would give them, chains on one line."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from trivium.frameworks.code import Code, Member, Size, Slot, Statement
+from trivium.frameworks.source import Class, Emitter
+from trivium.graph import UnsupportedError, Value
+from trivium.shape import Dim
+
+WIDTH = 88
+"""Longer lines are not chained further."""
+
+
+class Writer:
+    """Statements of one body as lines: names for values, chains on one line."""
+
+    def __init__(self, emitter: Emitter, cls: Class, slot_at: int = 0):
+        self.emitter, self.target = emitter, emitter.target
+        self.body = cls.bodies[0]
+        self.slot_names = emitter.names_of_slots(cls)
+        self.slot = slot_at
+        self.lines: list[str] = []
+        self.names: dict[Value, str] = {}
+        self.pending: dict[Value, tuple[str, bool, int]] = {}
+        self.left = self._uses()
+
+    def _uses(self) -> dict[Value, int]:
+        count: dict[Value, int] = {}
+        for s in self.body.statements:
+            for p in s.code:
+                if isinstance(p, Value):
+                    count[p] = count.get(p, 0) + 1
+        for v in self.body.block.outputs:
+            count[v] = count.get(v, 0) + 1
+        return count
+
+    def argument_names(self) -> list[str]:
+        """Names for what the block reads."""
+        inputs = self.body.block.inputs
+        for i, v in enumerate(inputs):
+            wish = v.name if v.kind == "data" and v.name.isidentifier() else ""
+            if not wish or re.fullmatch(r"x\d+", wish):
+                wish = "x" if len(inputs) == 1 else f"x{i + 1}"
+            self.names[v] = self.fresh(wish)
+        return [self.names[v] for v in inputs]
+
+    def fresh(self, wish: str) -> str:
+        taken = set(self.names.values()) | set(self.slot_names.values())
+        name, n = wish, 2
+        while name in taken or keyword.iskeyword(name):
+            name, n = f"{wish}{n}", n + 1
+        return name
+
+    def literal_slot(self, slot: Slot) -> str:
+        name = self.slot_names.get(self.slot)
+        self.slot += 1
+        return name or self.target.literal(slot.value)
+
+    def text(self, code: Code) -> tuple[str, int]:
+        """An expression with what is pending put in; and how deep it nests."""
+        out, depth = "", 0
+        for i, p in enumerate(code):
+            if isinstance(p, Value) and p in self.pending:
+                inner, infix, below = self.pending[p]
+                before = code[i - 1] if i else ""
+                alone = isinstance(before, str) and before.endswith(("(", ", ", "[")) and (
+                    i + 1 < len(code) and str(code[i + 1]).startswith((")", ","))
+                )
+                out += f"({inner})" if infix and not alone else inner
+                depth = max(depth, below + 1)
+            elif isinstance(p, Value):
+                out += self.names[p]
+            elif isinstance(p, Slot):
+                out += self.literal_slot(p)
+            elif isinstance(p, Member):
+                out += self.member(p)
+            elif isinstance(p, Size):
+                out += self.size(p.dim)
+            else:
+                out += self.piece(p)
+        return out, depth
+
+    def piece(self, piece: Any) -> str:
+        """Anything else in an expression: text as it stands."""
+        return str(piece)
+
+    def member(self, member: Member) -> str:
+        """A layer or parameter of this block."""
+        name = member.name
+        path = self.body.block.path
+        if path and name.startswith(path + "."):
+            name = name[len(path) + 1 :]
+        return "self." + re.sub(r"\.(\d+)", r"[\1]", name)
+
+    def size(self, dim: Dim) -> str:
+        """An open size, from the shape of a variable that has it."""
+        def known(d: Dim) -> str | None:
+            for v, name in reversed(self.names.items()):
+                if list(self.names.values()).count(name) > 1 and self._latest(name) is not v:
+                    continue
+                for axis, s in enumerate(v.shape):
+                    if s == d:
+                        return self.size_of(name, axis)
+            return None
+
+        whole = known(dim)
+        if whole:
+            return whole
+        text = str(dim)
+        for name in sorted(dim.names(), key=len, reverse=True):
+            part = known(Dim(name))
+            if part is None:
+                raise UnsupportedError(f"the open size '{dim}' in {self.body.block.path or 'the model'}, "
+                                       f"where no variable has the size '{name}'")  # fmt: skip
+            text = re.sub(rf"\b{name}\b", part, text)
+        return text
+
+    def size_of(self, name: str, axis: int) -> str:
+        """The size of a variable along one axis."""
+        return f"{name}.shape[{axis}]"
+
+    def _latest(self, name: str) -> Value:
+        return [v for v, n in self.names.items() if n == name][-1]
+
+    def write(self) -> list[str]:
+        """The lines of the body, ``return`` included."""
+        statements = self.body.statements
+        for i, s in enumerate(statements):
+            following = statements[i + 1].code if i + 1 < len(statements) else list(self.body.block.outputs)
+            self.statement(s, following)
+        outputs = self.body.block.outputs
+        parts = [self.pending[v][0] if v in self.pending else self.names[v] for v in outputs]
+        self.lines.append(self.result(parts))
+        return self.lines
+
+    def result(self, parts: Sequence[str]) -> str:
+        """The last line of a body."""
+        return f"return {', '.join(parts)}"
+
+    def joins(self, s: Statement, text: str, last: bool) -> bool:
+        """May a statement be written inside the next one (or, the ``last``, inside the result)?"""
+        return len(text) < WIDTH - 20
+
+    def statement(self, s: Statement, following: Sequence[Any]) -> None:
+        start = self.slot
+        text, depth = self.text(s.code)
+        used = [p for p in s.code if isinstance(p, Value)]
+        if self.pending and (len(text) > WIDTH - 16 or depth > 3):
+            self.slot = start
+            self.flush(used)
+            text, depth = self.text(s.code)
+        for p in used:
+            self.pending.pop(p, None)
+            self.left[p] -= 1
+        only = s.outputs[0] if len(s.outputs) == 1 else None
+        next_uses = sum(1 for p in following if p is only)
+        last = s is self.body.statements[-1]
+        once = only is not None and self.left.get(only) == 1 and next_uses == 1
+        if only is not None and once and self.joins(s, text, last):
+            self.pending[only] = (text, s.infix, depth)
+            return
+        kept = [v if v is not None and self.left.get(v) else None for v in s.outputs]
+        names = [self.name_for(v, used, s) if v is not None else "_" for v in kept]
+        self.lines.append(f"{', '.join(names)} = {text}")
+
+    def flush(self, values: Sequence[Value]) -> None:
+        for v in values:
+            if v in self.pending:
+                text, _, _ = self.pending.pop(v)
+                self.lines.append(f"{self.name_for(v, (), None)} = {text}")
+
+    def name_for(self, value: Value, used: Sequence[Value], s: Statement | None) -> str:
+        """``x`` again when the x before is no longer needed; else a new name."""
+        live = {v for v, n in self.left.items() if n > 0 and v in self.names}
+        candidates = [self.names[v] for v in self.names if v not in live]
+        busy = {self.names[v] for v in live}
+        for v in [*used, *reversed(self.names)]:
+            if v in self.names and self.names[v] in candidates and self.names[v] not in busy:
+                self.names.pop(value, None)
+                self.names[value] = self.names[v]
+                return self.names[v]
+        wish = value.name if value.name.isidentifier() else ""
+        for name in filter(None, (wish, "y", "z", "u", "v", "w")):
+            if name not in self.names.values():
+                self.names[value] = self.fresh(name)
+                return self.names[value]
+        self.names[value] = self.fresh(value.node.op if value.node else "t")
+        return self.names[value]
