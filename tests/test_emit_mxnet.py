@@ -369,7 +369,7 @@ def test_nested_containers(rng: np.random.Generator) -> None:
 REFUSALS = {
     "of the open sizes": lambda x: x * OPS["full"](shape=(), value=x.shape[0], dtype=tv.float32),
     "would repeat": lambda x: OPS["broadcast_to"](x[:1], shape=(x.shape[0], 4)),
-    "more open sizes than Reshape": lambda x: (x @ x.mT).reshape(x.shape[0], 1, 1, x.shape[0]),
+    "more open sizes than Reshape": lambda x: (x @ x.mT).reshape(1, x.shape[0], x.shape[0]),
     "an empty array": lambda x: x[:, 4:],
     "depends on an open size": lambda x: tv.concat([x, x])[: x.shape[0]],
 }  # fmt: skip

@@ -14,7 +14,7 @@ from trivium.transforms.replay import replay
 
 
 def prepare(graph: Graph) -> tuple[Graph, dict[str, np.ndarray[Any, Any]]]:
-    """Channels first, padding symmetric or an op of its own, and constants as states: their values."""
+    """Channels first, padding symmetric or a pad, and constants as states, with their values."""
     constants: dict[str, np.ndarray[Any, Any]] = {}
     if not graph.of_kind("data"):
         raise UnsupportedError(
@@ -80,7 +80,7 @@ def held(value: Value | None) -> Value | None:
 
 
 def _check_statistics(graph: Graph) -> None:
-    """MXNet collects batch statistics on the way back: where none or two lead, they would differ."""
+    """MXNet collects batch statistics on the way back: where none or two lead, they differ."""
     depends: set[Value | None] = set(graph.of_kind("param"))
     seen: set[Value | None] = set()
     for node in graph.nodes:

@@ -211,7 +211,7 @@ def _by_mode(graph: Graph) -> Graph:
 
 
 class MxnetTrainer:
-    """The loss Graph as a hybridized block, differentiated by autograd, and the update as another."""
+    """The loss Graph as a hybridized block, differentiated by autograd; the update as another."""
 
     def __init__(
         self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"
