@@ -90,6 +90,16 @@ def _drop_kept(new: Graph, node: Node, values: list[Value | None]) -> Value | No
     return outputs[0]
 
 
+def _pick(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """One of several arrays that were only just stacked."""
+    x = values[0] if values else None
+    if node.op != "select" or x is None or x.node is None or x.node.op != "stack":
+        return None
+    if x.node.attrs["axis"] != node.attrs["axis"]:
+        return None
+    return x.node.inputs[node.attrs["index"]]
+
+
 def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
     """Ops that leave their input as it is."""
     x = values[0] if values else None
@@ -105,7 +115,7 @@ def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None
     return x if same else None
 
 
-RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _drop_kept, _flatten, _nothing)
+RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _drop_kept, _pick, _flatten, _nothing)
 
 
 def simplify(graph: Graph) -> Graph:

@@ -193,7 +193,7 @@ def {name}_shared(F, x, axis, keepdims=False):
     """F.{name}, whose gradient equal {plural} share: F.{name} gives the whole to each of them."""
     hit = F.broadcast_equal(x, F.BlockGrad(F.{name}(x, axis=axis, keepdims=True)))
     total = F.sum(F.where(hit, x, F.zeros_like(x)), axis=axis, keepdims=keepdims)
-    return total
+    return total / F.sum(hit, axis=axis, keepdims=keepdims)
 '''
 
 _ARRAY_OF = '''

@@ -62,12 +62,33 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
     with graph:
         results = reader.run(program.graph, sources)
     graph.outputs = _outputs(graph, module, program, results)
+    renamed = _plain_rnns(graph, arrays)
     read_by = {v for node in graph.nodes for v in node.inputs} | set(graph.results())
     unused = {v for v in graph.of_kind("state") if v not in read_by}
     graph.inputs = [v for v in graph.inputs if v not in unused]
     prune(graph)
-    names = {v.name: v.name for v in graph.of_kind("param", "state")}
+    names = {v.name: renamed.get(v.name, v.name) for v in graph.of_kind("param", "state")}
     return GraphModule(check(graph), {n: _as_array(torch, arrays[n]) for n in names}, names)
+
+
+def _plain_rnns(graph: Graph, arrays: dict[str, Any]) -> dict[str, str]:
+    """An nn.RNN of one layer with the names of our layer: ``weight_ih`` for ``weight_ih_l0``.
+
+    Its second bias, zero and not trained, is how one bias is written in torch: it is left out. The
+    result is our new names -> torch's.
+    """
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.op != "rnn":
+            continue
+        last = node.inputs[4]
+        if last is not None and last.kind == "state" and not arrays[last.name].any():
+            node.inputs = (*node.inputs[:4], None)
+        for v in node.inputs[1:]:
+            if v is not None and v.kind in ("param", "state") and v.name.endswith("_l0"):
+                old, v.name = v.name, v.name.removesuffix("_l0")
+                renamed[v.name], arrays[v.name] = old, arrays[old]
+    return renamed
 
 
 # -- arrays ----------------------------------------------------------------------------------------
