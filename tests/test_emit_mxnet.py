@@ -277,6 +277,11 @@ def test_open_sizes_in_shapes(rng: np.random.Generator) -> None:
         back = heads.permute(0, 2, 1, 3).reshape(Dim("batch"), Dim("time"), 6)
         chosen = tv.where(x[:, :1] > 0, x, 0.0)
         graph.outputs = [joined, heads @ heads.mT, x[:, 1:-1], x[:, :, ::2], back, chosen]
+        one = tv.asarray(np.arange(6, dtype=np.float32)).reshape(1, 1, 6)
+        token = OPS["broadcast_to"](one, shape=(Dim("batch"), 1, 6))
+        places = OPS["arange"](start=2, stop=Dim("time") + 2, step=1).astype("float32")
+        full = OPS["full"](shape=(Dim("time"), 3), value=2, dtype=tv.int64)
+        graph.outputs += [tv.concat([token, x], axis=1) * 2, x + places.reshape(-1, 1), full]
     runner = MxnetRunner(*build(check(graph), {}))
     for shape in ((2, 5, 6), (3, 4, 6)):
         a = rng.standard_normal(shape).astype(np.float32)
@@ -377,8 +382,10 @@ def test_nested_containers(rng: np.random.Generator) -> None:
 
 
 REFUSALS = {
-    "of the open sizes": lambda x: x * OPS["full"](shape=(), value=x.shape[0], dtype=tv.float32),
-    "would repeat": lambda x: OPS["broadcast_to"](x[:1], shape=(x.shape[0], 4)),
+    "with the open size batch": lambda x: (
+        x * OPS["full"](shape=(), value=x.shape[0], dtype=tv.float32)
+    ),
+    "which no variable here has": lambda x: OPS["broadcast_to"](x[:1], shape=(x.shape[0] + 1, 4)),
     "more open sizes than Reshape": lambda x: (x @ x.mT).reshape(1, x.shape[0], x.shape[0]),
     "an empty array": lambda x: x[:, 4:],
     "depends on an open size": lambda x: tv.concat([x, x])[: x.shape[0]],

@@ -364,6 +364,33 @@ def test_max_pool_pads_with_minus_infinity() -> None:
     agree(model, -1 - np.abs(draw((2, 4, 5, 2))))
 
 
+def test_gradients_where_they_jump() -> None:
+    """At ties and corners TensorFlow makes choices of its own; the ops make the same."""
+    x = np.array([[-1, 0, 0, 1.5], [1.5, 1.5, 6, 6], [6, 7, 6, 7], [0, 0, 6, 1]], "f")[
+        None, ..., None
+    ]
+    layers = [L.MaxPooling2D(2), L.ReLU(), L.ReLU(6), L.ReLU(1.5), L.ReLU(negative_slope=0.3),
+              L.GlobalMaxPooling2D(), L.ELU(), L.LeakyReLU()]  # fmt: skip
+    for layer in layers:
+        model, at = one(layer, (4, 4, 1)), tf.constant(x)
+        with tf.GradientTape() as tape:
+            tape.watch(at)
+            total = tf.reduce_sum(model(at))
+        module = read(model)
+        graph = tv.trace(lambda x, m=module: tv.sum(m(x)), Spec("float32", ("batch", 4, 4, 1)))
+        ours = Interpreter(gradient(graph, ["x0"]))(x)[1]
+        np.testing.assert_allclose(ours, tape.gradient(total, at), err_msg=repr(layer))
+
+
+def test_normalize_bounds_the_norm() -> None:
+    """Keras's L2 normalisation; tf.nn.l2_normalize bounds the square and gives a tenth of it."""
+    x = np.array([[3e-8, 4e-8], [3.0, 4.0]], "f")
+    inputs = Input((2,))
+    model = Model(inputs, ops.normalize(inputs, axis=-1))
+    np.testing.assert_allclose(run(read(model), x)[0], [[0.3, 0.4], [0.6, 0.8]], rtol=1e-5)
+    agree(model, x)
+
+
 def test_average_pool_leaves_pads_out() -> None:
     model = one(L.AveragePooling2D(3, strides=1, padding="same"), (3, 3, 1))
     assert run(read(model), np.ones((1, 3, 3, 1), "f"))[0][0, 0, 0, 0] == 1

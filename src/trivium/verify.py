@@ -411,7 +411,7 @@ def feed_masks(graph: Graph) -> Graph:
     """Every dropout that is on while training as ``x * mask``, the masks as last data inputs."""
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        x = values[0]
+        x = values[0] if values else None
         if node.op != "dropout" or x is None:
             return None
         mask = new.input("data", x.dtype, x.shape, f"mask_{len(new.of_kind('data'))}")

@@ -107,6 +107,10 @@ class Target:
         effect = layer.node.op == "batch_norm"
         return [Statement(outputs, [member, "(", x, ")"], effect=effect)]
 
+    def results(self, node: Node) -> list[Value | None]:
+        """What the call form of a node gives: all outputs, unless the target says otherwise."""
+        return list(node.outputs)
+
     def parameter(self, value: Value) -> Code:
         """The declaration of a parameter that belongs to no layer."""
         raise UnsupportedError(f"{self.name} source with the free parameter {value.name}")

@@ -147,7 +147,7 @@ class Emitter:
                     body.members[name] = self.target.parameter(v)
                     self.weights[v.name] = (v.name, Weight("", leaf(v.name), leaf(v.name)))
         code = self.target.expression(node)
-        body.statements.append(Statement(list(node.outputs), code, is_infix(code)))
+        body.statements.append(Statement(self.target.results(node), code, is_infix(code)))
 
     def drop_unused(self, body: Body) -> None:
         """Numbers that were written into expressions need no line of their own."""
@@ -200,7 +200,7 @@ class Emitter:
         name = name if name[0].isalpha() else self.target.class_name(["model", name])
         base, n = name, 2
         while name in self.used_names or name in self.target.helpers:
-            name, n = f"{base}{n}", n + 1
+            name, n = f"{base}{'_' * base[-1].isdigit()}{n}", n + 1
         self.used_names.add(name)
         return name
 

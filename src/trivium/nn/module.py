@@ -289,6 +289,9 @@ def trace(
             *(graph.input("data", s.dtype, s.shape, f"x{i}") for i, s in enumerate(map(spec_of, specs)))
         )
         _finish(graph, result)
+    if isinstance(function, Module):
+        own = (m for m in function.modules() if type(m).__module__ != "trivium.nn.layers")
+        graph.classes = {m._path: type(m).__name__ for m in own if not isinstance(m, GraphModule)}
     return graph
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import Graph, Type, UnsupportedError, current
-from trivium.op import S, case, lift, primitive, run
+from trivium.op import Refused, S, case, lift, primitive, run
 from trivium.ops.elementwise import multiply, tanh
 from trivium.shape import ShapeError
 
@@ -57,7 +57,7 @@ def _cond_rule(condition: Type, *operands: Type, then: Graph, otherwise: Graph) 
     return a
 
 
-@primitive(name="cond", rule=_cond_rule)
+@primitive(name="cond", rule=_cond_rule, torch=Refused("a branch in a module's source"))
 def _cond(condition: Any, *operands: Any, then: Graph, otherwise: Graph) -> Any:
     """One of two Graphs, applied to the operands."""
     return tuple(run(then if condition else otherwise, operands))
@@ -100,7 +100,7 @@ def _scan_rule(*xs: Type, body: Graph, carries: int, scanned: int, reverse: bool
     ]
 
 
-@primitive(name="scan", rule=_scan_rule)
+@primitive(name="scan", rule=_scan_rule, torch=Refused("a loop in a module's source"))
 def _scan(*xs: Any, body: Graph, carries: int, scanned: int, reverse: bool = False) -> Any:
     """A Graph applied along the first axis: carries, then scanned arrays, then what stays the same."""
     carry, along = list(xs[:carries]), xs[carries : carries + scanned]

@@ -14,7 +14,7 @@ from trivium.frameworks.blocks import Block, Layer, inside
 from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.mxnet.forms import FORMS, HELPERS
-from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, call, literal
+from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import prepare
 from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
@@ -255,9 +255,22 @@ class _Writer(Writer):
             name, n = f"{wish}{n}", n + 1
         return super().fresh(name)
 
+    def piece(self, piece: Any) -> str:
+        """A variable with an open size: ``x, lhs_axes=(0,), rhs_axes=(0,)`` or ``x, axis=0``."""
+        if not isinstance(piece, Like):
+            return super().piece(piece)
+        for v, name in reversed(self.names.items()):
+            if piece.dim in v.shape and self._latest(name) is v:
+                self.left[v] = self.left.get(v, 0) + 1  # it keeps its name
+                axis = v.shape.index(piece.dim)
+                if piece.axis is None:
+                    return f"{name}, axis={axis}"
+                return f"{name}, lhs_axes=({piece.axis},), rhs_axes=({axis},)"
+        return self.size(piece.dim)
+
     def size(self, dim: Dim) -> str:
         """There is none to read."""
-        what = f"MXNet source that reads the open size '{dim}': a Symbol has no shape"
+        what = f"MXNet source with the open size '{dim}', which no variable here has"
         where = self.body.block.path or "the model"
         raise UnsupportedError(what, where, "trace with fixed sizes")
 

@@ -8,6 +8,7 @@ compared (:func:`carrier`), and an array without axes has one, of size 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from trivium import dtype as dt
@@ -17,6 +18,17 @@ from trivium.frameworks.mxnet.forms import symmetric
 from trivium.frameworks.mxnet.prepare import held
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
+
+
+@dataclass(frozen=True)
+class Like:
+    """A variable with an open size, and on which axis it has it; ``axis``: on which axis what is
+    repeated to it shall have it.
+    """
+
+    dim: Dim
+    axis: int | None = None
+
 
 Lowering = Callable[[Any, Node], Code]
 
@@ -159,10 +171,22 @@ def spread(target: Target, node: Node, value: Value, shape: Shape, models: Seque
     rest = tuple(0 if a == b else b for a, b in zip(has, shape, strict=True))
     if all(type(s) is int and s == 0 for s in rest):
         return code
-    if any(isinstance(s, Dim) for s in rest):
-        what = f"would repeat {value.shape} to the open {shape}: a Symbol has no shape to read"
-        raise _refuse(node, what, "trace with fixed sizes")
-    return call("broadcast_to", code, shape=rest)
+    return _opened(_known(code, rest), rest)
+
+
+def _known(code: Code, sizes: Sequence[Any]) -> Code:
+    """``code`` repeated along the axes whose size is a number; 0: not along this one."""
+    numbers = tuple(0 if isinstance(s, Dim) else s for s in sizes)
+    return call("broadcast_to", code, shape=numbers) if any(numbers) else code
+
+
+def _opened(code: Code, sizes: Sequence[Any]) -> Code:
+    """``code`` repeated along the axes whose size is open, as some variable has it."""
+    for axis, size in enumerate(sizes):
+        if isinstance(size, Dim):
+            like: Any = Like(size, axis)
+            code = ["F.broadcast_like(", *code, ", ", like, ")"]
+    return code
 
 
 def expanded(code: Code, axes: int) -> Code:
@@ -222,6 +246,12 @@ def _transpose(target: Target, node: Node) -> Code:
     axes = node.attrs["axes"]
     x = target.array(node.inputs[0])
     return x if axes == tuple(range(len(axes))) else call("transpose", x, axes=axes)
+
+
+def _squeeze(target: Target, node: Node) -> Code:
+    axis = node.attrs["axis"]
+    words = {"axis": axis[0] if len(axis) == 1 else axis}
+    return call("squeeze", target.array(node.inputs[0]), **words)
 
 
 def _slice(target: Target, node: Node) -> Code:
@@ -383,25 +413,28 @@ def _layer_norm(target: Target, node: Node) -> Code:
 
 
 # -- from nothing ----------------------------------------------------------------------------------
-def _sizes(node: Node, *sizes: Any) -> None:
-    if any(isinstance(s, Dim) for s in sizes):
-        what = f"of the open sizes {sizes}: a Symbol has no shape to read"
-        raise _refuse(node, what, "trace with fixed sizes")
-
-
 def _full(target: Target, node: Node) -> Code:
     a = node.attrs
-    _sizes(node, *a["shape"], a["value"])
+    if isinstance(a["value"], Dim):
+        what = f"with the open size {a['value']}: a Symbol has no shape to read"
+        raise _refuse(node, what, "trace with fixed sizes")
     words = {} if carrier(node.out) == dt.float32 else {"dtype": a["dtype"]}
     value = float(a["value"]) if carrier(node.out).is_floating else a["value"]
-    return call("full", [literal(a["shape"] or (1,))], [literal(value)], **words)
+    known = tuple(1 if isinstance(s, Dim) else s for s in a["shape"]) or (1,)
+    return _opened(call("full", [literal(known)], [literal(value)], **words), a["shape"])
 
 
 def _arange(target: Target, node: Node) -> Code:
     a = node.attrs
-    _sizes(node, a["start"], a["stop"])
-    step = {} if a["step"] == 1 else {"step": a["step"]}
-    return call("arange", [str(a["start"])], [str(a["stop"])], **step, dtype=a["dtype"])
+    (count,) = node.out.shape
+    words = {} if a["step"] == 1 else {"step": a["step"]}
+    if isinstance(a["start"], int) and isinstance(count, int):
+        return call("arange", [str(a["start"])], [str(a["stop"])], **words, dtype=a["dtype"])
+    if not isinstance(a["start"], int):
+        raise _refuse(node, f"from the open {a['start']}", "trace with fixed sizes")
+    like: Any = Like(count)  # type: ignore[arg-type]
+    words |= {"start": a["start"]} if a["start"] else {}
+    return call("cast", call("contrib.arange_like", [like], **words), dtype=a["dtype"])
 
 
 FUNCTIONS: dict[str, Lowering] = {
@@ -413,7 +446,8 @@ FUNCTIONS: dict[str, Lowering] = {
     "maximum": _extremum("maximum"), "minimum": _extremum("minimum"),
     "logical_and": _logical("logical_and"), "logical_or": _logical("logical_or"),
     "cast": _cast, "where": _where, "dropout": _dropout, "broadcast_to": _broadcast_to,
-    "reshape": _reshape, "transpose": _transpose, "slice_axis": _slice, "pad": _pad,
+    "reshape": _reshape, "transpose": _transpose, "squeeze": _squeeze, "slice_axis": _slice,
+    "pad": _pad,
     **{name: _reduction(name) for name in ("sum", "mean", "max", "min")},
     "matmul": _matmul, "linear": _linear, "take": _take, "embedding": _take,
     "log_softmax": _log_softmax, "cross_entropy": _cross_entropy, "conv": _conv,

@@ -45,6 +45,7 @@ class _Source:
     states: set[str]  # those that no gradient changes
     paths: dict[str, str] = field(default_factory=dict)  # MXNet's name -> "features.0.weight"
     layers: set[str] = field(default_factory=set)  # the paths of MXNet's own layers with parameters
+    classes: dict[str, str] = field(default_factory=dict)  # path -> the block's own class
     traced: bool = False  # are the operators marked with their scopes?
     structure: Any = None
 
@@ -119,6 +120,8 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
         source.arrays[p.name] = p.data(p.list_ctx()[0]).asnumpy()
         if p.grad_req == "null":
             source.states.add(p.name)
+    own = ((p, b) for p, b in _blocks(block) if ".gluon.nn" not in type(b).__module__)
+    source.classes = {path: type(b).__name__ for path, b in own}
     count = max(len(examples), 1)
     names = ["data"] if count == 1 else [f"data{i}" for i in range(count)]
     result = _traced(mx, block, names, source)
@@ -210,6 +213,7 @@ class _Reader:
     def __init__(self, source: _Source):
         self.source, self.symbol = source, source.symbol
         self.graph = Graph(re.sub(r"\W", "_", source.name))
+        self.graph.classes = source.classes
         self.values: dict[tuple[int, int], Value] = {}
         self.names: dict[str, str] = {}  # ours -> MXNet's
         self.inputs: dict[str, Value] = {}  # by MXNet's name

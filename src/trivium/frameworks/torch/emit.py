@@ -12,7 +12,7 @@ from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array
 from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
 from trivium.frameworks.torch.layers import FORMS, HELPERS, square, symmetric
-from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay
 
@@ -121,6 +121,11 @@ def _layer_norm(target: Target, node: Node) -> Code:
     return [*code, f", eps={node.attrs['epsilon']})"]
 
 
+def _dropout(target: Target, node: Node) -> Code:
+    mode = ", training=self.training" if node.attrs["training"] is MODE else ""
+    return ["F.dropout(", *target.array(node.inputs[0]), f", {node.attrs['rate']}{mode})"]
+
+
 def _constant(target: Target, node: Node) -> Code:
     array = node.attrs["value"]
     return [f"torch.tensor({array_source(array)}, dtype=torch.{array.dtype})"]
@@ -135,22 +140,38 @@ class Torch(Target):
     functions = {  # noqa: RUF012
         "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": _slice, "select": _select,
-        "batch_norm": _batch_norm, "layer_norm": _layer_norm, "constant": _constant,
+        "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm, "constant": _constant,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:
         """Channels first; asymmetric padding as a pad of its own."""
 
         def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
-            if node.op not in ("conv", "max_pool") or symmetric(node.attrs["padding"]) is not None:
+            if node.op == "batch_norm" and node.attrs["training"] is False:
+                out = OPS["batch_norm"].append(new, values, node.attrs, node.origin)
+                return [out[0], values[3], values[4]]  # what it leaves as it was
+            if node.op not in ("conv", "max_pool", "avg_pool") or (
+                symmetric(node.attrs["padding"]) is not None
+            ):
                 return None
             low, high = zip(*node.attrs["padding"], strict=True)
-            fill = float("-inf") if node.op == "max_pool" else 0.0
-            x = OPS["pad"](values[0], low=(0, 0, *low), high=(0, 0, *high), value=fill)
-            attrs = node.attrs | {"padding": ((0, 0),) * len(low)}
-            return OPS[node.op].append(new, [x, *values[1:]], attrs, node.origin)
+
+            def padded(x: Any) -> Any:
+                fill = float("-inf") if node.op == "max_pool" else 0.0
+                around = OPS["pad"](x, low=(0, 0, *low), high=(0, 0, *high), value=fill)
+                attrs = node.attrs | {"padding": ((0, 0),) * len(low)}
+                return OPS[node.op].append(new, [around, *values[1:]], attrs, node.origin)[0]
+
+            if node.op == "avg_pool" and not node.attrs["include_pad"]:
+                x = values[0]
+                return [OPS["divide"](padded(x), padded(OPS["ones_like"](x)))]
+            return [padded(values[0])]
 
         return replay(to_layout(graph, "NCHW"), rule)[0]
+
+    def results(self, node: Node) -> list[Value | None]:
+        """F.batch_norm gives the normalised alone."""
+        return [node.outputs[0]] if node.op == "batch_norm" else list(node.outputs)
 
     def literal(self, value: Any) -> str:
         """Dtypes are torch's own."""
@@ -171,10 +192,6 @@ class Torch(Target):
         call: Code = [member, "(", *self.array(node.inputs[0]), ")"]
         return [Statement([outputs], [*call, "[0]"]), Statement([last], [*call, "[1][0]"])]
 
-    def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
-        """One bias of nn.RNN where our op has one: see :data:`RNN`."""
-        return super().constructor(form, arguments)
-
     def parameter(self, value: Value) -> Code:
         """A free parameter or buffer."""
         shape = self.literal(value.shape)
@@ -182,9 +199,11 @@ class Torch(Target):
         return [f"nn.Parameter({zeros})" if value.kind == "param" else zeros]
 
     def lowers(self, node: Node) -> bool:
-        """An RNN whose parameters are no layer's is decomposed."""
-        if node.op == "batch_norm" and node.attrs["training"] is True:
-            return False
+        """A batch norm that torch would not differentiate, or not leave as it is, is written out."""
+        if node.op == "batch_norm":
+            mean, training = node.inputs[3], node.attrs["training"]
+            if training is True or mean is None or mean.kind != "state":
+                return False
         return super().lowers(node)
 
     def render(self, emitter: Emitter) -> str:

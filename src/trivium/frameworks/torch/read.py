@@ -56,6 +56,8 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
     flags = _flags(module, *exported) if len(exported) > 1 else {}
     program = exported[0]
     graph = Graph(type(module).__name__)
+    own = ((p, m) for p, m in module.named_modules() if not type(m).__module__.startswith("torch."))
+    graph.classes = {path: type(m).__name__ for path, m in own}
     arrays: dict[str, Any] = {}
     sources, dims = _inputs(graph, module, program, arrays)
     reader = Reader(graph, dims, flags, type(module).__name__, both=training is None)

@@ -11,8 +11,8 @@ from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.frameworks.torch.emit import emit
-from trivium.graph import Graph
-from trivium.transforms.replay import specialize
+from trivium.graph import MODE, OPS, Graph, Node, Value
+from trivium.transforms.replay import replay, specialize
 from trivium.transforms.step import Update
 
 
@@ -90,9 +90,13 @@ class TorchRunner:
         wanted = {o: tensors[t] for o, t in named.items() if tensors[t].requires_grad}
         gs = [self.torch.from_numpy(np.array(c)).to(self.device) for c in cotangents]
         sources = [x for x in xs if x.requires_grad]
-        grads = self.torch.autograd.grad(
-            [o for o in outputs if o.is_floating_point()], [*wanted.values(), *sources], gs, allow_unused=True
-        )
+        floating = [o for o in outputs if o.is_floating_point()]
+        reached = [(o, g) for o, g in zip(floating, gs, strict=True) if o.requires_grad]
+        targets = [*wanted.values(), *sources]
+        grads = [None] * len(targets)
+        if reached and targets:
+            ends, heads = zip(*reached, strict=True)
+            grads = self.torch.autograd.grad(ends, targets, heads, allow_unused=True)
         arrays = [None if g is None else g.cpu().numpy() for g in grads]
         params = {
             o: self.weights[o][1].back(np.zeros(tuple(t.shape), np.float32) if g is None else g)
@@ -120,12 +124,23 @@ def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
+def _by_mode(graph: Graph) -> Graph:
+    """Norms and dropouts that are on while training as torch's own layers, which ask the module."""
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
+        if node.attrs.get("training") is not True:
+            return None
+        return OPS[node.op].append(new, values, node.attrs | {"training": MODE}, node.origin)
+
+    return replay(graph, rule)[0]
+
+
 class TorchTrainer:
     """The loss Graph as a torch module; its gradients by autograd; the optimizer's update emitted too."""
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"):
         self.torch = load_torch()
-        module, weights = build(graph, values)
+        module, weights = build(_by_mode(graph), values)
         self.runner = TorchRunner(module.train(), weights, device)
         self.module = module
         self.update = execute(emit(specialize(update.graph)), "torch")().to(device)
