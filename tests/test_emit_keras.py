@@ -300,7 +300,9 @@ def test_saves_and_reads_back(name: str, tmp_path: Path) -> None:
     special = Interpreter(specialize(module.graph, training=False), tv.float64)
     data = iter(batch(2))
     held = module.state_dict()
-    arrays = [np.asarray(held[v.name]) if v.name in held else next(data) for v in module.graph.inputs]
+    arrays = [
+        np.asarray(held[v.name]) if v.name in held else next(data) for v in module.graph.inputs
+    ]
     for got, want in zip(runner.outputs(batch(2)), special(*arrays), strict=False):
         close(got, want, times=512)
 

@@ -35,6 +35,10 @@ def _types(xs: Sequence[Any]) -> list[Type]:
     return [Type(x.dtype, x.shape) for x in xs]
 
 
+def _refused(what: str) -> dict[str, Any]:
+    return dict.fromkeys(("torch", "tensorflow"), Refused(what))
+
+
 # -- cond ------------------------------------------------------------------------------------------
 def _listed(items: Sequence[Any]) -> str:
     return f"({', '.join(map(str, items))})"
@@ -57,7 +61,7 @@ def _cond_rule(condition: Type, *operands: Type, then: Graph, otherwise: Graph) 
     return a
 
 
-@primitive(name="cond", rule=_cond_rule, torch=Refused("a branch in a module's source"))
+@primitive(name="cond", rule=_cond_rule, **_refused("a branch in a module's source"))
 def _cond(condition: Any, *operands: Any, then: Graph, otherwise: Graph) -> Any:
     """One of two Graphs, applied to the operands."""
     return tuple(run(then if condition else otherwise, operands))
@@ -100,7 +104,7 @@ def _scan_rule(*xs: Type, body: Graph, carries: int, scanned: int, reverse: bool
     ]
 
 
-@primitive(name="scan", rule=_scan_rule, torch=Refused("a loop in a module's source"))
+@primitive(name="scan", rule=_scan_rule, **_refused("a loop in a module's source"))
 def _scan(*xs: Any, body: Graph, carries: int, scanned: int, reverse: bool = False) -> Any:
     """A Graph applied along the first axis: carries, then scanned arrays, then what stays the same."""
     carry, along = list(xs[:carries]), xs[carries : carries + scanned]

@@ -61,6 +61,7 @@ def _take_grad_rule(g: Type, indices: Type, *, axis: int, size: Any) -> Type:
     vjp=lambda g, out, x, indices, *, axis, size: (take(g, indices, axis=axis), None),
     cases=[case(S(2, 4, 3), S(2, 4, dtype="int64", low=0, high=5), axis=0, size=5)],
     torch=Refused("a gradient: the framework derives its own"),
+    tensorflow=Refused("a gradient: the framework derives its own"),
 )
 def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
     """The transpose of take: each slice of g added where ``indices`` took it from."""

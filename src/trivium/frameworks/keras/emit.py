@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from trivium.frameworks.blocks import Layer, parent
+from trivium.frameworks.code import Code, Member, Slot, Statement, Target
 from trivium.frameworks.keras.calls import FUNCTIONS, autocast
 from trivium.frameworks.keras.exact import HELPERS
 from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, FunctionWriter
 from trivium.frameworks.keras.prepare import ALL_FORMS, prepared, written
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target
 from trivium.frameworks.source import Emitted, Emitter
 from trivium.frameworks.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.frameworks.blocks import Block, Layer, leaf, parent
+from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.keras.calls import Like
 from trivium.frameworks.layer import Weight
-from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.source import Body, Class, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
 from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
@@ -181,7 +181,8 @@ class FunctionWriter(Writer):
 
     def make(self, name: str, call: str = "") -> str:
         """Put a layer into a variable."""
-        words = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)  # "fc" of "head.fc", "encoder_2" of "encoder.2"
+        # "fc" of "head.fc", "encoder_2" of "encoder.2"
+        words = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)
         self.made[name] = variable = self.fresh(identifier(words[0] if words else f"layer_{name}"))
         self.reserve(variable)
         self.lines.append(f"{variable} = {self.layer(name)}{call}")

@@ -1,0 +1,1 @@
+"""TensorFlow without Keras: tf.Module source, and its training steps."""
