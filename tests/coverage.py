@@ -49,7 +49,9 @@ def graph_of(op: Op, case: Any) -> Graph:
                 continue
             kind = "rng" if op.random and sample.dtype == "uint64" else "data"
             array = sample.array(rng)
-            values.append(graph.input(kind, array.dtype, array.shape, "rng" if kind == "rng" else f"x{i}"))
+            values.append(
+                graph.input(kind, array.dtype, array.shape, "rng" if kind == "rng" else f"x{i}")
+            )
         result = op.trace(graph, *op.bind(values, case.attrs))
         graph.outputs = list(result) if isinstance(result, tuple) else [result]
     return graph
@@ -69,7 +71,7 @@ def target_of(framework: str) -> Target | None:
 
 
 def attempt(framework: str, op: Op, graph: Graph) -> str:
-    """"direct", "body", or why it is refused."""
+    """ "direct", "body", or why it is refused."""
     try:
         if framework == "onnx":
             from trivium.frameworks.onnx.emit import write
@@ -98,7 +100,9 @@ def cell(framework: str, op: Op) -> tuple[str, str]:
     if not kinds:
         return "-", refused[0]
     word = "partly" if len(kinds) == 2 else kinds.pop()
-    return (f"{len(found) - len(refused)} of {len(found)}" if refused else word), (refused or [""])[0]
+    return (f"{len(found) - len(refused)} of {len(found)}" if refused else word), (refused or [""])[
+        0
+    ]
 
 
 def table() -> Iterator[str]:

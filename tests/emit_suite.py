@@ -27,7 +27,9 @@ def one_node(op: Op, case: Case) -> Graph:
         values = [
             None
             if s is None
-            else graph.input("rng" if op.random and s.dtype == "uint64" else "data", s.dtype, s.shape, f"x{i}")
+            else graph.input(
+                "rng" if op.random and s.dtype == "uint64" else "data", s.dtype, s.shape, f"x{i}"
+            )
             for i, s in enumerate(case.arrays)
         ]
         graph.outputs = list(op.append(graph, *op.bind(values, case.attrs)))
@@ -128,7 +130,9 @@ class Bound:
                 near(got, want, 128)
         fresh = {n: v + np.float32(0.1) for n, v in values.items()}
         runner.load(fresh)
-        np.testing.assert_array_equal(next(iter(runner.values().values())), next(iter(fresh.values())))
+        np.testing.assert_array_equal(
+            next(iter(runner.values().values())), next(iter(fresh.values()))
+        )
 
     def both_modes(self, graph: Graph, runner: Any, values: Any, arrays: list[Any]) -> None:
         held = {v.name: values[v.name] for v in graph.of_kind("param", "state")}
@@ -147,7 +151,9 @@ class Bound:
             wrt = [v.name for v in special.inputs if v.kind != "state" and v.dtype.is_floating]
             back = pullback(special, wrt)
             back.updates = {}
-            want = dict(zip(wrt, Interpreter(back, tv.float64)(*inputs, *gs)[len(gs) :], strict=True))
+            want = dict(
+                zip(wrt, Interpreter(back, tv.float64)(*inputs, *gs)[len(gs) :], strict=True)
+            )
             params = {v.name for v in graph.of_kind("param")}
             assert pulled.parameters.keys() == params
             for n, w in want.items():
@@ -173,7 +179,10 @@ class Bound:
         module, specs, _ = MODELS["residual"]()
         module.build(*specs)
         loss = tv.trace(
-            lambda x, y: tv.cross_entropy(module(x), y), *specs, ("int64", ("batch",)), training=True
+            lambda x, y: tv.cross_entropy(module(x), y),
+            *specs,
+            ("int64", ("batch",)),
+            training=True,
         )
         values, update = shaken(module), UPDATES[optimizer]()
         trainer = self.trainer(loss, values, update)
@@ -191,7 +200,9 @@ class Bound:
             exact |= zip([v.name for v in step.updates], out[1:], strict=True)
             assert abs(got - out[0]) < 2e-4 * max(1, abs(out[0])), f"step {i}"
         for n, v in trainer.values().items():
-            np.testing.assert_allclose(v, exact[n], rtol=0, atol=2e-3 * max(1, np.abs(exact[n]).max()), err_msg=n)
+            np.testing.assert_allclose(
+                v, exact[n], rtol=0, atol=2e-3 * max(1, np.abs(exact[n]).max()), err_msg=n
+            )
         trainer.load(values)
         for n, v in trainer.values().items():
             np.testing.assert_array_equal(v, values[n])
@@ -214,7 +225,9 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(momentum=0.2, epsilon=1e-3)
         self.stride = stride
         if stride > 1:
-            self.down = nn.Sequential(nn.Conv2d(channels, 1, stride=stride, bias=False), nn.BatchNorm2d())
+            self.down = nn.Sequential(
+                nn.Conv2d(channels, 1, stride=stride, bias=False), nn.BatchNorm2d()
+            )
 
     def forward(self, x: Any) -> Any:
         y = tv.relu(self.bn1(self.conv1(x)))
@@ -263,7 +276,11 @@ class Convolutional(nn.Module):
 
 class Words(nn.Module):
     def __init__(self) -> None:
-        self.embedding, self.norm, self.head = nn.Embedding(9, 6), nn.LayerNorm(epsilon=1e-3), nn.Linear(3)
+        self.embedding, self.norm, self.head = (
+            nn.Embedding(9, 6),
+            nn.LayerNorm(epsilon=1e-3),
+            nn.Linear(3),
+        )
 
     def forward(self, ids: Any) -> Any:
         x = self.norm(self.embedding(ids))
@@ -318,7 +335,8 @@ def shaken(module: nn.Module) -> dict[str, Any]:
     """Values that hide nothing: no zero bias, no statistic of 0 and 1."""
     rng = np.random.default_rng(5)
     return {
-        n: (v + rng.uniform(0.1, 0.4, v.shape)).astype(np.float32) for n, v in module.state_dict().items()
+        n: (v + rng.uniform(0.1, 0.4, v.shape)).astype(np.float32)
+        for n, v in module.state_dict().items()
     }
 
 
@@ -331,7 +349,9 @@ def sample(spec: Any, batch: int, seed: int = 0) -> Any:
 
 
 def _sgd(p: Any, g: Any, slots: Any, count: Any, lr: Any) -> Any:
-    p, v = OPS["sgd_update"](p, g, slots["velocity"], lr, momentum=0.9, nesterov=True, weight_decay=0.01)
+    p, v = OPS["sgd_update"](
+        p, g, slots["velocity"], lr, momentum=0.9, nesterov=True, weight_decay=0.01
+    )
     return p, {"velocity": v}
 
 

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 def test_inside_runs_as_printed() -> None:
     failed, tried = doctest.testfile(
-        str(ROOT / "docs" / "inside.md"), module_relative=False, optionflags=doctest.IGNORE_EXCEPTION_DETAIL
+        str(ROOT / "docs" / "inside.md"),
+        module_relative=False,
+        optionflags=doctest.IGNORE_EXCEPTION_DETAIL,
     )
     assert tried > 25
     assert failed == 0

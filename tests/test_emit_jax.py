@@ -1,17 +1,16 @@
 """JAX source and engine: what is emitted means what the Graph means."""
 
 import os
-from typing import Any
 
-import numpy as np
 import pytest
-from emit_suite import CASES, MODELS, UPDATES, Bound
 
-import trivium as tv
-from trivium.graph import Graph, UnsupportedError
+from emit_suite import CASES, MODELS, UPDATES, Bound
+from trivium.graph import UnsupportedError
 from trivium.op import Case, Op
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # small models, many compilations
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0"
+)  # small models, many compilations
 pytest.importorskip("jax")
 
 from trivium.frameworks.jax.emit import emit
@@ -27,7 +26,9 @@ REFUSED = {
     "fold": "the inside of a pool",
     "random_uniform": "no exact form",
 }
-OPS_CASES = [pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES if (o.name, i) != ("dropout", 0)]
+OPS_CASES = [
+    pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES if (o.name, i) != ("dropout", 0)
+]
 
 
 @pytest.mark.parametrize(("op", "case"), OPS_CASES)

@@ -1,14 +1,9 @@
 """PyTorch source and engine: what is emitted means what the Graph means."""
 
-import os
-from typing import Any
-
-import numpy as np
 import pytest
-from emit_suite import CASES, MODELS, UPDATES, Bound
 
-import trivium as tv
-from trivium.graph import Graph, UnsupportedError
+from emit_suite import CASES, MODELS, UPDATES, Bound
+from trivium.graph import UnsupportedError
 from trivium.op import Case, Op
 
 pytest.importorskip("torch")
@@ -30,7 +25,9 @@ REFUSED = {
     "rnn": "no exact form of (rnn|scan)",  # without parameters of its own; nn.RNN is a layer
     "pad-2": "between elements",
 }
-OPS_CASES = [pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES if (o.name, i) != ("dropout", 0)]
+OPS_CASES = [
+    pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES if (o.name, i) != ("dropout", 0)
+]
 
 
 @pytest.mark.parametrize(("op", "case"), OPS_CASES)

@@ -80,7 +80,9 @@ def test_ten_steps_stay_with_the_oracle(engine: str, name: str, judged: dict[str
     np.testing.assert_allclose(losses, want_losses, rtol=1e-5, atol=1e-6)
     for key, exact in want.items():
         # Ten steps of rounding: a few dozen units in the last place of the largest number.
-        np.testing.assert_allclose(values[key], exact, rtol=0, atol=2e-5 * max(1.0, np.abs(exact).max()))
+        np.testing.assert_allclose(
+            values[key], exact, rtol=0, atol=2e-5 * max(1.0, np.abs(exact).max())
+        )
 
 
 @pytest.mark.parametrize("engine", TRAINING)
@@ -95,13 +97,13 @@ def test_fit_on_every_engine(engine: str) -> None:
         optimizer=tv.optim.Adam(0.01), loss="cross_entropy", metrics=["accuracy"], engine=engine
     )
     before = tv.trace(model, x[:2])  # a Graph made before training still sees what training did
-    history = model.fit(x, y, epochs=2, batch_size=64, validation_data=(x[:200], y[:200]), verbose=False)
+    history = model.fit(
+        x, y, epochs=2, batch_size=64, validation_data=(x[:200], y[:200]), verbose=False
+    )
     assert history.history["loss"][1] < history.history["loss"][0]
     assert history.history["val_accuracy"][1] > 0.8
     # Eager use after training sees the engine's numbers, and new numbers reach the engine.
-    np.testing.assert_allclose(
-        model.predict(x[:5]), np.asarray(model(x[:5])), rtol=1e-6, atol=1e-6
-    )
+    np.testing.assert_allclose(model.predict(x[:5]), np.asarray(model(x[:5])), rtol=1e-6, atol=1e-6)
     values = {n: np.zeros_like(a) for n, a in model.state_dict().items()}
     model.load_state_dict(values)
     loss = model.training_setup(x[:64], y[:64])

@@ -45,7 +45,9 @@ def test_the_round_of_five_roads(tmp_path: Path) -> None:
         assert now.keys() == values.keys()
         for name, array in values.items():
             np.testing.assert_array_equal(now[name], array, err_msg=f"{name} after {road}")
-        np.testing.assert_allclose(np.asarray(model.eval()(X)), y, rtol=1e-5, atol=1e-6, err_msg=road)
+        np.testing.assert_allclose(
+            np.asarray(model.eval()(X)), y, rtol=1e-5, atol=1e-6, err_msg=road
+        )
 
 
 @pytest.mark.parametrize("road", ["torch", "keras", "mxnet", "onnx"])

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zoo_shim
 
 import trivium as tv
+import zoo_shim
 
 IMAGE = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
 

@@ -80,7 +80,12 @@ def cli() -> None:
 
 @cli.command(epilog=MODEL)
 @click.argument("model")
-@click.option("--to", "target", required=True, type=click.Choice(["torch", "keras", "mxnet", "jax", "tensorflow"]))
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Choice(["torch", "keras", "mxnet", "jax", "tensorflow"]),
+)
 @_SHAPE
 def emit(model: str, target: str, shapes: tuple[str, ...]) -> None:
     """Print the source of MODEL in another framework.
@@ -96,7 +101,9 @@ def emit(model: str, target: str, shapes: tuple[str, ...]) -> None:
 @cli.command(epilog=MODEL)
 @click.argument("source")
 @click.argument("destination", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--to", "target", type=click.Choice(list(OUT)), help="The framework, for a .py destination.")
+@click.option(
+    "--to", "target", type=click.Choice(list(OUT)), help="The framework, for a .py destination."
+)
 @_SHAPE
 def convert(source: str, destination: Path, target: str | None, shapes: tuple[str, ...]) -> None:
     """Carry SOURCE into DESTINATION, whose ending says the format, and verify it.
@@ -113,7 +120,9 @@ def convert(source: str, destination: Path, target: str | None, shapes: tuple[st
     module = as_module(model, *examples)
     if destination.suffix == ".py":
         if target is None:
-            raise click.ClickException("a .py destination needs --to torch|keras|tensorflow|mxnet|jax")
+            raise click.ClickException(
+                "a .py destination needs --to torch|keras|tensorflow|mxnet|jax"
+            )
         native = OUT[target](model, *examples)
         destination.write_text(tv.emit(module, target, *examples))
         tv.save(module, destination.with_suffix(".tv"), *examples)
@@ -151,7 +160,9 @@ def inspect(model: str, shapes: tuple[str, ...]) -> None:
     module = as_module(_model(model), *examples)
     click.echo(str(graph_of(module, *examples)))
     numbers = module.state_dict()
-    click.echo(f"# {sum(a.size for a in numbers.values()):,} numbers in {len(numbers)} parameters and states")
+    click.echo(
+        f"# {sum(a.size for a in numbers.values()):,} numbers in {len(numbers)} parameters and states"
+    )
 
 
 @cli.command()
@@ -164,8 +175,13 @@ def engines() -> None:
 
 @cli.command()
 @click.option("--epochs", default=24, show_default=True, help="Passes over the training digits.")
-@click.option("--out", default="trivium-tour", show_default=True, type=click.Path(file_okay=False, path_type=Path),
-              help="Where the model and the emitted sources go.")
+@click.option(
+    "--out",
+    default="trivium-tour",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the model and the emitted sources go.",
+)
 @click.option("--engine", default=None, help="Train on another engine than the embedded one.")
 def tour(epochs: int, out: Path, engine: str | None) -> None:
     """Train a CNN on real digits, save it, and carry it to every framework that is installed."""
@@ -183,6 +199,13 @@ def main() -> None:
         sys.exit(2)
     except click.exceptions.Abort:
         sys.exit(130)
-    except (tv.VerificationError, ValueError, ImportError, FileNotFoundError, KeyError, TypeError) as error:
+    except (
+        tv.VerificationError,
+        ValueError,
+        ImportError,
+        FileNotFoundError,
+        KeyError,
+        TypeError,
+    ) as error:
         click.echo(f"trivium: {error}", err=True)
         sys.exit(1 if isinstance(error, tv.VerificationError) else 2)

@@ -98,7 +98,9 @@ def graph_of(model: Module, *examples: Any) -> Graph:
     if isinstance(model, GraphModule):
         return model.graph
     if not examples:
-        raise ValueError("this model learns its sizes from data: pass an example input or a tv.Spec")
+        raise ValueError(
+            "this model learns its sizes from data: pass an example input or a tv.Spec"
+        )
     specs = [spec_of(x, batch=True) for x in examples]
     return trace(model, *specs, name=type(model).__name__)
 
@@ -111,7 +113,11 @@ def side_of(model: Any, *examples: Any) -> Side:
     values = module.state_dict()
     if framework == "trivium":
         return Side(
-            "trivium", graph, values, GraphRunner(graph, values), rebuild=lambda g: GraphRunner(g, values)
+            "trivium",
+            graph,
+            values,
+            GraphRunner(graph, values),
+            rebuild=lambda g: GraphRunner(g, values),
         )
     if framework == "onnx":
         from trivium.engines.onnxruntime import OnnxRunner
@@ -127,7 +133,9 @@ def verify(a: Any, b: Any, *inputs: Any, gradients: bool = True, steps: int = 3)
     ``inputs`` are examples; both take them. Parameters are matched by name. The report is true when
     every comparison held; ``report.table()`` shows it.
     """
-    return compare_sides(side_of(a, *inputs), side_of(b, *inputs), _arrays(inputs), gradients, steps)
+    return compare_sides(
+        side_of(a, *inputs), side_of(b, *inputs), _arrays(inputs), gradients, steps
+    )
 
 
 def _arrays(examples: Sequence[Any]) -> list[Any]:
@@ -155,7 +163,9 @@ def _builder(framework: str, values: Any) -> Callable[[Graph], Any]:
     return lambda graph: runner(*engine.build(graph, values))
 
 
-def _carry(model: Any, target: str, examples: Sequence[Any], check: bool) -> tuple[Any, Report | None]:
+def _carry(
+    model: Any, target: str, examples: Sequence[Any], check: bool
+) -> tuple[Any, Report | None]:
     engine = _at(target, "run")
     side = side_of(model, *examples)
     native, weights = engine.build(side.graph, side.values)
@@ -266,7 +276,9 @@ def load(path: str | Path) -> Module:
         case ".json":
             return from_mxnet(path)
         case other:
-            raise ValueError(f"no format for the ending {other!r}: .tv, .onnx, .keras, -symbol.json")
+            raise ValueError(
+                f"no format for the ending {other!r}: .tv, .onnx, .keras, -symbol.json"
+            )
 
 
 def _load_tv(path: Path) -> Module:

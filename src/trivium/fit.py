@@ -151,7 +151,8 @@ def compile_(self: Module, optimizer: str | optim.Optimizer = "adam", loss: Any 
     """Choose what ``fit`` trains with: optimizer, loss, metrics and engine, by name or object."""
     self.training_setup = TrainStep(self, loss, optimizer, engine)  # type: ignore[attr-defined]
     self.metrics = {  # type: ignore[attr-defined]
-        (m if isinstance(m, str) else m.__name__): METRICS[m] if isinstance(m, str) else m for m in metrics
+        (m if isinstance(m, str) else m.__name__): METRICS[m] if isinstance(m, str) else m
+        for m in metrics
     }
     return self
 
@@ -204,7 +205,13 @@ class _bar:
     def __enter__(self) -> Callable[[str], None]:
         if not self.verbose:
             return lambda text: None
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
 
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -232,7 +239,10 @@ def predict(self: Module, x: Any, *, batch_size: int = 256) -> Any:
     was = self._training
     self.eval()
     try:
-        parts = [np.asarray(self(asarray(part))) for (part,) in batches(_float32(x), batch_size=batch_size)]
+        parts = [
+            np.asarray(self(asarray(part)))
+            for (part,) in batches(_float32(x), batch_size=batch_size)
+        ]
     finally:
         self.train(was)
     return np.concatenate(parts)
@@ -264,7 +274,9 @@ for _name, _method in dict(compile=compile_, fit=fit, predict=predict, evaluate=
     setattr(Module, _name, _method)
 
 
-def compile(function: Callable[..., Any], engine: str | None = None, threads: int | None = None) -> Any:
+def compile(
+    function: Callable[..., Any], engine: str | None = None, threads: int | None = None
+) -> Any:
     """``function`` (or a module) traced once per shape and run by an engine; same numbers as eager.
 
     >>> import trivium as tv

@@ -15,7 +15,9 @@ from trivium.transforms.grad import gradient
 from trivium.transforms.replay import inline
 
 
-def value_and_grad(function: Callable[..., Any], argnums: int | Sequence[int] = 0) -> Callable[..., Any]:
+def value_and_grad(
+    function: Callable[..., Any], argnums: int | Sequence[int] = 0
+) -> Callable[..., Any]:
     """A function that returns ``function(*args)``, a scalar, and its gradient by the chosen arguments.
 
     It works inside another Graph too, so gradients of gradients are had by applying it twice.
@@ -30,7 +32,9 @@ def value_and_grad(function: Callable[..., Any], argnums: int | Sequence[int] = 
         arrays = [asarray(a) for a in args]
         for i in which:
             if not as_dtype(arrays[i].dtype).is_floating:
-                raise TypeError(f"argument {i} is {arrays[i].dtype}: gradients are of floating arrays")
+                raise TypeError(
+                    f"argument {i} is {arrays[i].dtype}: gradients are of floating arrays"
+                )
         graph = trace(function, *((a.dtype, a.shape) for a in arrays), training=True)
         if len(graph.outputs) != 1:
             raise GraphError("a gradient is of a function with one scalar result")

@@ -433,7 +433,7 @@ def literal(value: Any) -> str:
         case tuple():
             return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
         case np.ndarray():
-            return f'array({value.tolist()!r}, {as_dtype(value.dtype)}, {value.shape})'
+            return f"array({value.tolist()!r}, {as_dtype(value.dtype)}, {value.shape})"
     return repr(value)
 
 
@@ -455,14 +455,14 @@ def _print(graph: Graph, indent: str = "") -> Iterator[str]:
     yield f"{indent}def {identifier(graph.name)}("
     for v in graph.inputs:
         word = name(v, v.name, numbered=False)
-        yield f'{inner}{word}: {v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}),'
+        yield f"{inner}{word}: {v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}),"
     yield f"{indent}):"
     scope = ""
     for node in graph.nodes:
         if node.scope != scope:
             scope = node.scope
             if scope:
-                yield f'{inner}with scope({quoted(scope)}):'
+                yield f"{inner}with scope({quoted(scope)}):"
         here = inner + "    " * bool(scope)
         args = [names[v] for v in node.inputs]
         while args and args[-1] == "None":

@@ -52,7 +52,9 @@ class Sample:
         count = int(np.prod(self.shape))
         grid = (rng.permutation(count) + rng.uniform(0.3, 0.7, count)) / max(count, 1)
         values = self.low + (self.high - self.low) * grid
-        return values.reshape(self.shape).astype((floating if self.dtype == dt.float32 else self.dtype).numpy)
+        return values.reshape(self.shape).astype(
+            (floating if self.dtype == dt.float32 else self.dtype).numpy
+        )
 
 
 def S(*shape: int, dtype: Any = dt.float32, low: float = -2.0, high: float = 2.0) -> Sample:
@@ -146,7 +148,9 @@ class Op:
             return eager(self, arrays, attrs)
         return self.trace(graph, arrays, attrs)
 
-    def bind(self, args: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def bind(
+        self, args: Sequence[Any], attrs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
         """Sort a call into its arrays and its attributes; say what is wrong with it."""
         given = list(args)
         if self.variadic and len(given) == 1 and isinstance(given[0], (list, tuple)):
@@ -161,10 +165,16 @@ class Op:
         absent = [n for n in self.arrays[len(given) : self.required] if n not in rest]
         given += [rest.pop(name, None) for name in self.arrays[len(given) :]]
         unknown = rest.keys() - self.defaults.keys()
-        missing = [k for k, v in self.defaults.items() if v is inspect.Parameter.empty and k not in rest]
+        missing = [
+            k for k, v in self.defaults.items() if v is inspect.Parameter.empty and k not in rest
+        ]
         if unknown or missing:
-            wrong = f"has no {', '.join(sorted(unknown))}" if unknown else f"needs {', '.join(missing)}"
-            raise TypeError(f"{self.name}() {wrong}; it is {self.name}{inspect.signature(self.function)}")
+            wrong = (
+                f"has no {', '.join(sorted(unknown))}" if unknown else f"needs {', '.join(missing)}"
+            )
+            raise TypeError(
+                f"{self.name}() {wrong}; it is {self.name}{inspect.signature(self.function)}"
+            )
         if absent or (len(given) > len(self.arrays) and not self.variadic):
             raise TypeError(f"{self.name}{inspect.signature(self.function)} got {len(args)} arrays")
         return given, {k: rest.get(k, v) for k, v in self.defaults.items()}
@@ -179,7 +189,11 @@ class Op:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def append(
-        self, graph: Graph, values: Sequence[Value | None], attrs: Mapping[str, Any], origin: Any = None
+        self,
+        graph: Graph,
+        values: Sequence[Value | None],
+        attrs: Mapping[str, Any],
+        origin: Any = None,
     ) -> tuple[Value, ...]:
         """Add a node on Values that already have their final dtypes."""
         types = [None if v is None else v.type for v in values]
@@ -264,7 +278,9 @@ def lift(graph: Graph, item: Any, like: DType | None) -> Value:
         value: Value = _captured(graph, item, lambda: item.capture(graph))
         return value
     array = np.asarray(item)
-    return graph.add("constant", (), {"value": array}, [Type(as_dtype(array.dtype), array.shape)])[0]
+    return graph.add("constant", (), {"value": array}, [Type(as_dtype(array.dtype), array.shape)])[
+        0
+    ]
 
 
 def _captured(graph: Graph, item: Any, make: Callable[[], Value]) -> Value:

@@ -167,7 +167,11 @@ class Tensor(Operators):
                 ys = tuple(Tensor(d) for d in step.outputs)
                 one = len(ys) == 1
                 found = vjp_of(
-                    step.op, gs[0] if one else tuple(gs), ys[0] if one else ys, step.arrays, step.attrs
+                    step.op,
+                    gs[0] if one else tuple(gs),
+                    ys[0] if one else ys,
+                    step.arrays,
+                    step.attrs,
                 )
                 for x, g in zip(step.inputs, found, strict=True):
                     if x is not None and g is not None and x.requires_grad:

@@ -43,9 +43,9 @@ class _Reader:
         names: dict[str, Value | None] = {"None": None}
         for arg in definition.args.args:
             match arg.annotation:
-                case ast.Call(ast.Name(kind), [ast.Constant(str(name)), ast.Name(dtype), shape]) if (
-                    kind in KINDS and dtype in dt.ALL
-                ):
+                case ast.Call(
+                    ast.Name(kind), [ast.Constant(str(name)), ast.Name(dtype), shape]
+                ) if kind in KINDS and dtype in dt.ALL:
                     sizes = as_shape(self.value(shape, {}))
                     names[arg.arg] = graph.input(kind, dtype, sizes, name)
                 case _:
@@ -54,11 +54,17 @@ class _Reader:
         return graph
 
     def block(
-        self, body: list[ast.stmt], graph: Graph, names: dict[str, Value | None], inner: dict[str, Graph]
+        self,
+        body: list[ast.stmt],
+        graph: Graph,
+        names: dict[str, Value | None],
+        inner: dict[str, Graph],
     ) -> None:
         for statement in body:
             match statement:
-                case ast.With([ast.withitem(ast.Call(ast.Name("scope"), [ast.Constant(str(scope))]))], lines):
+                case ast.With(
+                    [ast.withitem(ast.Call(ast.Name("scope"), [ast.Constant(str(scope))]))], lines
+                ):
                     with graph.within(scope):
                         self.block(lines, graph, names, inner)
                 case ast.FunctionDef(name=name):
@@ -66,7 +72,10 @@ class _Reader:
                 case ast.Assign([target], ast.Call(ast.Name(op), args, keywords)):
                     self.node(statement, graph, names, inner, target, op, args, keywords)
                 case ast.Expr(ast.Call(ast.Name("update"), [ast.Name(state), ast.Name(new)])):
-                    old, becomes = self.look(statement, names, state), self.look(statement, names, new)
+                    old, becomes = (
+                        self.look(statement, names, state),
+                        self.look(statement, names, new),
+                    )
                     if old is not None and becomes is not None:
                         graph.updates[old] = becomes
                 case ast.Return(value):
@@ -131,4 +140,3 @@ class _Reader:
                 numbers = np.array(self.value(data, inner), dt.as_dtype(dtype).numpy)
                 return numbers.reshape(self.value(shape, inner))
         raise _fail(node, "not an attribute")
-

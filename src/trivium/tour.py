@@ -58,7 +58,9 @@ def run(out: Path, epochs: int = 24, engine: str | None = None) -> bool:
     console.print(f"[bold]1. Train[/] on {len(x)} handwritten digits, {len(xt)} held out")
     tv.seed(0)
     model = DigitsCNN()
-    model.compile(optimizer=tv.optim.Adam(0.002), loss="cross_entropy", metrics=["accuracy"], engine=engine)
+    model.compile(
+        optimizer=tv.optim.Adam(0.002), loss="cross_entropy", metrics=["accuracy"], engine=engine
+    )
     start = time.perf_counter()
     model.fit(x, y, epochs=epochs, batch_size=32, validation_data=(xt, yt))
     seconds = time.perf_counter() - start
@@ -104,11 +106,21 @@ def _road(name: str, model: Any, example: Any, out: Path) -> Road:
     seconds = time.perf_counter() - start
     report.save(out / f"digits_{name}.report.json")
     verdict = "same" if report.ok else "DIFFERS"
-    return Road(name, verdict, report.worst("output"), report.worst("gradient"), seconds, str(path), report.ok)
+    return Road(
+        name,
+        verdict,
+        report.worst("output"),
+        report.worst("gradient"),
+        seconds,
+        str(path),
+        report.ok,
+    )
 
 
 def _report(native: Any) -> Report:
-    report: Report = native[0].report if isinstance(native, tuple) else native.report  # JAX: (fn, params)
+    report: Report = (
+        native[0].report if isinstance(native, tuple) else native.report
+    )  # JAX: (fn, params)
     return report
 
 

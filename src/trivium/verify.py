@@ -95,12 +95,16 @@ class Report:
         lines = [f"{'what':<12} {'compared':>8} {'source error':>13} {'target error':>13}  verdict"]
         for kind in dict.fromkeys(r.kind for r in self.rows):
             rows = [r for r in self.rows if r.kind == kind]
-            source, target = (max(getattr(r, f"{s}_error") for r in rows) for s in ("source", "target"))
+            source, target = (
+                max(getattr(r, f"{s}_error") for r in rows) for s in ("source", "target")
+            )
             verdict = "ok" if all(r.ok for r in rows) else "DIFFERS"
             lines.append(f"{kind:<12} {len(rows):>8} {source:>13.1e} {target:>13.1e}  {verdict}")
         bad = [r for r in self.rows if not r.ok]
         for r in bad[:most]:
-            lines.append(f"  {r.kind} {r.name} [{r.case}]: {r.target_error:.1e}, at most {r.limit:.1e}")
+            lines.append(
+                f"  {r.kind} {r.name} [{r.case}]: {r.target_error:.1e}, at most {r.limit:.1e}"
+            )
         lines += [f"  and {len(bad) - most} more"] * (len(bad) > most)
         lines += [f"note: {n}" for n in self.notes]
         return "\n".join(lines)
@@ -163,7 +167,9 @@ class GraphRunner:
             self._made[training](*self._arrays(self.graph, inputs))[: len(self.graph.outputs)]
         )
 
-    def pull(self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients by our own derivation."""
         params = [v.name for v in self.graph.of_kind("param")]
         floats = [v for v in self.graph.of_kind("data") if v.dtype.is_floating]
@@ -176,7 +182,9 @@ class GraphRunner:
         found = run(*self._arrays(back, [*inputs, *cotangents]))
         n = len(self.graph.outputs)
         outputs, rest = found[:n], found[n : len(back.outputs)]
-        states = dict(zip((v.name for v in self.graph.updates), found[len(back.outputs) :], strict=True))
+        states = dict(
+            zip((v.name for v in self.graph.updates), found[len(back.outputs) :], strict=True)
+        )
         given = iter(rest[len(params) :])
         return Pulled(
             outputs,
@@ -190,12 +198,17 @@ class GraphRunner:
 def _limit_of(graph: Graph, value: Value) -> int:
     """One more than the largest integer that makes sense for an input."""
     for node in graph.nodes:
-        if value in {v for v in node.inputs[1:] if v is not None} and node.op in ("embedding", "take"):
+        if value in {v for v in node.inputs[1:] if v is not None} and node.op in (
+            "embedding",
+            "take",
+        ):
             table = node.inputs[0]
             assert table is not None
             size = table.shape[node.attrs.get("axis", 0)]
             return size if isinstance(size, int) else 2
-        if node.op in ("one_hot", "cross_entropy") and value in {v for v in node.inputs if v is not None}:
+        if node.op in ("one_hot", "cross_entropy") and value in {
+            v for v in node.inputs if v is not None
+        }:
             first = node.inputs[0]
             assert first is not None
             size = node.attrs.get("classes", first.shape[-1] if first.shape else 2)
@@ -226,7 +239,11 @@ def _dims(graph: Graph, batch: int, examples: Sequence[Any]) -> dict[str, int]:
     env = dict.fromkeys(graph.dims(), 8) | {"batch": batch}
     for v, x in zip(graph.of_kind("data"), examples, strict=False):
         for size, actual in zip(v.shape, np.shape(x), strict=True):
-            if isinstance(size, Dim) and size != Dim("batch") and size == Dim(n := min(size.names())):
+            if (
+                isinstance(size, Dim)
+                and size != Dim("batch")
+                and size == Dim(n := min(size.names()))
+            ):
                 env[n] = actual
     return env
 
@@ -251,7 +268,9 @@ def _error(got: Any, want: Any, group: float) -> float:
 
 
 def _magnitude(arrays: Sequence[Any]) -> float:
-    finite = [np.abs(a[np.isfinite(a)]).max() for a in arrays if a is not None and np.isfinite(a).any()]
+    finite = [
+        np.abs(a[np.isfinite(a)]).max() for a in arrays if a is not None and np.isfinite(a).any()
+    ]
     return float(max(finite, default=0.0))
 
 
@@ -267,7 +286,9 @@ class _Comparison:
             if w is None:
                 continue
             if name not in b:
-                self.report.rows.append(Row(kind, f"{name} (missing there)", case, 0.0, float("inf"), 0.0))
+                self.report.rows.append(
+                    Row(kind, f"{name} (missing there)", case, 0.0, float("inf"), 0.0)
+                )
                 continue
             source = _error(a[name], w, group) if name in a else 0.0
             limit = FACTOR * source + FLOOR if np.isfinite(source) else FLOOR
@@ -275,7 +296,8 @@ class _Comparison:
 
     def outputs(self, inputs: Sequence[Any], case: str) -> None:
         want, a, b = (
-            _numbered(s.outputs(inputs, training=False)) for s in (self.oracle, self.a.runner, self.b.runner)
+            _numbered(s.outputs(inputs, training=False))
+            for s in (self.oracle, self.a.runner, self.b.runner)
         )
         self.rows("output", case, want, a, b)
 
@@ -309,7 +331,13 @@ class _Comparison:
             s.pull(inputs, cts, training) for s in (self.oracle, self.a.runner, self.b.runner)
         )
         if training:
-            self.rows("training", case, _numbered(want.outputs), _numbered(a.outputs), _numbered(b.outputs))
+            self.rows(
+                "training",
+                case,
+                _numbered(want.outputs),
+                _numbered(a.outputs),
+                _numbered(b.outputs),
+            )
             self.rows("state", case, want.states, a.states, b.states)
         self.rows(kind, case, want.parameters, a.parameters, b.parameters)
         names = [v.name for v in self.a.graph.of_kind("data")]
@@ -374,7 +402,9 @@ def compare_sides(
         masked = any(n.op == "dropout" for n in graph.nodes)
         if masked:
             todo = _Comparison(_with_masks(a), _with_masks(b), report)
-            report.notes.append("dropout: both sides were built again to take the same masks as inputs")
+            report.notes.append(
+                "dropout: both sides were built again to take the same masks as inputs"
+            )
 
         def points(batch: int, first: Sequence[Any] = ()) -> Iterator[list[Any]]:
             for seed in itertools.count(1):
@@ -389,12 +419,16 @@ def compare_sides(
         if steps and graph.of_kind("param"):
             todo.steps(points(3), steps)
     elif gradients:
-        report.notes.append("gradients were not compared: one side runs models and does not train them")
+        report.notes.append(
+            "gradients were not compared: one side runs models and does not train them"
+        )
     if not report.ok:
         bad = next(r for r in report.rows if not r.ok)
         # A Graph with dropout is compared in inference here: its masks are not at hand.
         inputs = next((x for label, x in sets if bad.case.startswith(label)), sets[0][1])
-        report.first_divergence = divergence(a, b, inputs, training=bad.kind in ("training", "state"))
+        report.first_divergence = divergence(
+            a, b, inputs, training=bad.kind in ("training", "state")
+        )
     return report
 
 

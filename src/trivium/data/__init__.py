@@ -9,7 +9,11 @@ import numpy as np
 
 
 def batches(
-    *arrays: Any, batch_size: int = 32, shuffle: bool = False, seed: int = 0, drop_last: bool = False
+    *arrays: Any,
+    batch_size: int = 32,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
 ) -> Iterator[tuple[Any, ...]]:
     """Tuples of slices of arrays of one length; ``shuffle`` orders them anew by ``seed``.
 
@@ -18,7 +22,9 @@ def batches(
     """
     count = len(arrays[0])
     if any(len(a) != count for a in arrays):
-        raise ValueError(f"arrays of lengths {[len(a) for a in arrays]} do not make batches together")
+        raise ValueError(
+            f"arrays of lengths {[len(a) for a in arrays]} do not make batches together"
+        )
     order = np.random.default_rng(seed).permutation(count) if shuffle else np.arange(count)
     for start in range(0, count, batch_size):
         chosen = order[start : start + batch_size]

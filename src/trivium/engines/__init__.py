@@ -149,7 +149,9 @@ def _load(at: str) -> Any:
 
 def _framework(name: str, package: str, remedy: str, cls: str) -> Engine:
     at = f"trivium.frameworks.{name}.run"
-    return Engine(name, package, remedy, True, f"{at}:{cls}Trainer", (f"{at}:build", f"{at}:{cls}Runner"))
+    return Engine(
+        name, package, remedy, True, f"{at}:{cls}Trainer", (f"{at}:build", f"{at}:{cls}Runner")
+    )
 
 
 ENGINES = {

@@ -117,7 +117,11 @@ def blocks(graph: Graph, layers: dict[Node, Layer]) -> Block:
     def home(node: Node) -> str:
         layer = layers.get(node)
         scope = parent(layer.path) if layer else node.scope
-        mine = [] if layer else [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
+        mine = (
+            []
+            if layer
+            else [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
+        )
         while scope not in scopes or not all(inside(name, scope) for name in mine):
             scope = parent(scope)  # a parameter shared with another scope is read above both
         return scope
@@ -150,7 +154,9 @@ def _lift(home: str, scope: str) -> str:
     return parent(scope) if home == scope else home
 
 
-def _nest(scope: str, nodes: Sequence[Node], homes: dict[Node, str], layers: dict[Node, Layer]) -> Block:
+def _nest(
+    scope: str, nodes: Sequence[Node], homes: dict[Node, str], layers: dict[Node, Layer]
+) -> Block:
     block = Block(scope)
     run: list[Node] = []
     child = ""

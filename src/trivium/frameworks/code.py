@@ -44,7 +44,17 @@ class Size:
     dim: Dim
 
 
-Piece = Union[str, Value, Slot, Member, Size]
+@dataclass(frozen=True)
+class Flag:
+    """``, training=training`` or ``, rng=rng``: what a call passes on."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f", {self.name}="
+
+
+Piece = Union[str, Value, Slot, Member, Size, Flag]
 Code = list[Piece]
 
 
@@ -193,9 +203,17 @@ class Target:
         if isinstance(value, Dim):
             return [Size(value)]
         if isinstance(value, tuple) and any(isinstance(v, Dim) for v in value):
-            return ["(", *joined([self.attribute(v) for v in value]), ",)" if len(value) == 1 else ")"]
+            return [
+                "(",
+                *joined([self.attribute(v) for v in value]),
+                ",)" if len(value) == 1 else ")",
+            ]
         if isinstance(value, tuple) and len(value) == 1 and not how:
-            return [self.literal(value[0])] if isinstance(value[0], int) and how else [self.literal(value)]
+            return (
+                [self.literal(value[0])]
+                if isinstance(value[0], int) and how
+                else [self.literal(value)]
+            )
         return [self.literal(value)]
 
 
@@ -252,6 +270,7 @@ def array_source(array: np.ndarray[Any, Any]) -> str:
     """A small constant as nested lists; a large one does not belong into source."""
     if array.size > 1000:
         raise UnsupportedError(
-            f"a constant of {array.size} numbers in source", remedy="make it a parameter or state of the model"
+            f"a constant of {array.size} numbers in source",
+            remedy="make it a parameter or state of the model",
         )
     return repr(array.tolist())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.frameworks.blocks import leaf
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target, joined
+from trivium.frameworks.code import Code, Flag, Member, Slot, Statement, Target, joined
 from trivium.frameworks.source import Class, Emitter, Later
 from trivium.frameworks.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
@@ -27,16 +27,6 @@ class Keyword(Slot):
     """``, name=value``, left out where it is the default in every block of the structure."""
 
     default: Any = None
-
-    def __str__(self) -> str:
-        return f", {self.name}="
-
-
-@dataclass(frozen=True)
-class Flag:
-    """``, training=training`` or ``, rng=rng``: what a call passes on."""
-
-    name: str
 
     def __str__(self) -> str:
         return f", {self.name}="
@@ -73,9 +63,12 @@ def square(sizes: tuple[int, ...]) -> Any:
 
 def plain_padding(padding: Any) -> Any:
     """``1`` for ((1, 1), (1, 1)); pairs where they differ."""
-    pairs = set(padding)
+    if any(isinstance(p, Dim) for pair in padding for p in pair):
+        raise UnsupportedError(
+            f"padding {padding} that depends on an open size", remedy="trace with a fixed size"
+        )
     low, high = padding[0]
-    return low if len(pairs) == 1 and low == high and isinstance(low, int) else padding
+    return low if len(set(padding)) == 1 and low == high else padding
 
 
 def same_state_twice(graph: Graph) -> dict[str, list[Node]]:
@@ -91,8 +84,20 @@ def same_state_twice(graph: Graph) -> dict[str, list[Node]]:
     for name, nodes in found.items():
         new = graph.updates.get(by_name[name])
         if all(v is not new for v in nodes[-1].outputs[1:]):
-            raise UnsupportedError(f"the statistic {name} is not updated by its last batch norm", nodes[-1].scope)
+            raise UnsupportedError(
+                f"the statistic {name} is not updated by its last batch norm", nodes[-1].scope
+            )
     return found
+
+
+def either(outputs: Sequence[Value], code: Code) -> list[Statement]:
+    """Of two results the one that is read, by its index; both where both are."""
+    graph = outputs[0].graph
+    read_by, results = graph.uses(), set(graph.results())
+    read = [i for i, v in enumerate(outputs) if v in read_by or v in results]
+    if len(read) == 1:
+        return [Statement([outputs[read[0]]], [*code, f"[{read[0]}]"])]
+    return [Statement(list(outputs), code)]
 
 
 def passes(code: Code, name: str) -> int:
@@ -185,7 +190,12 @@ class Calls(Target):
 
     def taken(self, name: str) -> bool:
         """May no class or variable have this name?"""
-        return name in self.reserved or name in self.helpers or name in self.steps or keyword.iskeyword(name)
+        return (
+            name in self.reserved
+            or name in self.helpers
+            or name in self.steps
+            or keyword.iskeyword(name)
+        )
 
 
 def scan(target: Calls, node: Node) -> Code:
@@ -224,7 +234,11 @@ class CallWriter(Writer):
         if isinstance(piece, Flag):
             return f", {piece.name}={self.flag(piece)}"
         if isinstance(piece, Later):
-            return "".join(f", {s.name}={self.literal_slot(s)}" for s in piece.body.arguments if isinstance(s, Slot))
+            return "".join(
+                f", {s.name}={self.literal_slot(s)}"
+                for s in piece.body.arguments
+                if isinstance(s, Slot)
+            )
         return str(piece)
 
     def flag(self, flag: Flag) -> str:
@@ -251,10 +265,16 @@ def looped(lines: Sequence[str]) -> list[str]:
         if first:
             start = int(first[1])
             pattern = lines[i].replace(f'["{start}"]', "[str(i)]")
-            while i + run < len(lines) and pattern.replace("[str(i)]", f'["{start + run}"]') == lines[i + run]:
+            while (
+                i + run < len(lines)
+                and pattern.replace("[str(i)]", f'["{start + run}"]') == lines[i + run]
+            ):
                 run += 1
         if run >= 3:
-            found += [f"for i in range({f'{start}, ' if start else ''}{start + run}):", f"    {pattern}"]
+            found += [
+                f"for i in range({f'{start}, ' if start else ''}{start + run}):",
+                f"    {pattern}",
+            ]
         else:
             found += lines[i : i + run]
         i += run
@@ -271,6 +291,6 @@ def nested(targets: Sequence[str]) -> str:
     return repr(tree).replace("'", '"')
 
 
-__all__ = ["OPS", "Arguments", "CallWriter", "Calls", "Flag", "Keyword", "Own", "Stateful", "flagged", "keywords",
+__all__ = ["OPS", "Arguments", "CallWriter", "Calls", "Flag", "Keyword", "Own", "Stateful", "either", "flagged", "keywords",
            "linear", "looped", "nested", "new_shape", "passes", "plain_padding", "same_state_twice", "scan", "select",
            "slice_axis", "square"]  # fmt: skip

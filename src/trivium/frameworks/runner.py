@@ -36,7 +36,9 @@ class Runner(Protocol):
     def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
         """The outputs, the states left as they were."""
 
-    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients, by the framework's own differentiation; states left as they were."""
 
 

@@ -33,7 +33,9 @@ class Body:
     block: Block
     members: dict[str, Code] = field(default_factory=dict)  # declaration of each layer or parameter
     statements: list[Statement] = field(default_factory=list)
-    chain: list[str] | None = None  # the members, in order, when the block is nothing but their chain
+    chain: list[str] | None = (
+        None  # the members, in order, when the block is nothing but their chain
+    )
     cls: Class | None = None
     arguments: Code = field(default_factory=list)
 
@@ -71,7 +73,9 @@ class Emitter:
         self.implied = {v for la in layers.values() for v in la.node.outputs}
         for state, new in graph.updates.items():
             if new not in self.implied:
-                raise UnsupportedError(f"{target.name} source that updates {state.name} outside a layer")
+                raise UnsupportedError(
+                    f"{target.name} source that updates {state.name} outside a layer"
+                )
         self.root = self.body(blocks(graph, layers))
 
     def forms(self, node: Node) -> list[LayerForm]:
@@ -141,7 +145,11 @@ class Emitter:
 
     def node(self, body: Body, node: Node) -> None:
         for v in node.inputs:
-            if v is not None and v.kind in ("param", "state") and inside(parent(v.name), body.block.path):
+            if (
+                v is not None
+                and v.kind in ("param", "state")
+                and inside(parent(v.name), body.block.path)
+            ):
                 name = self.member_name(body.block, v.name)
                 if v.name not in self.weights:
                     body.members[name] = self.target.parameter(v)
@@ -154,9 +162,7 @@ class Emitter:
         read = {p for s in body.statements for p in s.code if isinstance(p, Value)}
         read |= set(body.block.outputs)
         body.statements = [
-            s
-            for s in body.statements
-            if s.effect or any(v in read for v in s.outputs)
+            s for s in body.statements if s.effect or any(v in read for v in s.outputs)
         ]
 
     def chain_of(self, body: Body) -> list[str] | None:
@@ -218,14 +224,26 @@ class Emitter:
                 elif isinstance(p, Size):
                     out.append(("d", str(p.dim)))
                 elif isinstance(p, Member):
-                    rest = p.name[len(body.block.path) + 1 :] if inside(p.name, body.block.path) else p.name
-                    out.append(("m", rest if body.block.path and inside(p.name, body.block.path) else p.name))
+                    rest = (
+                        p.name[len(body.block.path) + 1 :]
+                        if inside(p.name, body.block.path)
+                        else p.name
+                    )
+                    out.append(
+                        (
+                            "m",
+                            rest if body.block.path and inside(p.name, body.block.path) else p.name,
+                        )
+                    )
                 else:
                     out.append(p)
             return tuple(out)
 
         statements = tuple(
-            (plain(s.code), tuple(v if v is None else numbers.setdefault(v, len(numbers)) for v in s.outputs))
+            (
+                plain(s.code),
+                tuple(v if v is None else numbers.setdefault(v, len(numbers)) for v in s.outputs),
+            )
             for s in body.statements
         )
         members = tuple((name, plain(code)) for name, code in body.members.items())
@@ -254,8 +272,12 @@ class Emitter:
 
     def slots(self, body: Body) -> list[Slot]:
         """The slots of a body, in the order of its declarations and statements."""
-        found = [p for code in body.members.values() for p in flat(code, self) if isinstance(p, Slot)]
-        return found + [p for s in body.statements for p in flat(s.code, self) if isinstance(p, Slot)]
+        found = [
+            p for code in body.members.values() for p in flat(code, self) if isinstance(p, Slot)
+        ]
+        return found + [
+            p for s in body.statements for p in flat(s.code, self) if isinstance(p, Slot)
+        ]
 
     def names_of_slots(self, cls: Class) -> dict[int, str]:
         """Slot number -> constructor argument that holds it."""

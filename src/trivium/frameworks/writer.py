@@ -68,8 +68,10 @@ class Writer:
             if isinstance(p, Value) and p in self.pending:
                 inner, infix, below = self.pending[p]
                 before = code[i - 1] if i else ""
-                alone = isinstance(before, str) and before.endswith(("(", ", ", "[")) and (
-                    i + 1 < len(code) and str(code[i + 1]).startswith((")", ","))
+                alone = (
+                    isinstance(before, str)
+                    and before.endswith(("(", ", ", "["))
+                    and (i + 1 < len(code) and str(code[i + 1]).startswith((")", ",")))
                 )
                 out += f"({inner})" if infix and not alone else inner
                 depth = max(depth, below + 1)
@@ -99,6 +101,7 @@ class Writer:
 
     def size(self, dim: Dim) -> str:
         """An open size, from the shape of a variable that has it."""
+
         def known(d: Dim) -> str | None:
             for v, name in reversed(self.names.items()):
                 if list(self.names.values()).count(name) > 1 and self._latest(name) is not v:
@@ -131,7 +134,9 @@ class Writer:
         """The lines of the body, ``return`` included."""
         statements = self.body.statements
         for i, s in enumerate(statements):
-            following = statements[i + 1].code if i + 1 < len(statements) else list(self.body.block.outputs)
+            following = (
+                statements[i + 1].code if i + 1 < len(statements) else list(self.body.block.outputs)
+            )
             self.statement(s, following)
         outputs = self.body.block.outputs
         parts = [self.pending[v][0] if v in self.pending else self.names[v] for v in outputs]

@@ -107,7 +107,9 @@ def same_padding(x: Any, kernel: Any, stride: Any, dilation: Any, layout: str) -
         elif isinstance(n, int):
             total = max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
         else:
-            raise ValueError(f"padding 'same' with stride {s} depends on the size, which is open ({n})")
+            raise ValueError(
+                f"padding 'same' with stride {s} depends on the size, which is open ({n})"
+            )
         pads.append((total // 2, total - total // 2))
     return tuple(pads)
 
@@ -181,7 +183,9 @@ class BatchNorm(Module):
 
     def __init__(self, *, axis: int = 1, momentum: float = 0.1, epsilon: float = 1e-5,
                  unbiased: bool = True):  # fmt: skip
-        self.attrs: dict[str, Any] = dict(axis=axis, momentum=momentum, epsilon=epsilon, unbiased=unbiased)
+        self.attrs: dict[str, Any] = dict(
+            axis=axis, momentum=momentum, epsilon=epsilon, unbiased=unbiased
+        )
 
     def forward(self, x: Any) -> Any:
         """The same shape."""
@@ -212,7 +216,10 @@ class LayerNorm(Module):
         """The same shape."""
         shape = x.shape[-1:]
         return OPS["layer_norm"](
-            x, self.param("weight", shape, ones), self.param("bias", shape, zeros), epsilon=self.epsilon
+            x,
+            self.param("weight", shape, ones),
+            self.param("bias", shape, zeros),
+            epsilon=self.epsilon,
         )
 
 
@@ -294,5 +301,3 @@ class Sequential(Module):
 
     def __len__(self) -> int:
         return len(self.layers)
-
-

@@ -148,7 +148,11 @@ class Module:
         for name, item in vars(self).items():
             if isinstance(item, Module):
                 found[name] = item
-            elif isinstance(item, (list, tuple)) and item and all(isinstance(i, Module) for i in item):
+            elif (
+                isinstance(item, (list, tuple))
+                and item
+                and all(isinstance(i, Module) for i in item)
+            ):
                 found |= {f"{name}.{i}": m for i, m in enumerate(item)}
         return found
 
@@ -172,7 +176,9 @@ class Module:
         """This module and all inside it, depth first, each once."""
         return (module for _, module in self._walk(""))
 
-    def param(self, name: str, shape: Shape, init: Callable[..., Any], kind: str = "param") -> Parameter:
+    def param(
+        self, name: str, shape: Shape, init: Callable[..., Any], kind: str = "param"
+    ) -> Parameter:
         """The parameter ``name`` of this module, made on first use.
 
         ``init(rng, shape) -> ndarray`` gives its initial values.
@@ -180,7 +186,9 @@ class Module:
         held = self.__dict__.setdefault("_parameters", {})
         if name not in held:
             if not all(isinstance(s, int) for s in shape):
-                raise ShapeError(f"{name} would have the open shape {shape}: parameters have fixed sizes")
+                raise ShapeError(
+                    f"{name} would have the open shape {shape}: parameters have fixed sizes"
+                )
             path = _join(self._path, name)
             data = init(_random(path, self._seed or 0), shape)
             held[name] = Parameter(np.asarray(data, np.float32), path, kind)
@@ -281,12 +289,19 @@ def trace(
         linear_1 = linear(x0, weight, bias)
         return linear_1
     """
-    default = type(function).__name__ if isinstance(function, Module) else getattr(function, "__name__", "graph")
+    default = (
+        type(function).__name__
+        if isinstance(function, Module)
+        else getattr(function, "__name__", "graph")
+    )
     graph = Graph(name or default.strip("<>"))
     graph.training = MODE if training is None else training
     with graph:
         result = function(
-            *(graph.input("data", s.dtype, s.shape, f"x{i}") for i, s in enumerate(map(spec_of, specs)))
+            *(
+                graph.input("data", s.dtype, s.shape, f"x{i}")
+                for i, s in enumerate(map(spec_of, specs))
+            )
         )
         _finish(graph, result)
     if isinstance(function, Module):
@@ -319,7 +334,9 @@ def restructure(graph: Graph, outputs: list[Any]) -> Any:
 class GraphModule(Module):
     """A Module made of a Graph: what the importers and ``tv.load`` give. Trainable and composable."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], source_names: Mapping[str, str] | None = None):
+    def __init__(
+        self, graph: Graph, values: Mapping[str, Any], source_names: Mapping[str, str] | None = None
+    ):
         self.graph = graph
         self.source_names = dict(source_names or {})
         """What each parameter was called in the framework it came from."""
@@ -328,7 +345,9 @@ class GraphModule(Module):
             data = np.asarray(values[v.name])
             if data.shape != v.shape:
                 raise ShapeError(f"{v.name} has shape {v.shape}, got {data.shape}")
-            self._parameters[v.name] = Parameter(data.astype(v.dtype.numpy), v.name, v.kind or "param")
+            self._parameters[v.name] = Parameter(
+                data.astype(v.dtype.numpy), v.name, v.kind or "param"
+            )
 
     def forward(self, *args: Any) -> Any:
         """The Graph applied to ``args``, op by op: eagerly, or into the Graph being built."""
@@ -421,4 +440,13 @@ def random_key() -> Any:
     return asarray(np.array([_default_seed, _key_count[0]], np.uint64))
 
 
-__all__ = ["GraphModule", "Module", "Parameter", "Spec", "random_key", "restructure", "seed", "trace"]
+__all__ = [
+    "GraphModule",
+    "Module",
+    "Parameter",
+    "Spec",
+    "random_key",
+    "restructure",
+    "seed",
+    "trace",
+]

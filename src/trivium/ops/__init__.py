@@ -3,7 +3,7 @@
 An ordinary op is added in one place: its declaration in the file of its kind.
 """
 
-from trivium.ops import (  # noqa: F401
+from trivium.ops import (
     control,
     conv,
     creation,

@@ -14,7 +14,9 @@ from trivium.ops.elementwise import multiply, tanh
 from trivium.shape import ShapeError
 
 
-def subgraph(function: Callable[..., Any], types: Sequence[Type], name: str) -> tuple[Graph, list[Any]]:
+def subgraph(
+    function: Callable[..., Any], types: Sequence[Type], name: str
+) -> tuple[Graph, list[Any]]:
     """``function`` traced on inputs of these types; and what it read from outside, as more inputs."""
     graph, outer = Graph(name), current()
     graph.inner, graph.training = True, None if outer is None else outer.training
@@ -67,7 +69,9 @@ def _cond(condition: Any, *operands: Any, then: Graph, otherwise: Graph) -> Any:
     return tuple(run(then if condition else otherwise, operands))
 
 
-def cond(condition: Any, then: Callable[..., Any], otherwise: Callable[..., Any], *operands: Any) -> Any:
+def cond(
+    condition: Any, then: Callable[..., Any], otherwise: Callable[..., Any], *operands: Any
+) -> Any:
     """``then(*operands)`` where the bool scalar ``condition`` holds, else ``otherwise(*operands)``.
 
     Both are traced; both give results of the same types.
@@ -143,7 +147,9 @@ def scan(step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False
         return (*((new,) if single_c else new), *(y if shape[0] else (y,)))
 
     graph, outside = subgraph(body, types, "step")
-    out = _scan(*cs, *along, *outside, body=graph, carries=len(cs), scanned=len(along), reverse=reverse)
+    out = _scan(
+        *cs, *along, *outside, body=graph, carries=len(cs), scanned=len(along), reverse=reverse
+    )
     new, ys = out[: len(cs)], out[len(cs) :]
     return (new[0] if single_c else new), (ys if shape[0] else ys[0])
 

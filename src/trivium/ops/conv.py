@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from trivium.graph import Type
-from trivium.op import S, Refused, case, primitive
+from trivium.op import Refused, S, case, primitive
 from trivium.shape import ShapeError, Size
 
 _GRADIENT = Refused("a gradient: the framework derives its own")
@@ -51,7 +51,9 @@ def conv_attrs(x: Type, *_: Any, stride: Any, padding: Any, dilation: Any, group
             "groups": groups, "layout": default_layout(n + 2, layout)}  # fmt: skip
 
 
-def window_size(size: Size, kernel: Any, stride: int, pad: tuple[Size, Size], dilation: int) -> Size:
+def window_size(
+    size: Size, kernel: Any, stride: int, pad: tuple[Size, Size], dilation: int
+) -> Size:
     """How many windows fit: floor((size + pads - dilation * (kernel - 1) - 1) / stride) + 1."""
     count: Size = (size + pad[0] + pad[1] - dilation * (kernel - 1) - 1) // stride + 1
     if isinstance(count, int) and count < 1:
@@ -138,7 +140,9 @@ def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, di
     # (n, g, c/g, *out, *k) -> (g, n * out, c/g * k), one matrix product a group
     order = range(2, 2 + len(stride))
     view = view.reshape(n, groups, c // groups, *view.shape[2:])
-    columns = view.transpose(1, 0, *(a + 1 for a in order), 2, *(a + 1 + len(stride) for a in order))
+    columns = view.transpose(
+        1, 0, *(a + 1 for a in order), 2, *(a + 1 + len(stride) for a in order)
+    )
     columns = columns.reshape(groups, n * int(np.prod(out)), -1)
     kernels = w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
     y = np.matmul(columns, kernels).reshape(groups, n, *out, -1)

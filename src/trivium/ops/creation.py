@@ -28,7 +28,10 @@ def _full_normal(*, shape: Any, value: Any, dtype: Any) -> dict[str, Any]:
     rule=_filled,
     normal=_full_normal,
     vjp=zero_gradient,
-    cases=[case(shape=(2, 3), value=1.5, dtype=dt.float32), case(shape=(), value=2, dtype=dt.int64)],
+    cases=[
+        case(shape=(2, 3), value=1.5, dtype=dt.float32),
+        case(shape=(), value=2, dtype=dt.int64),
+    ],
     torch="torch.full({shape}, {value}, dtype={dtype})",
     keras="ops.full({shape}, {value}, dtype={dtype})",
     tensorflow="tf.fill({shape}, tf.constant({value}, {dtype}))",

@@ -346,7 +346,6 @@ greater = _compare("greater", ">", np.greater, "Greater", "greater")
 greater_equal = _compare("greater_equal", ">=", np.greater_equal, "GreaterOrEqual", "greater_equal")
 
 
-
 def _logical(*types: Type) -> Type:
     if any(t.dtype != bool_ for t in types):
         # Some frameworks would take them bit by bit, others as "not zero".

@@ -21,7 +21,9 @@ def _reduce(values: Any, reduction: str) -> Any:
 def mse_loss(x: Any, y: Any, *, reduction: str = "mean") -> Any:
     """(x - y) ** 2, averaged. MXNet's L2Loss has a factor 1/2; this has none."""
     if x.shape != y.shape:
-        raise ValueError(f"wants equal shapes, got {x.shape} and {y.shape}: nothing is broadcast here")
+        raise ValueError(
+            f"wants equal shapes, got {x.shape} and {y.shape}: nothing is broadcast here"
+        )
     d = x - y
     return _reduce(d * d, reduction)
 
@@ -38,7 +40,9 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
     logits (..., classes), labels (...). torch keeps classes on axis 1; here they are last.
     """
     if logits.shape[:-1] != labels.shape:
-        raise ValueError(f"logits {logits.shape} want labels {logits.shape[:-1]}, got {labels.shape}")
+        raise ValueError(
+            f"logits {logits.shape} want labels {logits.shape[:-1]}, got {labels.shape}"
+        )
     chosen = OPS["one_hot"](labels, classes=logits.shape[-1], dtype=logits.dtype)
     # where and not a product: a class ruled out by a logit of -inf would make 0 * -inf of it.
     nothing = OPS["full"](shape=(), value=0, dtype=logits.dtype)

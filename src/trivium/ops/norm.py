@@ -18,7 +18,9 @@ def _batch_norm_rule(x: Type, scale: Any, bias: Any, mean: Type, var: Type, *, a
                      **attrs: Any) -> Any:  # fmt: skip
     for name, t in dict(scale=scale, bias=bias, mean=mean, var=var).items():
         if t is not None and t.shape != (x.shape[axis],):
-            raise ShapeError(f"{name} has shape {t.shape}, axis {axis} of {x} wants ({x.shape[axis]},)")
+            raise ShapeError(
+                f"{name} has shape {t.shape}, axis {axis} of {x} wants ({x.shape[axis]},)"
+            )
         _same_dtype(name, t, x)
     count = size_product(s for i, s in enumerate(x.shape) if i != axis)
     if attrs["training"] is True and attrs["unbiased"] and count == 1:
@@ -79,7 +81,9 @@ def batch_norm(x: Any, scale: Any, bias: Any, running_mean: Any, running_var: An
     return y, running_mean, running_var
 
 
-def _layer_norm_rule(x: Type, scale: Any = None, bias: Any = None, *, axes: int, epsilon: float) -> Type:
+def _layer_norm_rule(
+    x: Type, scale: Any = None, bias: Any = None, *, axes: int, epsilon: float
+) -> Type:
     for name, t in dict(scale=scale, bias=bias).items():
         if t is not None and t.shape != x.shape[len(x.shape) - axes :]:
             raise ShapeError(f"{name} has shape {t.shape}, the last {axes} axes of {x} do not")
@@ -91,7 +95,9 @@ def _layer_norm_rule(x: Type, scale: Any = None, bias: Any = None, *, axes: int,
     rule=_layer_norm_rule,
     cases=[case(S(2, 5)), case(S(2, 3, 5), S(5), S(5), epsilon=1e-3), case(S(2, 3, 4), S(3, 4), S(3, 4), axes=2)],
 )  # fmt: skip
-def layer_norm(x: Any, scale: Any = None, bias: Any = None, *, axes: int = 1, epsilon: float = 1e-5) -> Any:
+def layer_norm(
+    x: Any, scale: Any = None, bias: Any = None, *, axes: int = 1, epsilon: float = 1e-5
+) -> Any:
     """(x - mean) / sqrt(var + epsilon) * scale + bias over the last ``axes`` axes.
 
     Epsilon defaults differ: torch and ONNX 1e-5, Keras 1e-3, Flax 1e-6.

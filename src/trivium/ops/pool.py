@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trivium.graph import OPS, Type
-from trivium.op import S, Refused, case, composite, primitive
+from trivium.op import Refused, S, case, composite, primitive
 from trivium.ops.conv import (
     _channels_back,
     _channels_first,
@@ -95,7 +95,9 @@ def _fold_rule(g: Type, *, size: Any, kernel: Any, layout: str, **_: Any) -> Typ
     cases=[case(S(2, 3, 2, 2, 3, 2), size=(5, 4), kernel=(3, 2), stride=(2, 2), padding=((0, 0), (0, 0)),
                 dilation=(1, 1), layout="NCHW")],
 )  # fmt: skip
-def fold(g: Any, *, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, layout: str) -> Any:
+def fold(
+    g: Any, *, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, layout: str
+) -> Any:
     """The transpose of windows: every element of a window added where it came from."""
     d = len(kernel)
     if layout[-1] == "C":
@@ -115,7 +117,9 @@ def _fold_vjp(t: Any, out: Any, g: Any, *, size: Any, **attrs: Any) -> Any:
     return (windows(t, **attrs),)
 
 
-def _max_pool_numpy(x: Any, *, kernel: Any, stride: Any, padding: Any, dilation: Any, layout: str) -> Any:
+def _max_pool_numpy(
+    x: Any, *, kernel: Any, stride: Any, padding: Any, dilation: Any, layout: str
+) -> Any:
     x = _channels_first(x, layout)
     if any(p for pair in padding for p in pair):
         x = _filled(x, padding, -np.inf)
@@ -153,15 +157,21 @@ def max_pool(x: Any, *, kernel: Any, stride: Any = None, padding: Any = 0, dilat
     return OPS["where"](first, flat, nothing).sum(axis=-1)
 
 
-def _avg_pool_numpy(x: Any, *, kernel: Any, stride: Any, padding: Any, include_pad: bool, layout: str) -> Any:
+def _avg_pool_numpy(
+    x: Any, *, kernel: Any, stride: Any, padding: Any, include_pad: bool, layout: str
+) -> Any:
     ones = (1,) * len(kernel)
     sizes = tuple(x.shape[a] for a in spatial(x.ndim, layout))
-    view = windows.function(x, kernel=kernel, stride=stride, padding=padding, dilation=ones, layout=layout)
+    view = windows.function(
+        x, kernel=kernel, stride=stride, padding=padding, dilation=ones, layout=layout
+    )
     total = view.sum(axis=tuple(range(-len(kernel), 0)), dtype=x.dtype)
     if include_pad or not any(p for pair in padding for p in pair):
         return total / x.dtype.type(np.prod(kernel))
     real = np.ones((1, 1, *sizes) if layout[1] == "C" else (1, *sizes, 1), x.dtype)
-    counts = windows.function(real, kernel=kernel, stride=stride, padding=padding, dilation=ones, layout=layout)
+    counts = windows.function(
+        real, kernel=kernel, stride=stride, padding=padding, dilation=ones, layout=layout
+    )
     return total / counts.sum(axis=tuple(range(-len(kernel), 0)))
 
 

@@ -69,7 +69,9 @@ def flatten(x: Any, *, start: int = 0) -> Any:
 
 def _transpose_normal(x: Type, *, axes: Any) -> dict[str, Any]:
     rank = len(x.shape)
-    order = tuple(reversed(range(rank))) if axes is None else tuple(a + rank * (a < 0) for a in axes)
+    order = (
+        tuple(reversed(range(rank))) if axes is None else tuple(a + rank * (a < 0) for a in axes)
+    )
     if sorted(order) != list(range(rank)):
         raise ShapeError(f"axes {axes} do not order the {rank} axes of {x}")
     return {"axes": order}
@@ -145,8 +147,14 @@ def squeeze(x: Any, *, axis: Any) -> Any:
 def _concat_rule(*xs: Type, axis: int) -> Type:
     first = xs[0]
     for x in xs[1:]:
-        if x.dtype != first.dtype or len(x.shape) != len(first.shape) or any(
-            a != b for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True)) if i != axis
+        if (
+            x.dtype != first.dtype
+            or len(x.shape) != len(first.shape)
+            or any(
+                a != b
+                for i, (a, b) in enumerate(zip(x.shape, first.shape, strict=True))
+                if i != axis
+            )
         ):
             raise ShapeError(f"{first} and {x} do not join along axis {axis}")
     total: Size = 0
@@ -218,7 +226,8 @@ def _slice_rule(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> Type
 
 
 @primitive(
-    rule=_slice_rule, normal=_slice_normal,
+    rule=_slice_rule,
+    normal=_slice_normal,
     cases=[
         case(S(5, 3), axis=0, start=1, stop=4),
         case(S(2, 7), axis=1, start=1, step=3),
@@ -316,7 +325,11 @@ def pad(x: Any, *, low: Any, high: Any, interior: Any = None, value: float = 0.0
     out = np.full(shape, value, x.dtype)
     out[tuple(slice(max(a, 0), max(a, 0) + (s - 1) * (i + 1) + 1 if s else 0, i + 1)
               for s, a, _, i in sizes)] = x  # fmt: skip
-    return out[tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (_, a, b, _) in zip(shape, sizes, strict=True))]
+    return out[
+        tuple(
+            slice(max(-a, 0), n - max(-b, 0)) for n, (_, a, b, _) in zip(shape, sizes, strict=True)
+        )
+    ]
 
 
 @pad.vjp

@@ -14,7 +14,9 @@ def decompose(graph: Graph, keep: Callable[[Node], bool]) -> Graph:
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
         op = OPS[node.op]
         if any(isinstance(a, Graph) for a in node.attrs.values()):
-            attrs = {k: decompose(a, keep) if isinstance(a, Graph) else a for k, a in node.attrs.items()}
+            attrs = {
+                k: decompose(a, keep) if isinstance(a, Graph) else a for k, a in node.attrs.items()
+            }
             return op.append(new, values, attrs, node.origin)  # type: ignore[no-any-return]
         if not op.is_composite or keep(node):
             return None

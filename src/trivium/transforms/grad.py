@@ -52,7 +52,9 @@ def backward(graph: Graph, seeds: dict[Value, Value], wrt: Sequence[Value]) -> l
             reach |= set(node.outputs)
     with graph:
         for node in reversed(forward):
-            if not any(v in grads for v in node.outputs) or not any(v in reach for v in node.inputs):
+            if not any(v in grads for v in node.outputs) or not any(
+                v in reach for v in node.inputs
+            ):
                 continue
             g = tuple(grads[v] if v in grads else OPS["zeros_like"](v) for v in node.outputs)
             many = len(node.outputs) > 1
@@ -114,7 +116,9 @@ def pullback(graph: Graph, wrt: Sequence[str]) -> Graph:
                 seeds[v] = seeds[v] + g if v in seeds else g  # one Value may be two outputs
         found = backward(new, seeds, [inputs[n] for n in wrt])
         zeros = OPS["zeros_like"]
-        new.outputs += [zeros(inputs[n]) if g is None else g for n, g in zip(wrt, found, strict=True)]
+        new.outputs += [
+            zeros(inputs[n]) if g is None else g for n, g in zip(wrt, found, strict=True)
+        ]
     return prune(new)
 
 
@@ -127,17 +131,25 @@ def _branch_pullback(branch: Graph) -> Graph:
 
 
 @OPS["cond"].vjp  # type: ignore[untyped-decorator]
-def _cond_vjp(g: Any, out: Any, condition: Any, *operands: Any, then: Graph, otherwise: Graph) -> Any:
+def _cond_vjp(
+    g: Any, out: Any, condition: Any, *operands: Any, then: Graph, otherwise: Graph
+) -> Any:
     gs = [v for v in (g if isinstance(g, tuple) else (g,)) if v.dtype.is_floating]
     result = OPS["cond"](
-        condition, *operands, *gs, then=_branch_pullback(then), otherwise=_branch_pullback(otherwise)
+        condition,
+        *operands,
+        *gs,
+        then=_branch_pullback(then),
+        otherwise=_branch_pullback(otherwise),
     )
     grads = iter(result if isinstance(result, tuple) else (result,))
     return (None, *(next(grads) if x.dtype.is_floating else None for x in operands))
 
 
 @OPS["scan"].vjp  # type: ignore[untyped-decorator]
-def _scan_vjp(g: Any, out: Any, *xs: Any, body: Graph, carries: int, scanned: int, reverse: bool) -> Any:
+def _scan_vjp(
+    g: Any, out: Any, *xs: Any, body: Graph, carries: int, scanned: int, reverse: bool
+) -> Any:
     gs = list(g) if isinstance(g, tuple) else [g]
     along, same = xs[carries : carries + scanned], xs[carries + scanned :]
     wanted = [i for i, v in enumerate(body.inputs) if v.dtype.is_floating]
@@ -147,7 +159,9 @@ def _scan_vjp(g: Any, out: Any, *xs: Any, body: Graph, carries: int, scanned: in
     # Forward once more, keeping every carry as it entered a step.
     keeping, _ = replay(body)
     keeping.outputs = keeping.outputs[:carries] + keeping.inputs[:carries]
-    kept = OPS["scan"](*xs, body=keeping, carries=carries, scanned=scanned, reverse=reverse)[carries:]
+    kept = OPS["scan"](*xs, body=keeping, carries=carries, scanned=scanned, reverse=reverse)[
+        carries:
+    ]
 
     back = pullback(body, [body.inputs[i].name for i in wanted])
     back.outputs = back.outputs[len(body.outputs) :]

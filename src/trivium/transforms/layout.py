@@ -24,11 +24,15 @@ _ELEMENTWISE = {
 
 def to_layout(graph: Graph, layout: str) -> Graph:
     """``graph`` with its images in ``layout`` ("NCHW" or "NHWC", for any number of spatial axes)."""
-    if not any(n.attrs.get("layout") not in (None, *_LAYOUTS[layout].values()) for n in graph.nodes) and not (
+    if not any(
+        n.attrs.get("layout") not in (None, *_LAYOUTS[layout].values()) for n in graph.nodes
+    ) and not (
         any(n.op == "batch_norm" and n.attrs["axis"] != _channel(layout, n) for n in graph.nodes)
     ):
         return graph
-    lies: dict[Value, tuple[int, ...]] = {}  # new value -> new axis i holds the original's axis lies[i]
+    lies: dict[
+        Value, tuple[int, ...]
+    ] = {}  # new value -> new axis i holds the original's axis lies[i]
 
     def order(v: Value) -> tuple[int, ...]:
         return lies.get(v, tuple(range(len(v.shape))))
@@ -117,11 +121,13 @@ def _passed(
     if node.op in _ELEMENTWISE:
         inputs = []
         for v in values:
-            if v is None or v.shape == () or node.op == "dropout" and v is not values[0]:
+            if v is None or v.shape == () or (node.op == "dropout" and v is not values[0]):
                 inputs.append(v)
                 continue
             if len(v.shape) < rank:  # a vector that broadcasts: give it all its axes first
-                v = OPS["reshape"](lay(v, tuple(range(len(v.shape)))), shape=(1,) * (rank - len(v.shape)) + v.shape)
+                v = OPS["reshape"](
+                    lay(v, tuple(range(len(v.shape)))), shape=(1,) * (rank - len(v.shape)) + v.shape
+                )
             if len(v.shape) != rank:
                 return None
             inputs.append(lay(v, at))

@@ -97,7 +97,8 @@ def _pick(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
         return None
     if x.node.attrs["axis"] != node.attrs["axis"]:
         return None
-    return x.node.inputs[node.attrs["index"]]
+    chosen: Value | None = x.node.inputs[node.attrs["index"]]
+    return chosen
 
 
 def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
@@ -110,7 +111,10 @@ def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None
         or (node.op in ("reshape", "broadcast_to") and node.attrs["shape"] == x.shape)
         or (node.op == "flatten" and len(x.shape) - node.attrs["start"] == 1)
         or (node.op == "dropout" and (node.attrs["training"] is False or node.attrs["rate"] == 0))
-        or (node.op == "pad" and not any((*node.attrs["low"], *node.attrs["high"], *node.attrs["interior"])))
+        or (
+            node.op == "pad"
+            and not any((*node.attrs["low"], *node.attrs["high"], *node.attrs["interior"]))
+        )
     )
     return x if same else None
 

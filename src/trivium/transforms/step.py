@@ -62,7 +62,9 @@ def training_step(loss: Graph, update: Update) -> Graph:
         step.updates[count] = now
         for name, g in zip(params, grads, strict=True):
             p = by_name[name]
-            slots = [step.input("state", p.dtype, p.shape, slot_name(name, s)) for s in update.slots]
+            slots = [
+                step.input("state", p.dtype, p.shape, slot_name(name, s)) for s in update.slots
+            ]
             new = inline(update.graph, step, [p, g, *slots, now, lr])
             step.updates |= zip([p, *slots], new, strict=True)
     step.outputs = [value]

@@ -10,6 +10,7 @@ import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Block, Layer, leaf
+from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
 from trivium.frameworks.functional import (
     Arguments,
     Calls,
@@ -17,6 +18,7 @@ from trivium.frameworks.functional import (
     Flag,
     Own,
     Stateful,
+    either,
     flagged,
     keywords,
     linear,
@@ -33,7 +35,6 @@ from trivium.frameworks.functional import (
 )
 from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, Weight
-from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
 from trivium.frameworks.source import Body, Class, Emitted, Emitter
 from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
@@ -89,7 +90,9 @@ def _mode(training: Any) -> Code:
 def _activation(a: Mapping[str, Any]) -> Code:
     if a["activation"] == "tanh":
         return []
-    return [f", activation={'jax.nn' if a['activation'] in ('relu', 'sigmoid') else 'jnp'}.{a['activation']}"]
+    return [
+        f", activation={'jax.nn' if a['activation'] in ('relu', 'sigmoid') else 'jnp'}.{a['activation']}"
+    ]
 
 
 # -- calls -------------------------------------------------------------------------------------------
@@ -115,7 +118,14 @@ def _pool(target: Target, node: Node) -> Code:
 
 def _dropout(target: Target, node: Node) -> Code:
     a = node.attrs
-    return ["dropout(", *target.array(node.inputs[0]), f", {a['rate']}", Flag("rng"), *_mode(a["training"]), ")"]
+    return [
+        "dropout(",
+        *target.array(node.inputs[0]),
+        f", {a['rate']}",
+        Flag("rng"),
+        *_mode(a["training"]),
+        ")",
+    ]
 
 
 def _reduce(target: Target, node: Node) -> Code:
@@ -135,7 +145,12 @@ def _transpose(target: Target, node: Node) -> Code:
 
 
 def _reshape(target: Target, node: Node) -> Code:
-    return [*target.array(node.inputs[0]), ".reshape(", *joined(new_shape(target, node.attrs["shape"])), ")"]
+    return [
+        *target.array(node.inputs[0]),
+        ".reshape(",
+        *joined(new_shape(target, node.attrs["shape"])),
+        ")",
+    ]
 
 
 def _flatten(target: Target, node: Node) -> Code:
@@ -157,8 +172,13 @@ def _pad(target: Target, node: Node) -> Code:
 
 def _constant(target: Target, node: Node) -> Code:
     array = node.attrs["value"]
-    if array.dtype.name in NARROW and array.astype(NARROW[array.dtype.name]).tolist() != array.tolist():
-        raise UnsupportedError(f"a constant beyond {NARROW[array.dtype.name]} in JAX source", node.scope)
+    if (
+        array.dtype.name in NARROW
+        and array.astype(NARROW[array.dtype.name]).tolist() != array.tolist()
+    ):
+        raise UnsupportedError(
+            f"a constant beyond {NARROW[array.dtype.name]} in JAX source", node.scope
+        )
     return [f"jnp.array({_finite(array_source(array))}, {target.literal(node.out.dtype)})"]
 
 
@@ -169,15 +189,22 @@ def _finite(source: str) -> str:
 def _take_grad(target: Target, node: Node) -> Code:
     g, indices = node.inputs
     a = node.attrs
-    zeros: Code = ["jnp.zeros(", *target.attribute(node.out.shape), f", {target.literal(node.out.dtype)})"]
+    zeros: Code = [
+        "jnp.zeros(",
+        *target.attribute(node.out.shape),
+        f", {target.literal(node.out.dtype)})",
+    ]
     at: Code = [".at[", ":, " * a["axis"], *target.array(indices), "]"]
     return [*zeros, *at, ".add(", *target.array(g), ")"]
 
 
 def _cond(target: Any, node: Node) -> Code:
-    names = [target.step(node.attrs[k], f"{leaf(node.scope) or 'cond'}_{k}") for k in ("then", "otherwise")]
+    names = [
+        target.step(node.attrs[k], f"{leaf(node.scope) or 'cond'}_{k}")
+        for k in ("then", "otherwise")
+    ]
     condition, *operands = [target.array(v) for v in node.inputs]
-    return [f"lax.cond(", *joined([condition, [names[0]], [names[1]], *operands]), ")",
+    return ["lax.cond(", *joined([condition, [names[0]], [names[1]], *operands]), ")",
             "[0]" * (len(node.outputs) == 1)]  # fmt: skip
 
 
@@ -187,7 +214,9 @@ class Jax(Calls):
     name = "jax"
     forms = FORMS
     helpers = HELPERS
-    reserved = frozenset({"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys", "i"})
+    reserved = frozenset(
+        {"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys", "i"}
+    )
     functions = {  # noqa: RUF012
         "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "dropout": _dropout, "linear": linear,
         "sum": _reduce, "mean": _reduce, "max": _reduce, "min": _reduce, "transpose": _transpose,
@@ -220,7 +249,11 @@ class Jax(Calls):
         if form is None or node.op in self.functions:
             return super().expression(node)
         arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
-        entries = [[f'"{w.theirs}": ', *self.array(v)] for w in form.weights if (v := arrays.get(w.array))  is not None]
+        entries = [
+            [f'"{w.theirs}": ', *self.array(v)]
+            for w in form.weights
+            if (v := arrays.get(w.array)) is not None
+        ]
         return self.layer(node, ["{", *joined(entries), "}"])
 
     def literal(self, value: Any) -> str:
@@ -233,7 +266,9 @@ class Jax(Calls):
 
     def class_name(self, words: Sequence[str]) -> str:
         """``basic_block``."""
-        parts = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", w) for w in words if w]
+        parts = [
+            re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", w) for w in words if w
+        ]
         name = "_".join(parts).lower()
         return f"{name}_model" if self.taken(name) else name
 
@@ -250,7 +285,7 @@ class Jax(Calls):
         node = layer.node
         code = self.layer(node, [member])
         if node.op == "rnn":
-            return _either(node.outputs, code)
+            return either(node.outputs, code)
         if node.op == "batch_norm" and node.attrs["training"] is not False:
             return [Stateful([node.outputs[0]], code, effect=True, state=member)]
         return [Statement([node.outputs[0]], code)]
@@ -290,16 +325,6 @@ class Jax(Calls):
         return "import jax\nimport jax.numpy as jnp\nfrom jax import lax\n\n\n" + body
 
 
-def _either(outputs: Sequence[Value], code: Code) -> list[Statement]:
-    """Of two results the one that is read, by its index; both where both are."""
-    readers = outputs[0].graph.uses()
-    results = outputs[0].graph.results()
-    read = [i for i, v in enumerate(outputs) if v in readers or any(r is v for r in results)]
-    if len(read) == 1:
-        return [Statement([outputs[read[0]]], [*code, f"[{read[0]}]"])]
-    return [Statement(list(outputs), code)]
-
-
 class Functions(Emitter):
     """Blocks become calls of functions that take their own part of the parameters."""
 
@@ -310,7 +335,9 @@ class Functions(Emitter):
         member = Member(self.member_name(body.block, block.path))
         arguments = joined([[member], *([v] for v in block.inputs)])
         code: Code = [f"{inner.cls.name}(", *arguments, Arguments(inner)]  # type: ignore[list-item]
-        code += [Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)]
+        code += [
+            Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)
+        ]
         code.append(")")
         outputs = list(block.outputs)
         if any(isinstance(s, Stateful) for s in inner.statements):
@@ -322,7 +349,12 @@ class Functions(Emitter):
 class _Writer(CallWriter):
     def __init__(self, emitter: Emitter, cls: Class):
         super().__init__(emitter, cls)
-        passed = [p for s in self.body.statements for p in s.code if isinstance(p, Flag) and p.name == "rng"]
+        passed = [
+            p
+            for s in self.body.statements
+            for p in s.code
+            if isinstance(p, Flag) and p.name == "rng"
+        ]
         self.keys = {id(p): i for i, p in enumerate(passed)}
         self.stateful = [s.state.name for s in self.body.statements if isinstance(s, Stateful)]
 
@@ -331,20 +363,28 @@ class _Writer(CallWriter):
         name, path = member.name, self.body.block.path
         if isinstance(member, Own) and path:
             if not name.startswith(path + "."):
-                raise UnsupportedError(f"JAX source that reads {name} in {path}, outside its own scope")
+                raise UnsupportedError(
+                    f"JAX source that reads {name} in {path}, outside its own scope"
+                )
             name = name[len(path) + 1 :]
         return "params" + _indexed(name)
 
     def flag(self, flag: Flag) -> str:
         """Every use of the key is another key."""
-        return f"keys[{self.keys[id(flag)]}]" if flag.name == "rng" and len(self.keys) > 1 else flag.name
+        return (
+            f"keys[{self.keys[id(flag)]}]"
+            if flag.name == "rng" and len(self.keys) > 1
+            else flag.name
+        )
 
     def statement(self, s: Statement, following: Sequence[Any]) -> None:
         """A new state is assigned, so its statement has a line of its own."""
         if not isinstance(s, Stateful):
             super().statement(s, following)
             block = any(isinstance(p, Arguments) for p in s.code)
-            if block and isinstance(first := following[0], str) and s.code[0] == first:  # a line each
+            if (
+                block and isinstance(first := following[0], str) and s.code[0] == first
+            ):  # a line each
                 self.flush([v for v in s.outputs if v is not None])
             return
         start = self.slot
@@ -357,7 +397,10 @@ class _Writer(CallWriter):
         for p in used:
             self.pending.pop(p, None)
             self.left[p] -= 1
-        names = [self.name_for(v, used, s) if v is not None and self.left.get(v) else "_" for v in s.outputs]
+        names = [
+            self.name_for(v, used, s) if v is not None and self.left.get(v) else "_"
+            for v in s.outputs
+        ]
         self.lines.append(f"{', '.join(names)}, state{_indexed(s.state.name)} = {text}")
 
     def results(self, root: bool) -> None:
@@ -374,7 +417,9 @@ class _Writer(CallWriter):
             if moded and not several and not y.isidentifier():
                 self.lines.append(f"y = {y}")
                 y = "y"
-            self.lines.append(f"return ({y}, state) if training else {y}" if moded else f"return {y}, state")
+            self.lines.append(
+                f"return ({y}, state) if training else {y}" if moded else f"return {y}, state"
+            )
 
 
 def _indexed(name: str) -> str:
@@ -391,7 +436,9 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
     arguments += ["rng=None" if moded else "rng"] if writer.keys else []
     lines = []
     if root and writer.stateful and moded:
-        lines.append('"""With ``training=True`` -> (y, the new running statistics, nested as in params)."""')
+        lines.append(
+            '"""With ``training=True`` -> (y, the new running statistics, nested as in params)."""'
+        )
     if (n := len(writer.keys)) > 1:
         split = f"keys = jax.random.split(rng, {n})"
         lines.append(split + (f" if training else [None] * {n}" if moded else ""))

@@ -42,7 +42,9 @@ class JaxModel:
     def __call__(self, *inputs: Any) -> Any:
         return self.function(self.params, *inputs)
 
-    def apply(self, params: Mapping[str, Any], inputs: Sequence[Any], training: bool, key: Any) -> Any:
+    def apply(
+        self, params: Mapping[str, Any], inputs: Sequence[Any], training: bool, key: Any
+    ) -> Any:
         """All outputs, and the states that changed by dotted name; the parameters are flat here."""
         accepted = inspect.signature(self.function).parameters
         given: dict[str, Any] = {"training": training} if "training" in accepted else {}
@@ -54,7 +56,9 @@ class JaxModel:
         return _listed(result), flatten(state)
 
 
-def build(graph: Graph, values: Mapping[str, Any]) -> tuple[JaxModel, dict[str, tuple[str, Weight]]]:
+def build(
+    graph: Graph, values: Mapping[str, Any]
+) -> tuple[JaxModel, dict[str, tuple[str, Weight]]]:
     """The function that the Graph's source makes, with these numbers, and where each is."""
     load_jax()
     emitted = emit(graph)
@@ -101,11 +105,17 @@ class JaxRunner:
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
         flat = flatten(self.model.params)
-        return {ours: np.array(w.back(np.asarray(flat[path]))) for ours, (path, w) in self.weights.items()}
+        return {
+            ours: np.array(w.back(np.asarray(flat[path])))
+            for ours, (path, w) in self.weights.items()
+        }
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Take these numbers."""
-        new = {path: to_array(w.to(np.asarray(values[ours]))) for ours, (path, w) in self.weights.items()}
+        new = {
+            path: to_array(w.to(np.asarray(values[ours])))
+            for ours, (path, w) in self.weights.items()
+        }
         self.model.params = nest(flatten(self.model.params) | new)
 
     def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
@@ -132,7 +142,9 @@ class JaxRunner:
             found[i] = g
         return ys, by_params, found, state
 
-    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients by jax.vjp."""
         flat = flatten(self.model.params)
         ours_of = {path: ours for ours, (path, _) in self.weights.items()}
@@ -179,7 +191,9 @@ class JaxTrainer:
         self.states = {n: v for n, v in flat.items() if n in states}
         self.params = {n: v for n, v in flat.items() if n not in states}
 
-    def _one_step(self, params: Any, states: Any, slots: Any, inputs: Any, lr: Any, count: Any) -> Any:
+    def _one_step(
+        self, params: Any, states: Any, slots: Any, inputs: Any, lr: Any, count: Any
+    ) -> Any:
         key = self.jax.random.key(count)
 
         def loss_of(params: Any) -> Any:

@@ -1,1 +1,1 @@
-"""TensorFlow without Keras: tf.Module source, and its training steps."""
+"""TensorFlow without Keras: tf.Module and raw ops."""

@@ -1,311 +1,214 @@
-"""A Graph as tf.Module classes, in source."""
+"""A Graph as tf.Modules and raw TensorFlow ops, in source."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Layer
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source, joined
+from trivium.frameworks.blocks import Block, Layer
+from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.functional import (
     Calls,
     CallWriter,
     Flag,
     Own,
-    keywords,
-    new_shape,
-    plain_padding,
-    select,
-    slice_axis,
-    square,
+    either,
+    passes,
+    same_state_twice,
 )
-from trivium.frameworks.layer import LayerForm, Weight, permuted
-from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.tensorflow.calls import FUNCTIONS
 from trivium.frameworks.tensorflow.helpers import HELPERS
-from trivium.graph import MODE, Graph, Node, UnsupportedError, Value
+from trivium.frameworks.tensorflow.layers import FORMS, Name, owned
+from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, identifier
 from trivium.transforms.layout import to_layout
+from trivium.transforms.replay import replay
+
+_MODULE = {"name", "name_scope", "submodules", "variables", "trainable_variables", "non_trainable_variables",
+           "with_name_scope", "layers"}  # fmt: skip
 
 
-# -- layers ------------------------------------------------------------------------------------------
-def _given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
-    return {k: v for k, (v, default) in arguments.items() if v != default}
+def attribute(part: str) -> str:
+    """What a part of a path is as a Python attribute: ``layer_0`` for "0"."""
+    if part.isdigit():
+        return f"layer_{part}"
+    return f"{part}_" if part in _MODULE else identifier(part)
 
 
-def _conv(rank: int) -> LayerForm:
-    def write(node: Node) -> Mapping[str, Any] | None:
-        x, w, b = (*node.inputs, None)[:3]
-        a = node.attrs
-        if x is None or w is None or len(x.shape) != rank + 2 or a["layout"][-1] != "C":
-            return None
-        return {"in_channels": w.shape[1] * a["groups"], "filters": w.shape[0], "kernel_size": w.shape[2:]} | _given(
-            strides=(square(a["stride"]), 1), padding=(plain_padding(a["padding"]), 0),
-            dilations=(square(a["dilation"]), 1), groups=(a["groups"], 1), use_bias=(b is not None, True),
-        )  # fmt: skip
-
-    order = (*range(2, rank + 2), 1, 0)
-    weights = (Weight("w", "weight", "kernel", **permuted(*order)), Weight("b", "bias", "bias"))
-    return LayerForm("conv", "Conv", write, weights=weights)
-
-
-def _linear(node: Node) -> Mapping[str, Any] | None:
-    w, b = (*node.inputs, None)[1:3]
-    if w is None:
-        return None
-    return {"in_features": w.shape[1], "units": w.shape[0]} | _given(use_bias=(b is not None, True))
-
-
-def _batch_norm(node: Node) -> Mapping[str, Any] | None:
-    x, scale, bias, mean, _ = node.inputs
-    a = node.attrs
-    if x is None or mean is None or mean.kind != "state":
-        return None
-    axis = -1 if a["axis"] == len(x.shape) - 1 else a["axis"]
-    return {"features": x.shape[a["axis"]]} | _given(
-        axis=(axis, -1), momentum=(a["momentum"], 0.1), epsilon=(a["epsilon"], 1e-5),
-        unbiased=(a["unbiased"], True), scale=(scale is not None, True), center=(bias is not None, True),
-    )  # fmt: skip
-
-
-def _layer_norm(node: Node) -> Mapping[str, Any] | None:
-    x, scale, bias = (*node.inputs, None, None)[:3]
-    if x is None or scale is None:
-        return None
-    return {"shape": scale.shape} | _given(epsilon=(node.attrs["epsilon"], 1e-5), center=(bias is not None, True))
-
-
-def _rnn(node: Node) -> Mapping[str, Any] | None:
-    w, bias = node.inputs[1], (*node.inputs, None, None)[3:5]
-    if w is None or (bias[0] is None and bias[1] is not None):
-        return None
-    count = sum(b is not None for b in bias)
-    return {"in_features": w.shape[1], "units": w.shape[0]} | _given(
-        activation=(Symbol(f"tf.nn.{node.attrs['activation']}"), Symbol("tf.nn.tanh")), biases=(count, 1)
-    )
-
-
-class Symbol(str):
-    """A name in the source, not a string."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _plain(op: str, function: str) -> LayerForm:
-    return LayerForm(op, function, lambda node: {})
-
-
-FORMS = [
-    *(_conv(n) for n in (1, 2, 3)),
-    LayerForm("linear", "Dense", _linear,
-              weights=(Weight("weight", "weight", "kernel", **permuted(1, 0)), Weight("bias", "bias", "bias"))),
-    LayerForm("batch_norm", "BatchNorm", _batch_norm, weights=(
-        Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"),
-        Weight("running_mean", "running_mean", "moving_mean"),
-        Weight("running_var", "running_var", "moving_variance"))),
-    LayerForm("layer_norm", "LayerNorm", _layer_norm,
-              weights=(Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))),
-    LayerForm("embedding", "Embedding",
-              lambda node: None if node.inputs[0] is None else
-              {"count": node.inputs[0].shape[0], "width": node.inputs[0].shape[1]},
-              weights=(Weight("weight", "weight", "table"),)),
-    LayerForm("rnn", "RNN", _rnn, weights=(
-        Weight("weight_ih", "weight_ih", "kernel", **permuted(1, 0)),
-        Weight("weight_hh", "weight_hh", "recurrent_kernel", **permuted(1, 0)),
-        Weight("bias_ih", "bias_ih", "bias"), Weight("bias_hh", "bias_hh", "recurrent_bias"))),
-    _plain("relu", "tf.nn.relu"), _plain("tanh", "tf.nn.tanh"), _plain("sigmoid", "tf.nn.sigmoid"),
-    _plain("silu", "tf.nn.silu"), _plain("softplus", "tf.nn.softplus"),
-]  # fmt: skip
-
-
-# -- calls -------------------------------------------------------------------------------------------
-def _convolution(target: Target, node: Node) -> Code:
-    x, w, b = (*node.inputs, None)[:3]
-    assert w is not None
-    a = node.attrs
-    order = (*range(2, len(w.shape)), 1, 0)
-    code: Code = ["convolution(", *target.array(x), ", tf.transpose(", *target.array(w), f", {order})"]
-    code += keywords({
-        "strides": (square(a["stride"]), 1), "padding": (plain_padding(a["padding"]), 0),
-        "dilations": (square(a["dilation"]), 1), "groups": (a["groups"], 1),
-    })  # fmt: skip
-    return [*code, ")"] if b is None else [*code, ") + ", *target.array(b)]
-
-
-def _pool(target: Target, node: Node) -> Code:
-    a = node.attrs
-    if any(d > 1 for d in a.get("dilation", ())) and any(s > 1 for s in a["stride"]):
-        raise UnsupportedError("TensorFlow has no dilated max pool with a stride", node.scope)
-    more = {"strides": (square(a["stride"]), square(a["kernel"])), "padding": (plain_padding(a["padding"]), 0)}
-    if node.op == "max_pool":
-        more["dilations"] = (square(a["dilation"]), 1)
-    else:
-        counted = a["include_pad"] or plain_padding(a["padding"]) == 0
-        more["include_pad"] = (counted, True)
-    return [f"{node.op}(", *target.array(node.inputs[0]), f", {square(a['kernel'])}", *keywords(more), ")"]
-
-
-def _dropout(target: Target, node: Node) -> Code:
-    mode: Code = [Flag("training")] if node.attrs["training"] is MODE else [", training=True"]
-    return ["dropout(", *target.array(node.inputs[0]), f", {node.attrs['rate']}", *mode, ")"]
-
-
-def _linear_call(target: Target, node: Node) -> Code:
-    x, w, b = (*node.inputs, None)[:3]
-    code: Code = ["tf.matmul(", *target.array(x), ", ", *target.array(w), ", transpose_b=True)"]
-    if x is not None and len(x.shape) != 2:
-        code = ["tf.tensordot(", *target.array(x), ", ", *target.array(w), ", [[-1], [1]])"]
-    return code if b is None else [*code, " + ", *target.array(b)]
-
-
-def _matmul(target: Target, node: Node) -> Code:
-    x, y = node.inputs
-    assert x is not None and y is not None
-    if len(x.shape) > 1 and len(y.shape) > 1:
-        return [*target.array(x), " @ ", *target.array(y)]
-    return ["tf.tensordot(", *target.array(x), ", ", *target.array(y), ", 1)"]
-
-
-def _reshape(target: Target, node: Node) -> Code:
-    sizes = joined(new_shape(target, node.attrs["shape"]))
-    return ["tf.reshape(", *target.array(node.inputs[0]), ", (", *sizes, ",))" if len(node.attrs["shape"]) == 1 else "))"]
-
-
-def _flatten(target: Target, node: Node) -> Code:
-    return ["tf.reshape(", *target.array(node.inputs[0]), ", (", *joined(new_shape(target, node.out.shape)),
-            ",))" if len(node.out.shape) == 1 else "))"]  # fmt: skip
-
-
-def _pad(target: Target, node: Node) -> Code:
-    a = node.attrs
-    if any(a["interior"]) or any(p < 0 for p in (*a["low"], *a["high"])):
-        raise UnsupportedError("TensorFlow pads neither between elements nor negatively", node.scope)
-    pairs = tuple(zip(a["low"], a["high"], strict=True))
-    tail = f", constant_values={target.literal(a['value'])})" if a["value"] else ")"
-    return ["tf.pad(", *target.array(node.inputs[0]), f", {pairs}{tail}"]
-
-
-def _constant(target: Target, node: Node) -> Code:
-    array = node.attrs["value"]
-    source = array_source(array).replace("inf", 'float("inf")').replace("nan", 'float("nan")')
-    return [f"tf.constant({source}, tf.{array.dtype}, {array.shape})"]
-
-
-
-
-class Tensorflow(Calls):
+class TensorFlow(Calls):
     """TensorFlow source: tf.Module classes."""
 
     name = "tensorflow"
     forms = FORMS
     helpers = HELPERS
+    functions = FUNCTIONS
     sequential = True
-    functions = {  # noqa: RUF012
-        "conv": _convolution, "max_pool": _pool, "avg_pool": _pool, "dropout": _dropout,
-        "linear": _linear_call, "matmul": _matmul, "reshape": _reshape, "flatten": _flatten,
-        "pad": _pad, "constant": _constant, "slice_axis": slice_axis, "select": select,
-    }  # fmt: skip
-    reserved = frozenset({"tf", "training", "self"})
+    reserved = frozenset({"tf", "partial", "self", "training"})
 
     def prepare(self, graph: Graph) -> Graph:
-        """Channels last: TensorFlow convolves no other way on a CPU."""
-        return to_layout(graph, "NHWC")
+        """Channels last: TensorFlow convolves nothing else on a CPU."""
+        for name, nodes in same_state_twice(graph).items():
+            if len(nodes) > 1:
+                raise UnsupportedError(
+                    f"the statistic {name}, which {len(nodes)} batch norms collect: TensorFlow would assign "
+                    f"it {len(nodes)} times", nodes[0].scope, "give each its own",
+                )  # fmt: skip
 
-    def lowers(self, node: Node) -> bool:
-        """Dropout that is off, and norms without own statistics, are written out."""
-        if node.op == "dropout" and node.attrs["training"] is False:
-            return False
-        if node.op in ("rnn", "embedding", "layer_norm", "batch_norm"):
-            form = next(f for f in self.forms if f.op == node.op)
-            held = [v for v in node.inputs[1:] if v is not None]
-            if node.op == "embedding":
-                held = [v for v in node.inputs[:1] if v is not None]
-            return form.write(node) is not None and bool(held) and all(v.kind in ("param", "state") for v in held)
-        return super().lowers(node)
+        def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
+            x = values[0] if values else None
+            if node.op == "conv" and any(p < 0 for pair in node.attrs["padding"] for p in pair if isinstance(p, int)):
+                raise UnsupportedError("TensorFlow has no negative padding", node.scope, "slice instead")
+            if node.op != "batch_norm" or x is None or node.attrs["axis"] == len(x.shape) - 1:
+                return None
+            axis, rank = node.attrs["axis"], len(x.shape)
+            axes = (*(i for i in range(rank) if i != axis), axis)
+            back = tuple(axes.index(i) for i in range(rank))
+            moved = OPS["transpose"](x, axes=axes)
+            y, *new_statistics = OPS["batch_norm"].append(
+                new, [moved, *values[1:]], node.attrs | {"axis": rank - 1}, node.origin
+            )
+            return [OPS["transpose"](y, axes=back), *new_statistics]
+
+        return replay(to_layout(graph, "NHWC"), rule)[0]
 
     def literal(self, value: Any) -> str:
-        """Dtypes are TensorFlow's own."""
-        return f"tf.{value}" if isinstance(value, DType) else str(value) if isinstance(value, Symbol) else super().literal(value)
+        """Dtypes by name."""
+        if isinstance(value, (DType, Name)):
+            return f'"{value}"' if isinstance(value, DType) else str(value)
+        return super().literal(value)
+
+    def class_name(self, words: Sequence[str]) -> str:
+        """Not the name of a layer that comes along."""
+        name = super().class_name(words)
+        return f"{name}Model" if self.taken(name) else name
+
+    def lowers(self, node: Node) -> bool:
+        """A layer's op whose arrays are no layer's own is decomposed, unless it has a call form."""
+        if node.op == "dropout":
+            return node.attrs["training"] is not False
+        if node.op in self.functions or isinstance(OPS[node.op].lowerings.get(self.name), str):
+            return True
+        forms = [f for f in self.forms if f.op == node.op and f.write(node) is not None]
+        return any(owned(f, node) for f in forms) or (node.op == "batch_norm" and node.attrs["training"] is MODE)
+
+    def number(self, value: Value) -> Code:
+        """Sizes are int32 tensors there."""
+        assert value.node is not None
+        code = super().number(value)
+        return code if isinstance(code[0], str) else ["tf.cast(", *code, f", {self.literal(value.dtype)})"]
 
     def positional(self, form: LayerForm) -> int:
-        """Conv(3, 64, (3, 3)), Dense(3, 4)."""
-        return {"conv": 3, "linear": 2, "rnn": 2, "embedding": 2}.get(form.op, 1)
+        """Conv2d(3, 64, 7), Dense(3, 4), partial(max_pool, kernel=3)."""
+        return {"conv": 2 if form.layer == "DepthwiseConv2d" else 3, "linear": 2, "rnn": 2, "embedding": 2,
+                "max_pool": 0, "avg_pool": 0}.get(form.op, 1)  # fmt: skip
 
     def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
-        """A function is its own constructor."""
-        return [form.layer] if not form.weights else super().constructor(form, arguments)
+        """Functions stand without a call; pools as functions with their numbers filled in."""
+        if form.layer.islower() and "(" not in form.layer:
+            return [form.layer]
+        code = super().constructor(form, arguments)
+        return [f"{form.layer}, ", *code[2:]] if "(" in form.layer else code
 
     def call(self, layer: Layer, member: Member) -> list[Statement]:
-        """``self.bn1(x, training=training)``."""
+        """``self.bn1(x, training=training)``; an RNN gives all outputs and the last."""
         node = layer.node
-        x = node.inputs[1] if node.op == "embedding" else node.inputs[0]
-        code: Code = [member, "(", *self.array(x)]
+        if node.op == "embedding":
+            return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
         if node.op == "rnn":
-            first, last = node.outputs
-            return [Statement([first], [*code, ")[0]"]), Statement([last], [*code, ")[1]"])]
-        if node.op == "batch_norm":
-            training = node.attrs["training"]
-            code += [Flag("training")] if training is MODE else [", training=True"] if training else []  # type: ignore[list-item]
-            return [Statement([node.outputs[0]], [*code, ")"], effect=training is not False)]
-        return [Statement([node.outputs[0]], [*code, ")"])]
+            return either(node.outputs, [member, "(", *self.array(node.inputs[0]), ")"])
+        (statement,) = super().call(layer, member)
+        mode = node.attrs.get("training", False)
+        flag: Code = [Flag("training")] if mode is MODE else [", training=True"] if mode else []
+        return [replace(statement, code=[*statement.code[:-1], *flag, ")"])]
 
     def parameter(self, value: Value) -> Code:
-        """A free parameter."""
-        tail = "" if value.kind == "param" else ", trainable=False"
-        return [f"tf.Variable(tf.zeros({self.literal(value.shape)}, tf.{value.dtype}){tail})"]
+        """A variable of no layer."""
+        kind = "" if value.dtype == "float32" else f", {self.literal(value.dtype)}"
+        trained = "" if value.kind == "param" else ", trainable=False"
+        return ["tf.Variable(tf.zeros(", Slot("shape", value.shape), f"{kind}){trained})"]
+
+    def inner(self, graph: Graph, wish: str) -> Emitter:
+        """An emitter for an inner Graph."""
+        copy = Graph(wish)
+        copy.inputs, copy.nodes, copy.outputs = graph.inputs, graph.nodes, graph.outputs
+        return Modules(copy, self)
+
+    def function(self, emitter: Emitter, cls: Class) -> str:
+        """The step of a scan, a branch of a cond: a tuple of results."""
+        writer = _Writer(emitter, cls)
+        arguments = ", ".join(writer.argument_names())
+        lines = writer.write()
+        lines[-1] = f"return ({lines[-1].removeprefix('return ')},)"
+        return f"def {cls.name}({arguments}):\n" + "\n".join("    " + line for line in lines)
 
     def render(self, emitter: Emitter) -> str:
-        """The import, then the classes, inner ones first."""
+        """Imports, then the classes, inner ones first."""
         emitter.settle()
-        return "import tensorflow as tf\n\n\n" + "\n\n\n".join(_class(emitter, cls) for cls in emitter.classes)
+        parts = [_class(emitter, cls) for cls in emitter.classes]
+        body = "\n\n\n".join([*self.steps.values(), *parts])
+        first = "from functools import partial\n\n" if "partial(" in body else ""
+        return f"{first}import tensorflow as tf\n\n\n{body}"
 
 
 class Modules(Emitter):
-    """Calls of inner blocks pass the mode on."""
+    """Blocks pass the mode on to the blocks inside that ask for it."""
 
-    def sub_block(self, body: Any, block: Any) -> None:
+    def body(self, block: Block) -> Body:
+        """tf.nn.relu is an element of a Sequential; elsewhere it is called where it is needed."""
+        if any(isinstance(item, Node) and item.op != "full" for item in block.items):
+            block.items = [
+                item.node if isinstance(item, Layer) and not item.form.weights else item for item in block.items
+            ]
+        return super().body(block)
+
+    def sub_block(self, body: Body, block: Block) -> None:
         """``self.layer1(x, training=training)``."""
         super().sub_block(body, block)
-        call = body.statements[-1].code
-        inner = body.members[self.member_name(body.block, block.path)][0].body
-        if inner.cls is None or any(isinstance(p, Flag) for s in inner.statements for p in s.code):
-            call.insert(len(call) - 1, Flag("training"))
+        (later,) = [p for p in body.members[self.member_name(body.block, block.path)] if isinstance(p, Later)]
+        if any(passes(s.code, "training") for s in later.body.statements):
+            last = body.statements[-1]
+            body.statements[-1] = replace(last, code=[*last.code[:-1], Flag("training"), ")"], effect=True)
 
-    def chain_of(self, body: Any) -> list[str] | None:
-        """A chain may pass the mode on."""
-        kept = [s.code for s in body.statements]
-        for s in body.statements:
-            s.code = [p for p in s.code if not isinstance(p, Flag)]
-        try:
-            return super().chain_of(body)
-        finally:
-            for s, code in zip(body.statements, kept, strict=True):
-                s.code = code
+    def chain_of(self, body: Body) -> list[str] | None:
+        """Sequential passes the mode on by itself."""
+        plain = [replace(s, code=[p for p in s.code if not isinstance(p, Flag)]) for s in body.statements]
+        return super().chain_of(Body(body.block, body.members, plain))
 
 
 class _Writer(CallWriter):
     def member(self, member: Member) -> str:
-        """``self.conv1``, ``self.layers[0]``."""
+        """``self.conv1``."""
         name, path = member.name, self.body.block.path
-        if isinstance(member, Own) or name.startswith(path + "."):
-            if path and not name.startswith(path + "."):
+        if isinstance(member, Own) and path:
+            if not name.startswith(path + "."):
                 raise UnsupportedError(f"TensorFlow source that reads {name} in {path}, outside its own scope")
-            name = name[len(path) + 1 :] if path else name
-        return "self" + "".join(f".{_attribute(p)}" for p in name.split("."))
+            name = name[len(path) + 1 :]
+        return ".".join(["self", *map(attribute, name.split("."))])
+
+    def size_of(self, name: str, axis: int) -> str:
+        """Known when the graph runs."""
+        return f"tf.shape({name})[{axis}]"
 
     def declarations(self) -> list[str]:
         """The lines of ``__init__``."""
+        if self.body.chain:
+            items = [self.declaration(code, 1) for code in self.body.members.values()]
+            return ["super().__init__(", *(f"    {line}," for line in items), ")"]
         lines = ["super().__init__()"]
-        holders: set[str] = set()
+        seen: set[str] = set()
         for name, code in self.body.members.items():
-            *path, last = [_attribute(p) for p in name.split(".")]
-            for i in range(len(path)):
-                if (outer := ".".join(path[: i + 1])) not in holders:
-                    holders.add(outer)
-                    lines.append(f"self.{outer} = tf.Module()")
-            lines.append(f"{'.'.join(['self', *path, last])} = {self.declaration(code, 0)}")
+            parts = ["self", *map(attribute, name.split("."))]
+            for i in range(2, len(parts)):  # names that cross a scope which is no class of its own
+                if (outer := ".".join(parts[:i])) not in seen:
+                    seen.add(outer)
+                    lines.append(f"{outer} = tf.Module()")
+            if (where := ".".join(parts)) in seen:
+                raise UnsupportedError(f"two parts of the model that are both {where} in TensorFlow", name)
+            seen.add(where)
+            lines.append(f"{where} = {self.declaration(code, 0)}")
         return lines
 
     def declaration(self, code: Any, depth: int) -> str:
@@ -321,28 +224,20 @@ class _Writer(CallWriter):
         return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in flat(code, self.emitter))
 
 
-def _attribute(name: str) -> str:
-    """A numbered child that is in no Sequential."""
-    return f"layer_{name}" if name.isdigit() else name
-
-
 def _class(emitter: Emitter, cls: Class) -> str:
-    writer = _Writer(emitter, cls)
     body = cls.bodies[0]
-    lines = [f"class {cls.name}(tf.Module):"]
+    writer = _Writer(emitter, cls)
+    lines = [f"class {cls.name}({'Sequential' if body.chain else 'tf.Module'}):"]
     if body.members:
-        arguments = "".join(f", {p}" for p in cls.parameters)
-        lines.append(f"    def __init__(self{arguments}):")
+        lines.append(f"    def __init__({', '.join(['self', *cls.parameters])}):")
         lines += ["        " + line for line in writer.declarations()]
-        lines.append("")
-    lines.append(f"    def __call__(self, {', '.join([*writer.argument_names(), 'training=False'])}):")
-    lines += ["        " + line for line in writer.write()]
+    if not body.chain:
+        lines += [""] * bool(body.members)
+        lines.append(f"    def __call__({', '.join(['self', *writer.argument_names(), 'training=False'])}):")
+        lines += ["        " + line for line in writer.write()]
     return "\n".join(lines)
 
 
 def emit(graph: Graph) -> Emitted:
     """The source of a tf.Module that means this Graph."""
-    return Modules(graph, Tensorflow()).run()
-
-
-__all__: Sequence[str] = ["FORMS", "Tensorflow", "emit"]
+    return Modules(graph, TensorFlow()).run()

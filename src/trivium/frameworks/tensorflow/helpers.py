@@ -1,164 +1,219 @@
-"""The small modules and functions that emitted TensorFlow source brings along, each only when used."""
+"""The small layers and functions that emitted TensorFlow source brings along, each only when used."""
 
 HELPERS = {
-    "Conv": '''
-class Conv(tf.Module):
-    """A convolution of images (N, *size, C); the kernel is (*kernel_size, in / groups, out)."""
-
-    def __init__(self, in_channels, filters, kernel_size, strides=1, padding=0, dilations=1, groups=1, use_bias=True):
-        super().__init__()
-        self.kernel = tf.Variable(tf.zeros((*kernel_size, in_channels // groups, filters)), name="kernel")
-        self.bias = tf.Variable(tf.zeros(filters), name="bias") if use_bias else None
-        self.options = strides, padding, dilations, groups
-
-    def __call__(self, x, training=False):
-        y = convolution(x, self.kernel, *self.options)
-        return y if self.bias is None else y + self.bias
-''',
-    "convolution": '''
-def convolution(x, kernel, strides=1, padding=0, dilations=1, groups=1):
-    """Padding is one number or (low, high) per axis. Groups one by one: TF differentiates no others."""
-    n = len(x.shape) - 2
-    padding = ((padding, padding),) * n if isinstance(padding, int) else padding
-    dilations = (dilations,) * n if isinstance(dilations, int) else dilations
-    x = tf.pad(x, ((0, 0), *padding, (0, 0)))
-    for axis, d in enumerate(dilations):  # zeros into the kernel: TF differentiates no dilation on a CPU
-        k = kernel.shape[axis]
-        spread = tf.pad(tf.expand_dims(kernel, axis + 1), [(0, 0)] * (axis + 1) + [(0, d - 1)] + [(0, 0)] * (n + 1 - axis))
-        kernel = tf.reshape(spread, (*kernel.shape[:axis], k * d, *kernel.shape[axis + 1 :]))
-        kernel = tf.gather(kernel, tf.range(d * (k - 1) + 1), axis=axis) if d > 1 else kernel
-    parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1))
-    return tf.concat([tf.nn.convolution(a, b, strides, "VALID") for a, b in parts], -1)
-''',
-    "Dense": '''
-class Dense(tf.Module):
-    """x @ kernel + bias on the last axis."""
-
-    def __init__(self, in_features, units, use_bias=True):
-        super().__init__()
-        self.kernel = tf.Variable(tf.zeros((in_features, units)), name="kernel")
-        self.bias = tf.Variable(tf.zeros(units), name="bias") if use_bias else None
-
-    def __call__(self, x, training=False):
-        y = x @ self.kernel
-        return y if self.bias is None else y + self.bias
-''',
-    "BatchNorm": '''
-class BatchNorm(tf.Module):
-    """Batch normalisation over all axes but one, with the running statistics of PyTorch or Keras."""
-
-    def __init__(self, features, axis=-1, momentum=0.1, epsilon=1e-5, unbiased=True, scale=True, center=True):
-        super().__init__()
-        self.gamma = tf.Variable(tf.ones(features), name="gamma") if scale else None
-        self.beta = tf.Variable(tf.zeros(features), name="beta") if center else None
-        self.moving_mean = tf.Variable(tf.zeros(features), trainable=False, name="moving_mean")
-        self.moving_variance = tf.Variable(tf.ones(features), trainable=False, name="moving_variance")
-        self.axis, self.momentum, self.epsilon, self.unbiased = axis, momentum, epsilon, unbiased
-
-    def __call__(self, x, training=False):
-        mean, variance = self.moving_mean, self.moving_variance
-        axis = self.axis % len(x.shape)
-        if training:
-            mean, variance = tf.nn.moments(x, [a for a in range(len(x.shape)) if a != axis])
-            n = tf.cast(tf.size(x) // x.shape[axis], x.dtype)
-            seen = variance * (n / (n - 1)) if self.unbiased else variance
-            self.moving_mean.assign_add(self.momentum * (mean - self.moving_mean))
-            self.moving_variance.assign_add(self.momentum * (seen - self.moving_variance))
-        shape = [x.shape[a] if a == axis else 1 for a in range(len(x.shape))]
-        mean, variance, beta, gamma = (
-            None if v is None else tf.reshape(v, shape) for v in (mean, variance, self.beta, self.gamma)
-        )
-        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, self.epsilon)
-''',
-    "LayerNorm": '''
-class LayerNorm(tf.Module):
-    """Normalisation of the last axes."""
-
-    def __init__(self, shape, epsilon=1e-5, center=True):
-        super().__init__()
-        self.gamma = tf.Variable(tf.ones(shape), name="gamma")
-        self.beta = tf.Variable(tf.zeros(shape), name="beta") if center else None
-        self.axes, self.epsilon = list(range(-len(shape), 0)), epsilon
-
-    def __call__(self, x, training=False):
-        mean, variance = tf.nn.moments(x, self.axes, keepdims=True)
-        return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
-''',
-    "Embedding": '''
-class Embedding(tf.Module):
-    """Rows of a table."""
-
-    def __init__(self, count, width):
-        super().__init__()
-        self.table = tf.Variable(tf.zeros((count, width)), name="table")
-
-    def __call__(self, indices, training=False):
-        return tf.gather(self.table, indices)
-''',
-    "RNN": '''
-class RNN(tf.Module):
-    """An Elman network over x (batch, time, in) -> (all outputs, the last one), from zeros."""
-
-    def __init__(self, in_features, units, activation=tf.tanh, biases=1):
-        super().__init__()
-        self.kernel = tf.Variable(tf.zeros((in_features, units)), name="kernel")
-        self.recurrent_kernel = tf.Variable(tf.zeros((units, units)), name="recurrent_kernel")
-        self.bias = tf.Variable(tf.zeros(units), name="bias") if biases > 0 else None
-        self.recurrent_bias = tf.Variable(tf.zeros(units), name="recurrent_bias") if biases > 1 else None
-        self.activation = activation
-
-    def __call__(self, x, training=False):
-        inputs = x @ self.kernel
-        for bias in (self.bias, self.recurrent_bias):
-            inputs = inputs if bias is None else inputs + bias
-        start = tf.zeros((tf.shape(x)[0], self.recurrent_kernel.shape[0]), x.dtype)
-        step = lambda h, given: self.activation(given + h @ self.recurrent_kernel)
-        outputs = tf.transpose(tf.scan(step, tf.transpose(inputs, (1, 0, 2)), start), (1, 0, 2))
-        return outputs, outputs[:, -1]
-''',
     "Sequential": '''
 class Sequential(tf.Module):
-    """Modules and functions, one after the other."""
+    """Layers and functions, one after the other."""
 
     def __init__(self, *layers):
         super().__init__()
-        self.layers = list(layers)
-
-    def __getitem__(self, i):
-        return self.layers[i]
+        self.layers = layers
 
     def __call__(self, x, training=False):
         for layer in self.layers:
             x = layer(x, training=training) if isinstance(layer, tf.Module) else layer(x)
         return x
 ''',
-    "max_pool": '''
-def max_pool(x, kernel, strides=None, padding=0, dilations=None):
-    """The largest of each window of images (N, *size, C); pads count as -inf."""
-    n = len(x.shape) - 2
-    kernel, strides, dilations = (
-        (v,) * n if isinstance(v, int) else v for v in (kernel, strides or kernel, dilations)
-    )
-    padding = ((padding, padding),) * n if isinstance(padding, int) else padding
-    x = tf.pad(x, ((0, 0), *padding, (0, 0)), constant_values=float("-inf"))
-    return tf.nn.pool(x, kernel, "MAX", strides, "VALID", dilations=dilations)
+    "Conv2d": '''
+class Conv2d(tf.Module):
+    """A convolution of NHWC images; padding is one number or (low, high) per axis."""
+
+    def __init__(self, in_channels, channels, kernel_size, stride=1, padding=0, bias=True):
+        super().__init__()
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.kernel = tf.Variable(tf.zeros((*size, in_channels, channels)), name="kernel")
+        self.bias = tf.Variable(tf.zeros(channels), name="bias") if bias else None
+        pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+        self.stride, self.padding = stride, [[0, 0], *map(list, pads), [0, 0]]
+
+    def __call__(self, x, training=False):
+        y = tf.nn.conv2d(x, self.kernel, self.stride, self.padding)
+        return y if self.bias is None else y + self.bias
 ''',
-    "avg_pool": '''
-def avg_pool(x, kernel, strides=None, padding=0, include_pad=True):
-    """The mean of each window of images (N, *size, C); the zeros around count, or do not."""
-    n = len(x.shape) - 2
-    kernel, strides = ((v,) * n if isinstance(v, int) else v for v in (kernel, strides or kernel))
-    padding = ((padding, padding),) * n if isinstance(padding, int) else padding
-    padded = tf.pad(x, ((0, 0), *padding, (0, 0)))
-    y = tf.nn.pool(padded, kernel, "AVG", strides, "VALID")
-    if include_pad:
-        return y
-    inside = tf.pad(tf.ones_like(x), ((0, 0), *padding, (0, 0)))
-    return y / tf.nn.pool(inside, kernel, "AVG", strides, "VALID")
+    "DepthwiseConv2d": '''
+class DepthwiseConv2d(tf.Module):
+    """One kernel for each channel of NHWC images."""
+
+    def __init__(self, channels, kernel_size, stride=1, padding=0, bias=True):
+        super().__init__()
+        size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.kernel = tf.Variable(tf.zeros((*size, channels, 1)), name="kernel")
+        self.bias = tf.Variable(tf.zeros(channels), name="bias") if bias else None
+        pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
+        self.strides, self.padding = (1, stride, stride, 1), [[0, 0], *map(list, pads), [0, 0]]
+
+    def __call__(self, x, training=False):
+        y = tf.nn.depthwise_conv2d(x, self.kernel, self.strides, self.padding)
+        return y if self.bias is None else y + self.bias
+''',
+    "Conv": '''
+class Conv(tf.Module):
+    """A convolution along any number of axes, dilated or in groups."""
+
+    def __init__(self, in_channels, channels, kernel_size, bias=True, **settings):
+        super().__init__()
+        inside = in_channels // settings.get("groups", 1)
+        self.kernel = tf.Variable(tf.zeros((*kernel_size, inside, channels)), name="kernel")
+        self.bias = tf.Variable(tf.zeros(channels), name="bias") if bias else None
+        self.settings = settings
+
+    def __call__(self, x, training=False):
+        y = convolution(x, self.kernel, **self.settings)
+        return y if self.bias is None else y + self.bias
+''',
+    "convolution": '''
+def convolution(x, kernel, stride=1, padding=0, dilation=1, groups=1):
+    """Channels last; kernel (*size, in / groups, out); padding one number or (low, high) per axis."""
+    n = len(kernel.shape) - 2
+    stride, dilation = ((v,) * n if isinstance(v, int) else v for v in (stride, dilation))
+    x = padded(x, padding)
+    xs, kernels = tf.split(x, groups, -1), tf.split(kernel, groups, -1)  # no gradient in groups on a CPU
+    if max(dilation) == 1:
+        ys = [tf.nn.convolution(x, k, stride, "VALID") for x, k in zip(xs, kernels)]
+        return tf.concat(ys, -1)
+    ys = [tf.nn.convolution(x, k, 1, "VALID", dilations=dilation) for x, k in zip(xs, kernels)]
+    return tf.concat(ys, -1)[:, *(slice(None, None, s) for s in stride)]  # never strides and dilations at once
+''',
+    "Dense": '''
+class Dense(tf.Module):
+    """x @ kernel + bias on the last axis."""
+
+    def __init__(self, inputs, units, bias=True):
+        super().__init__()
+        self.kernel = tf.Variable(tf.zeros((inputs, units)), name="kernel")
+        self.bias = tf.Variable(tf.zeros(units), name="bias") if bias else None
+
+    def __call__(self, x, training=False):
+        y = tf.matmul(x, self.kernel)
+        return y if self.bias is None else y + self.bias
+''',
+    "BatchNorm": '''
+class BatchNorm(tf.Module):
+    """Over all axes but the last: by the batch's statistics when training, else by the moving ones."""
+
+    def __init__(self, channels, decay=0.9, epsilon=1e-5, unbiased=True, scale=True, center=True):
+        super().__init__()
+        self.gamma = tf.Variable(tf.ones(channels), name="gamma") if scale else None
+        self.beta = tf.Variable(tf.zeros(channels), name="beta") if center else None
+        self.moving_mean = tf.Variable(tf.zeros(channels), trainable=False, name="moving_mean")
+        self.moving_variance = tf.Variable(tf.ones(channels), trainable=False, name="moving_variance")
+        self.decay, self.epsilon, self.unbiased = decay, epsilon, unbiased
+
+    def __call__(self, x, training=False):
+        mean, variance = self.moving_mean, self.moving_variance
+        if training:
+            mean, variance = tf.nn.moments(x, list(range(len(x.shape) - 1)))
+            n = tf.cast(tf.size(x) // tf.shape(x)[-1], x.dtype)
+            new = variance * (n / (n - 1)) if self.unbiased else variance
+            self.moving_mean.assign(self.decay * self.moving_mean + (1 - self.decay) * mean)
+            self.moving_variance.assign(self.decay * self.moving_variance + (1 - self.decay) * new)
+        return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
+''',
+    "LayerNorm": '''
+class LayerNorm(tf.Module):
+    """Normalise over the last axes, as many as ``shape`` has."""
+
+    def __init__(self, shape, epsilon=1e-5, center=True):
+        super().__init__()
+        self.gamma = tf.Variable(tf.ones(shape), name="gamma")
+        self.beta = tf.Variable(tf.zeros(shape), name="beta") if center else None
+        self.epsilon = epsilon
+
+    def __call__(self, x, training=False):
+        axes = list(range(-len(self.gamma.shape), 0))
+        mean, variance = tf.nn.moments(x, axes, keepdims=True)
+        return tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
+''',
+    "Embedding": '''
+class Embedding(tf.Module):
+    """Rows of a table, by number."""
+
+    def __init__(self, count, width):
+        super().__init__()
+        self.embeddings = tf.Variable(tf.zeros((count, width)), name="embeddings")
+
+    def __call__(self, ids, training=False):
+        return tf.gather(self.embeddings, ids)
+''',
+    "RNN": '''
+class RNN(tf.Module):
+    """An Elman network over x (batch, time, in) -> (all outputs, the last one), from zeros."""
+
+    def __init__(self, inputs, units, activation=tf.tanh, bias=True, recurrent_bias=False):
+        super().__init__()
+        self.kernel = tf.Variable(tf.zeros((inputs, units)), name="kernel")
+        self.recurrent_kernel = tf.Variable(tf.zeros((units, units)), name="recurrent_kernel")
+        self.bias = tf.Variable(tf.zeros(units), name="bias") if bias else 0.0
+        self.recurrent_bias = tf.Variable(tf.zeros(units), name="bias") if recurrent_bias else 0.0
+        self.activation = activation
+
+    def __call__(self, x, training=False):
+        def step(h, given):
+            return self.activation(given + tf.matmul(h, self.recurrent_kernel) + self.recurrent_bias)
+
+        given = tf.matmul(x, self.kernel) + self.bias
+        start = tf.zeros((tf.shape(x)[0], self.kernel.shape[1]), x.dtype)
+        outputs = tf.scan(step, tf.transpose(given, (1, 0, 2)), start)
+        return tf.transpose(outputs, (1, 0, 2)), outputs[-1]
+''',
+    "Dropout": '''
+class Dropout(tf.Module):
+    """While training, zero with probability ``rate``; what stays grows by 1 / (1 - rate)."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def __call__(self, x, training=False):
+        return dropout(x, self.rate, training=training)
 ''',
     "dropout": '''
 def dropout(x, rate, training=False):
     """While training, zero with probability ``rate``; what stays grows by 1 / (1 - rate)."""
     return tf.nn.dropout(x, rate) if training else x
+''',
+    "max_pool": '''
+def max_pool(x, kernel, stride, padding=0, dilation=1):
+    """The largest of each window along all axes but the first and last; pads count as -inf."""
+    n = len(x.shape) - 2
+    kernel, stride, dilation = (
+        [v] * n if isinstance(v, int) else list(v) for v in (kernel, stride, dilation)
+    )
+    x = padded(x, padding, float("-inf"))
+    if max(dilation) == 1:
+        return tf.nn.pool(x, kernel, "MAX", stride, "VALID")
+    y = tf.nn.pool(x, kernel, "MAX", [1] * n, "VALID", dilations=dilation)
+    return y[:, *(slice(None, None, s) for s in stride)]  # tf.nn.pool has not both at once
+''',
+    "avg_pool": '''
+def avg_pool(x, kernel, stride, padding=0, include_pad=True):
+    """The mean of each window along all axes but the first and last, pads counted or not."""
+    n = len(x.shape) - 2
+    kernel, stride = ([v] * n if isinstance(v, int) else list(v) for v in (kernel, stride))
+    y = tf.nn.pool(padded(x, padding), kernel, "AVG", stride, "VALID")
+    if include_pad:
+        return y
+    return y / tf.nn.pool(padded(tf.ones_like(x), padding), kernel, "AVG", stride, "VALID")
+''',
+    "padded": '''
+def padded(x, padding, value=0.0):
+    """All axes but the first and last with ``value`` around: one number or (low, high) per axis."""
+    pads = [(padding, padding)] * (len(x.shape) - 2) if isinstance(padding, int) else padding
+    return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=value) if padding else x
+''',
+    "flatten": '''
+def flatten(x, start=1):
+    """The axes from ``start`` on made into one."""
+    sizes = tf.shape(x)
+    return tf.reshape(x, tf.concat([sizes[:start], [tf.reduce_prod(sizes[start:])]], 0))
+''',
+    "scan": '''
+def scan(step, carries, xs, same, reverse=False):
+    """``step(*carries, *x, *same)`` along xs -> the last carries, then the stacked outputs."""
+    n = len(carries)
+    first = step(*carries, *(x[0] for x in xs), *same)
+    start = (*carries, *map(tf.zeros_like, first[n:]))
+    out = tf.scan(lambda so_far, x: step(*so_far[:n], *x, *same), tuple(xs), start, reverse=reverse)
+    return (*(c[0 if reverse else -1] for c in out[:n]), *out[n:])
 ''',
 }

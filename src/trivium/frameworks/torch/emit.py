@@ -7,11 +7,11 @@ from typing import Any
 
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Layer, leaf
-from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
+from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
-from trivium.frameworks.writer import Writer
 from trivium.frameworks.torch.layers import FORMS, HELPERS, square, symmetric
+from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay
@@ -31,7 +31,12 @@ def _pad(target: Target, node: Node) -> Code:
     a = node.attrs
     if any(a["interior"]):
         raise UnsupportedError("torch has no padding between elements", node.scope)
-    code: Code = ["F.pad(", *target.array(node.inputs[0]), ", ", target.literal(_pads(a["low"], a["high"]))]
+    code: Code = [
+        "F.pad(",
+        *target.array(node.inputs[0]),
+        ", ",
+        target.literal(_pads(a["low"], a["high"])),
+    ]
     return [*code, f", value={target.literal(a['value'])})" if a["value"] else ")"]
 
 
@@ -43,7 +48,9 @@ def _conv(target: Target, node: Node) -> Code:
         if v is not None:
             code += [", "] * bool(i) + target.array(v)
     for key, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
-        value = symmetric(a[key]) if key == "padding" else a[key] if key == "groups" else square(a[key])
+        value = (
+            symmetric(a[key]) if key == "padding" else a[key] if key == "groups" else square(a[key])
+        )
         if value != default:
             code.append(f", {key}={target.literal(value)}")
     return [*code, ")"]
@@ -72,7 +79,9 @@ def _cross_entropy(target: Target, node: Node) -> Code:
     if len(logits.shape) == 2:
         return ["F.cross_entropy(", *target.array(logits), ", ", *target.array(labels), f"{tail})"]
     if node.attrs["reduction"] == "none":
-        raise UnsupportedError("torch's cross_entropy without reduction keeps classes on axis 1", node.scope)
+        raise UnsupportedError(
+            "torch's cross_entropy without reduction keeps classes on axis 1", node.scope
+        )
     last = len(logits.shape) - 2
     return ["F.cross_entropy(", *target.array(logits), f".flatten(0, {last}), ",
             *target.array(labels), f".flatten(){tail})"]  # fmt: skip
@@ -215,7 +224,10 @@ class Torch(Target):
 
 def _class(emitter: Emitter, cls: Class) -> str:
     body = cls.bodies[0]
-    names = [n[len(body.block.path) + 1 :] if n.startswith(body.block.path + ".") else n for n in body.members]
+    names = [
+        n[len(body.block.path) + 1 :] if n.startswith(body.block.path + ".") else n
+        for n in body.members
+    ]
     if body.chain:
         base = "nn.Sequential"
     elif names and names == [str(i) for i in range(len(names))]:
@@ -272,7 +284,9 @@ class _Writer(Writer):
         for s in self.body.block.items:
             if isinstance(s, Layer) and s.node.op == "rnn" and s.node.inputs[4] is None:
                 where = f"self.{leaf(s.path)}.bias_hh_l0"
-                lines.append(f"nn.init.zeros_({where}).requires_grad_(False)  # one bias, as the original")
+                lines.append(
+                    f"nn.init.zeros_({where}).requires_grad_(False)  # one bias, as the original"
+                )
         return lines
 
     def declaration(self, code: Any, depth: int) -> str:
@@ -280,12 +294,21 @@ class _Writer(Writer):
         if len(code) == 1 and isinstance(code[0], Later):
             body = code[0].body
             if body.cls is not None:
-                inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
+                inside = ", ".join(
+                    self.literal_slot(s) for s in body.arguments if isinstance(s, Slot)
+                )
                 return f"{body.cls.name}({inside})"
             pad = "    " * (depth + 1)
             items = [self.declaration(body.members[n], depth + 1) for n in body.chain or ()]
-            return "nn.Sequential(\n" + "".join(f"        {pad}{i},\n" for i in items) + f"        {pad[4:]})"
-        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in flat(code, self.emitter))
+            return (
+                "nn.Sequential(\n"
+                + "".join(f"        {pad}{i},\n" for i in items)
+                + f"        {pad[4:]})"
+            )
+        return "".join(
+            self.literal_slot(p) if isinstance(p, Slot) else str(p)
+            for p in flat(code, self.emitter)
+        )
 
     def member(self, member: Member) -> str:
         """``self.conv1``, or ``self[0]`` in a ModuleList."""

@@ -31,7 +31,13 @@ def _conv(rank: int) -> LayerForm:
         x, w, b = (*node.inputs, None)[:3]
         a = node.attrs
         padding = symmetric(a["padding"])
-        if x is None or w is None or len(x.shape) != rank + 2 or padding is None or a["layout"][1] != "C":
+        if (
+            x is None
+            or w is None
+            or len(x.shape) != rank + 2
+            or padding is None
+            or a["layout"][1] != "C"
+        ):
             return None
         return {
             "in_channels": w.shape[1] * a["groups"],
@@ -66,11 +72,17 @@ def _batch_norm(name: str, ranks: tuple[int, ...], unbiased: bool) -> LayerForm:
         ):
             return None
         return {"num_features": x.shape[1]} | given(
-            eps=(a["epsilon"], 1e-5), momentum=(a["momentum"], 0.1), affine=(scale is not None, True)
+            eps=(a["epsilon"], 1e-5),
+            momentum=(a["momentum"], 0.1),
+            affine=(scale is not None, True),
         )
 
-    names = dict(scale="weight", bias="bias", running_mean="running_mean", running_var="running_var")
-    return LayerForm("batch_norm", name, write, weights=tuple(Weight(k, v, v) for k, v in names.items()))
+    names = dict(
+        scale="weight", bias="bias", running_mean="running_mean", running_var="running_var"
+    )
+    return LayerForm(
+        "batch_norm", name, write, weights=tuple(Weight(k, v, v) for k, v in names.items())
+    )
 
 
 def _layer_norm(node: Node) -> Mapping[str, Any] | None:

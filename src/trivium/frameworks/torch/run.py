@@ -76,7 +76,9 @@ class TorchRunner:
         self.module.train(was)
         return [t.detach().cpu().numpy() for t in found]
 
-    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients by torch's autograd."""
         kept = {k: v.clone() for k, v in self.module.state_dict().items()}
         was = self.module.training
@@ -138,7 +140,9 @@ def _by_mode(graph: Graph) -> Graph:
 class TorchTrainer:
     """The loss Graph as a torch module; its gradients by autograd; the optimizer's update emitted too."""
 
-    def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"):
+    def __init__(
+        self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"
+    ):
         self.torch = load_torch()
         module, weights = build(_by_mode(graph), values)
         self.runner = TorchRunner(module.train(), weights, device)
