@@ -24,6 +24,7 @@ STOREYS: list[list[set[str]]] = [
     [{"interpret"}],
     [{"tensor", "nn", "optim", "data", "functional"}, {"frameworks"}, {"native"}],
     [{"engines"}],
+    [{"report", "inputs"}],
     [{"session", "fit", "verify", "compare"}],
     [{"convert"}],
     [{"cli", "tour", "__main__", "__init__"}],

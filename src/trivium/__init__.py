@@ -99,11 +99,11 @@ from trivium.ops.shape import (
     stack,
     transpose,
 )  # fmt: skip
+from trivium.report import Report, VerificationError
 from trivium.session import Session, variable
 from trivium.shape import Dim, ShapeError
 from trivium.tensor import Spec, Tensor, arange, asarray, full, no_grad, ones, placeholder, zeros
 from trivium.text import parse
-from trivium.verify import Report, VerificationError
 
 astype = cast
 permute_dims = transpose

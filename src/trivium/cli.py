@@ -14,8 +14,8 @@ from trivium.convert import OUT, as_module, framework_of, graph_of
 from trivium.engines import ENGINES
 
 MODEL = (
-    "MODEL is a file (.tv, .onnx, .keras, -symbol.json) or package.module:name, a model or a function "
-    "that makes one. A file is only read, never run; a module is your own code, and is imported."
+    "MODEL is a file (.tv, .onnx, .keras, -symbol.json) or package.module:name, a model or a "
+    "function that makes one. A file is only read, never run; a module is your own code, and is imported."
 )
 
 
@@ -161,7 +161,8 @@ def inspect(model: str, shapes: tuple[str, ...]) -> None:
     click.echo(str(graph_of(module, *examples)))
     numbers = module.state_dict()
     click.echo(
-        f"# {sum(a.size for a in numbers.values()):,} numbers in {len(numbers)} parameters and states"
+        f"# {sum(a.size for a in numbers.values()):,} numbers "
+        f"in {len(numbers)} parameters and states"
     )
 
 

@@ -1,7 +1,7 @@
 """Into Trivium from every framework and out to each; source, files, and proof on the way.
 
-A conversion is verified before it is handed over, unless ``verify=False``: the model that comes back
-was compared with the one that went in, and ``model.report`` is the evidence.
+A conversion is verified before it is handed over, unless ``verify=False``: the model that comes
+back was compared with the one that went in, and ``model.report`` is the evidence.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 from trivium.graph import Graph, UnsupportedError
 from trivium.nn.module import GraphModule, Module, trace
+from trivium.report import Report, VerificationError
 from trivium.tensor import Spec, spec_of
-from trivium.verify import GraphRunner, Report, Side, VerificationError, compare_sides
+from trivium.verify import GraphRunner, Side, compare_sides
 
 TARGETS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
 
@@ -26,7 +27,7 @@ def _at(framework: str, part: str) -> Any:
     return importlib.import_module(f"trivium.frameworks.{framework}.{part}")
 
 
-# -- in ------------------------------------------------------------------------------------------------
+# -- in --------------------------------------------------------------------------------------------
 def from_torch(module: Any, *examples: Any) -> Module:
     """A torch.nn.Module as a Trivium Module, with its parameter names, trainable.
 
@@ -89,7 +90,7 @@ def as_module(model: Any, *examples: Any) -> Module:
     return model  # type: ignore[no-any-return]
 
 
-# -- the Graph of a model, and its sides -----------------------------------------------------------------
+# -- the Graph of a model, and its sides -----------------------------------------------------------
 def graph_of(model: Module, *examples: Any) -> Graph:
     """A module's Graph, its mode and its batch open.
 
@@ -147,7 +148,7 @@ def _arrays(examples: Sequence[Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-# -- out -----------------------------------------------------------------------------------------------
+# -- out -------------------------------------------------------------------------------------------
 def emit(model: Any, target: str, *examples: Any) -> str:
     """The source of a model in a framework: "torch", "keras", "tensorflow", "mxnet" or "jax"."""
     if target not in TARGETS or target == "onnx":
@@ -239,7 +240,7 @@ OUT: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-# -- files -----------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 def save(model: Any, path: str | Path, *examples: Any) -> None:
     """Write a model: ``.tv`` (its Graph and numbers, as safetensors), ``.onnx`` or ``.keras``."""
     path = Path(path)
@@ -302,7 +303,7 @@ def _load_tv(path: Path) -> Module:
 
 
 __all__ = [
-    "OUT", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx", "from_torch",
-    "graph_of", "load", "save", "side_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
+    "OUT", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx",
+    "from_torch", "graph_of", "load", "save", "side_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
     "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Training: one step as one call, and Keras's compile / fit / evaluate / predict on every Module."""
+"""Training: one step as one call, and Keras's compile, fit, evaluate, predict on every Module."""
 
 from __future__ import annotations
 
@@ -52,8 +52,15 @@ class TrainStep:
     True
     """
 
-    def __init__(self, model: Module, loss: str | Callable[..., Any], optimizer: str | optim.Optimizer,
-                 engine: str | None = None, threads: int | None = None, device: Any = None):  # fmt: skip
+    def __init__(
+        self,
+        model: Module,
+        loss: str | Callable[..., Any],
+        optimizer: str | optim.Optimizer,
+        engine: str | None = None,
+        threads: int | None = None,
+        device: Any = None,
+    ):
         self.model, self.loss = model, loss_function(loss)
         self.optimizer, self.engine = optim.get(optimizer), engine_named(engine)
         if device not in (None, "cpu"):
@@ -88,7 +95,7 @@ class TrainStep:
             p.owner = self
 
     def fetch(self) -> None:
-        """Bring the model's own arrays up to date; its parameters ask for this when they are read."""
+        """Bring the model's arrays up to date; its parameters ask for it when they are read."""
         if self._behind:
             self._behind = False
             for name, array in self._trainer.values().items():
@@ -120,7 +127,8 @@ class History:
             self.history.setdefault(name, []).append(value)
 
     def __repr__(self) -> str:
-        return f"History({', '.join(f'{k}={v[-1]:.4g}' for k, v in self.history.items() if v and k != 'batch_loss')})"
+        last = {k: v[-1] for k, v in self.history.items() if v and k != "batch_loss"}
+        return f"History({', '.join(f'{k}={v:.4g}' for k, v in last.items())})"
 
 
 class Callback:
@@ -167,7 +175,7 @@ def _setup(model: Module) -> TrainStep:
 def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
         validation_data: tuple[Any, Any] | None = None, callbacks: Sequence[Callback] = (),
         shuffle: bool = True, verbose: bool = True, seed: int = 0) -> History:  # fmt: skip
-    """Train on ``x``, ``y``: shuffled batches, ``epochs`` times. Shows its progress unless silent."""
+    """Train on ``x``, ``y``: shuffled batches, ``epochs`` times; shows its progress."""
     step, history = _setup(self), History()
     x, y = _float32(x), _float32(y)
     if len(x) != len(y):

@@ -14,7 +14,7 @@ from rich.table import Table
 import trivium as tv
 from trivium.convert import OUT
 from trivium.engines import ENGINES
-from trivium.verify import Report
+from trivium.report import Report
 
 GOAL = 0.97
 

@@ -1,26 +1,25 @@
-"""Evidence that two models are the same: outputs, every gradient and training steps, against float64.
+"""Evidence that two models are the same: outputs, every gradient, training steps, against float64.
 
-The judge is the float64 oracle of the source's Graph. A target is accepted where its float32 error is
-at most a small constant times the *source framework's own* float32 error, plus a floor that only the
-dtype decides: there are no tolerances per op. Gradients come from each side's own differentiation.
+The judge is the float64 oracle of the source's Graph. A target is accepted where its float32 error
+is at most a small constant times the *source framework's own* float32 error, plus a floor that only
+the dtype decides: there are no tolerances per op. Gradients come from each side's own differentiation.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from trivium import dtype as dt
 from trivium.frameworks.runner import Pulled, Runner
-from trivium.graph import OPS, Graph, Node, Value
+from trivium.graph import Graph, Node
+from trivium.inputs import dims_of, draw, draw_masks, feed_masks
 from trivium.interpret import Interpreter
-from trivium.shape import Dim, bind, subs
+from trivium.report import Report, Row
 from trivium.transforms.grad import pullback
 from trivium.transforms.replay import replay, specialize
 
@@ -30,96 +29,6 @@ FLOOR = 64 * float(np.finfo(np.float32).eps)
 """Relative error that float32 rounding alone explains, where the source happened to have less."""
 POINTS = 6
 """How many points a disagreement in gradients is looked for at."""
-
-
-class VerificationError(AssertionError):
-    """A model is not what it was carried from. ``.report`` has the evidence."""
-
-    def __init__(self, report: Report):
-        super().__init__(f"{report.verdict}\n{report.table()}")
-        self.report = report
-
-
-@dataclass
-class Row:
-    """One comparison: a kind ("output", "gradient", ...), a name, and both sides' relative errors."""
-
-    kind: str
-    name: str
-    case: str
-    source_error: float
-    target_error: float
-    limit: float
-
-    @property
-    def ok(self) -> bool:
-        """Is the target as close to the oracle as it has to be?"""
-        return bool(self.target_error <= self.limit)
-
-
-@dataclass
-class Report:
-    """What was compared, and how it went. True when everything agreed."""
-
-    source: str
-    target: str
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first_divergence: str | None = None
-    """Where the two first differ, node by node; None when they agree."""
-
-    @property
-    def ok(self) -> bool:
-        """Did every comparison hold (and was there one)?"""
-        return bool(self.rows) and all(r.ok for r in self.rows)
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    @property
-    def verdict(self) -> str:
-        """One line."""
-        bad = [r for r in self.rows if not r.ok]
-        if self.ok:
-            return f"{self.source} and {self.target} agree in {len(self.rows)} comparisons"
-        where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
-        return f"{self.source} and {self.target} differ in {len(bad)} of {len(self.rows)} comparisons{where}"
-
-    def worst(self, kind: str) -> float | None:
-        """The target's largest error among the rows of a kind; None if nothing was compared."""
-        errors = [r.target_error for r in self.rows if r.kind == kind]
-        return max(errors) if errors else None
-
-    def table(self, most: int = 12) -> str:
-        """A line per kind, then the rows that failed."""
-        lines = [f"{'what':<12} {'compared':>8} {'source error':>13} {'target error':>13}  verdict"]
-        for kind in dict.fromkeys(r.kind for r in self.rows):
-            rows = [r for r in self.rows if r.kind == kind]
-            source, target = (
-                max(getattr(r, f"{s}_error") for r in rows) for s in ("source", "target")
-            )
-            verdict = "ok" if all(r.ok for r in rows) else "DIFFERS"
-            lines.append(f"{kind:<12} {len(rows):>8} {source:>13.1e} {target:>13.1e}  {verdict}")
-        bad = [r for r in self.rows if not r.ok]
-        for r in bad[:most]:
-            lines.append(
-                f"  {r.kind} {r.name} [{r.case}]: {r.target_error:.1e}, at most {r.limit:.1e}"
-            )
-        lines += [f"  and {len(bad) - most} more"] * (len(bad) > most)
-        lines += [f"note: {n}" for n in self.notes]
-        return "\n".join(lines)
-
-    __str__ = table
-
-    def to_json(self) -> str:
-        """Everything, for machines."""
-        return json.dumps(asdict(self) | {"ok": self.ok, "verdict": self.verdict}, indent=1)
-
-    def save(self, path: str | Path) -> None:
-        """Write the report beside what it is about: JSON and, with the ending .txt, text."""
-        path = Path(path)
-        path.write_text(self.to_json())
-        path.with_suffix(".txt").write_text(f"{self.verdict}\n{self.table()}\n")
 
 
 @dataclass
@@ -194,63 +103,8 @@ class GraphRunner:
         )
 
 
-# -- inputs ------------------------------------------------------------------------------------------
-def _limit_of(graph: Graph, value: Value) -> int:
-    """One more than the largest integer that makes sense for an input."""
-    for node in graph.nodes:
-        if value in {v for v in node.inputs[1:] if v is not None} and node.op in (
-            "embedding",
-            "take",
-        ):
-            table = node.inputs[0]
-            assert table is not None
-            size = table.shape[node.attrs.get("axis", 0)]
-            return size if isinstance(size, int) else 2
-        if node.op in ("one_hot", "cross_entropy") and value in {
-            v for v in node.inputs if v is not None
-        }:
-            first = node.inputs[0]
-            assert first is not None
-            size = node.attrs.get("classes", first.shape[-1] if first.shape else 2)
-            return size if isinstance(size, int) else 2
-        if node.op == "cast" and node.inputs[0] is value and node.out.dtype.is_integer:
-            return _limit_of(graph, node.out)
-    return 2
-
-
-def draw(graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int = 0) -> list[Any]:
-    """Inputs for a Graph: ``how`` is "normal", "negative", "large" or "zeros"."""
-    rng = np.random.default_rng(seed)
-    arrays = []
-    for v in graph.of_kind("data"):
-        shape = tuple(int(subs(s, dims)) for s in v.shape)
-        if v.dtype.is_floating:
-            x = rng.standard_normal(shape)
-            x = {"normal": x, "negative": -np.abs(x), "large": 30 * x, "zeros": 0 * x}[how]
-            arrays.append(x.astype(v.dtype.numpy))
-        elif v.dtype == dt.bool_:
-            arrays.append(rng.random(shape) < 0.5)
-        else:
-            arrays.append(rng.integers(0, _limit_of(graph, v), shape).astype(v.dtype.numpy))
-    return arrays
-
-
-def _dims(graph: Graph, batch: int, examples: Sequence[Any]) -> dict[str, int]:
-    env = dict.fromkeys(graph.dims(), 8) | {"batch": batch}
-    for v, x in zip(graph.of_kind("data"), examples, strict=False):
-        for size, actual in zip(v.shape, np.shape(x), strict=True):
-            if (
-                isinstance(size, Dim)
-                and size != Dim("batch")
-                and size == Dim(n := min(size.names()))
-            ):
-                env[n] = actual
-    return env
-
-
-# -- comparing ---------------------------------------------------------------------------------------
 def _error(got: Any, want: Any, group: float) -> float:
-    """The largest absolute error over the largest magnitude (a little of the whole group's counts)."""
+    """The largest absolute error over the largest magnitude (and a little of the whole group's)."""
     if np.shape(got) != np.shape(want):
         return float("inf")
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
@@ -306,9 +160,9 @@ class _Comparison:
     ) -> None:
         """Outputs, states and gradients at ``points``, until every row has agreed at one of them.
 
-        A gradient jumps where a ReLU or a maximum changes sides, and in a large model some activation
-        is always within rounding of that. Such a point says nothing about what lies behind the kink, so
-        a row fails only if it fails at every one of several points: a wrong gradient does.
+        A gradient jumps where a ReLU or a maximum changes sides, and in a large model some
+        activation is always within rounding of that. Such a point says nothing about what lies
+        behind the kink, so a row fails only if it fails at every one of several points: a wrong gradient does.
         """
         best: dict[tuple[str, str, str], Row] = {}
         tried = 0
@@ -347,8 +201,8 @@ class _Comparison:
     def steps(self, points: Iterator[Sequence[Any]], count: int) -> None:
         """``count`` steps of gradient descent along the oracle's path, a fresh batch for each.
 
-        Every side starts each step from the oracle's parameters and states, so that rounding does not
-        compound into chaos; what is compared is each step's gradient and what the states became.
+        Every side starts each step from the oracle's parameters and states, so that rounding does
+        not compound into chaos; what is compared is each step's gradient and what the states became.
         """
         sides: list[Runner] = [self.oracle, self.a.runner, self.b.runner]
         before = [s.values() for s in sides]
@@ -395,7 +249,7 @@ def compare_sides(
     for how, batch in (("normal", 1), ("normal", 3), ("negative", 2), ("large", 2), ("zeros", 2)):
         if has_batch or batch != 3 or not examples:
             label = f"{how}, batch {batch}" if has_batch else how
-            sets.append((label, draw(graph, _dims(graph, batch, examples), how)))
+            sets.append((label, draw(graph, dims_of(graph, batch, examples), how)))
     for label, inputs in sets:
         todo.outputs(inputs, label)
     if gradients and a.differentiable and b.differentiable:
@@ -408,7 +262,7 @@ def compare_sides(
 
         def points(batch: int, first: Sequence[Any] = ()) -> Iterator[list[Any]]:
             for seed in itertools.count(1):
-                drawn = draw(graph, _dims(graph, batch, examples), "normal", seed)
+                drawn = draw(graph, dims_of(graph, batch, examples), "normal", seed)
                 x = list(first) if first and seed == 1 else drawn
                 yield x + (draw_masks(todo.a.graph, graph, x) if masked else [])
 
@@ -441,41 +295,11 @@ def _with_masks(side: Side) -> Side:
     return replace(side, graph=graph, runner=runner)
 
 
-def feed_masks(graph: Graph) -> Graph:
-    """Every dropout that is on while training as ``x * mask``, the masks as last data inputs."""
-
-    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        x = values[0] if values else None
-        if node.op != "dropout" or x is None:
-            return None
-        mask = new.input("data", x.dtype, x.shape, f"mask_{len(new.of_kind('data'))}")
-        outputs: Sequence[Value] = OPS["multiply"].append(new, [x, mask], {}, node.origin)
-        return outputs
-
-    new, _ = replay(graph, rule)
-    new.inputs = [v for v in new.inputs if v.kind != "rng"]
-    return new
-
-
-def draw_masks(masked: Graph, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
-    """Masks as our own dropout draws them."""
-    dims: dict[str, int] = {}
-    for v, x in zip(graph.of_kind("data"), inputs, strict=True):
-        bind(v.shape, x.shape, dims, v.name)
-    rates = [n.attrs["rate"] for n in graph.nodes if n.op == "dropout"]
-    rng = np.random.default_rng(3)
-    masks = []
-    for v, rate in zip(masked.of_kind("data")[len(inputs) :], rates, strict=True):
-        shape = tuple(int(subs(s, dims)) for s in v.shape)
-        masks.append(((rng.random(shape) >= rate) / (1 - rate)).astype(np.float32))
-    return masks
-
-
 def divergence(a: Side, b: Side, inputs: Sequence[Any], training: bool = False) -> str | None:
     """The first node of ``a`` whose numbers are others in ``b``.
 
-    A model built from a Graph is built again with every node as an output; of any other, the numbers
-    of ``a``'s nodes are looked for, in any order of axes, among those of its own nodes.
+    A model built from a Graph is built again with every node as an output; of any other, the
+    numbers of ``a``'s nodes are looked for, in any order of axes, among those of its own nodes.
     """
     mine = _every_value(a, inputs, training)
     if b.graph is a.graph and b.rebuild is not None:

@@ -336,16 +336,28 @@ def flat(code: Any, emitter: Emitter) -> Iterator[Any]:
 def execute(emitted: Emitted, name: str) -> Any:
     """Run emitted source and return the class or function it is about.
 
-    The source is known to ``inspect`` and to tracebacks under ``<trivium NAME>``.
+    The source is known to ``inspect`` and to tracebacks under ``<trivium>/NAME_1.py``.
     """
-    filename = f"<trivium {name} {next(_count)}>"
+    filename = f"<trivium>/{name}_{next(_count)}.py"
     lines = emitted.source.splitlines(keepends=True)
     linecache.cache[filename] = (len(emitted.source), None, lines, filename)
     module = types.ModuleType(f"trivium_{name}_{emitted.entry}")
     module.__file__ = filename
+    module.__loader__ = _Source(emitted.source)  # who empties linecache (AutoGraph) asks it again
     sys.modules[module.__name__] = module  # so that inspect finds the classes' source
     exec(compile(emitted.source, filename, "exec"), module.__dict__)
     return module.__dict__[emitted.entry]
+
+
+class _Source:
+    """What ``linecache`` wants of a loader."""
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def get_source(self, name: str) -> str:
+        """The source, whatever the name."""
+        return self.source
 
 
 _count = itertools.count(1)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.graph import OPS, Graph, GraphError
+from trivium.graph import MODE, OPS, Graph, GraphError, Node, Value
 from trivium.op import lift
 from trivium.transforms.grad import gradient
-from trivium.transforms.replay import inline
+from trivium.transforms.replay import inline, replay
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,17 @@ def training_step(loss: Graph, update: Update) -> Graph:
             step.updates |= zip([p, *slots], new, strict=True)
     step.outputs = [value]
     return step
+
+
+def by_mode(graph: Graph) -> Graph:
+    """Norms and dropouts that are on while training, as layers that ask for the mode."""
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
+        if node.attrs.get("training") is not True:
+            return None
+        return OPS[node.op].append(new, values, node.attrs | {"training": MODE}, node.origin)
+
+    return replay(graph, rule)[0]
 
 
 def initial_slots(params: Mapping[str, Any], update: Update) -> dict[str, Any]:

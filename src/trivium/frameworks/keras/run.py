@@ -15,7 +15,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update
+from trivium.transforms.step import Update, by_mode
 
 Weights = Mapping[str, tuple[str, Weight]]
 
@@ -158,7 +158,7 @@ class KerasTrainer:
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.tf = tf = load_tensorflow()
-        self.model, weights = build(graph, values)
+        self.model, weights = build(by_mode(graph), values)
         self.runner = KerasRunner(self.model, weights)
         self.update = execute(emit_function(specialize(update.graph)), "keras")
         self.params = [v.value for v in self.model.trainable_variables]

@@ -39,11 +39,12 @@ class DepthwiseConv2d(tf.Module):
         size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.kernel = tf.Variable(tf.zeros((*size, channels, 1)), name="kernel")
         self.bias = tf.Variable(tf.zeros(channels), name="bias") if bias else None
-        pads = [(padding, padding)] * 2 if isinstance(padding, int) else padding
-        self.strides, self.padding = (1, stride, stride, 1), [[0, 0], *map(list, pads), [0, 0]]
+        self.strides, self.padding = (1, stride, stride, 1), padding
 
     def __call__(self, x, training=False):
-        y = tf.nn.depthwise_conv2d(x, self.kernel, self.strides, self.padding)
+        # Padded by hand: with explicit padding TF 2.21 aborts when it fuses the bias.
+        x = padded(x, self.padding)
+        y = tf.nn.depthwise_conv2d(x, self.kernel, self.strides, "VALID")
         return y if self.bias is None else y + self.bias
 ''',
     "Conv": '''
