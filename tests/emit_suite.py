@@ -112,7 +112,7 @@ class Bound:
     # -- models --------------------------------------------------------------------------------
     def model(self, name: str) -> None:
         """Outputs, all gradients and updated statistics, in both modes, at several batch sizes."""
-        module, specs, _ = MODELS[name]()
+        module, specs, _ = (MODELS | WIDER)[name]()
         graph = tv.trace(module, *specs)
         values = shaken(module)
         runner = self.runner(*self.build(graph, values))
@@ -130,9 +130,8 @@ class Bound:
                 near(got, want, 128)
         fresh = {n: v + np.float32(0.1) for n, v in values.items()}
         runner.load(fresh)
-        np.testing.assert_array_equal(
-            next(iter(runner.values().values())), next(iter(fresh.values()))
-        )
+        for n, v in runner.values().items():
+            np.testing.assert_array_equal(v, fresh[n])
 
     def both_modes(self, graph: Graph, runner: Any, values: Any, arrays: list[Any]) -> None:
         held = {v.name: values[v.name] for v in graph.of_kind("param", "state")}
@@ -261,7 +260,8 @@ class Recurrent(nn.Module):
 class Convolutional(nn.Module):
     def __init__(self) -> None:
         self.features = nn.Sequential(
-            nn.Conv2d(6, (3, 2), stride=(2, 1), dilation=(1, 2)), nn.ReLU(), nn.AvgPool2d(2, padding=1),
+            nn.Conv2d(6, (3, 2), stride=(2, 1), dilation=(1, 2)), nn.ReLU(),
+            nn.AvgPool2d(2, padding=1),
             nn.Conv2d(12, 3, padding=1, groups=3), tv.gelu, nn.MaxPool2d(2),
         )  # fmt: skip
         self.depthwise = nn.Conv2d(12, 3, padding=1, groups=12)
@@ -329,6 +329,96 @@ MODELS: dict[str, Any] = {
         None,
     ),
 }  # fmt: skip
+
+
+class SharedNorm(nn.Module):
+    def __init__(self) -> None:
+        self.norm, self.head = nn.BatchNorm(axis=-1), nn.Linear(4)
+
+    def forward(self, x: Any) -> Any:
+        return self.norm(tv.tanh(self.head(self.norm(x))) + x)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        self.table, self.inner = nn.Embedding(9, 6), nn.Sequential(nn.Linear(6), tv.relu)
+        self.head = nn.Linear(6, bias=False)
+
+    def forward(self, ids: Any) -> Any:
+        x = self.head(self.inner(self.table(ids)))
+        x = tv.matmul(x, self.head.param("weight", (6, 6), nn.layers.zeros))
+        return tv.linear(x, self.table.param("weight", (9, 6), nn.layers.zeros))
+
+
+class Loop(nn.Module):
+    def __init__(self) -> None:
+        self.cell, self.head = nn.Linear(4), nn.Linear(2)
+
+    def forward(self, x: Any) -> Any:
+        w = self.param("w", (4, 4), nn.layers.glorot)
+        given = self.cell(x)
+
+        def step(h: Any, g: Any) -> Any:
+            h = tv.tanh(g + tv.matmul(h, w))
+            return h, h * 2
+
+        last, all_h = tv.scan(step, tv.sum(given, axis=1), tv.transpose(given, axes=(1, 0, 2)))
+        return self.head(last), tv.mean(all_h, axis=0)
+
+
+class Branch(nn.Module):
+    def __init__(self) -> None:
+        self.head = nn.Linear(4)
+
+    def forward(self, x: Any) -> Any:
+        y = self.head(x)
+        return tv.cond(tv.sum(y) > 0, lambda v: v * 2, lambda v: tv.tanh(v), y)
+
+
+class Names(nn.Module):
+    """Parts that are called what emitted source calls something else."""
+
+    def __init__(self) -> None:
+        self.conv, self.max_pool = nn.Conv2d(4, 3), nn.MaxPool2d(2)
+        for name in ("linear", "params", "name", "jax", "tf", "variables", "lambda"):
+            setattr(self, name, nn.Linear(3))
+        self.state = nn.Sequential(nn.Linear(3), nn.BatchNorm(axis=-1))
+
+    def forward(self, x: Any) -> Any:
+        x = tv.mean(self.max_pool(self.conv(x)), axis=(2, 3))
+        for name in ("linear", "params", "name", "jax", "tf", "variables", "lambda", "state"):
+            x = getattr(self, name)(x)
+        return x
+
+
+class Free(nn.Module):
+    def __init__(self) -> None:
+        self.head = nn.Linear(4)
+
+    def forward(self, x: Any) -> Any:
+        scale = self.param("scale", (4,), nn.layers.ones)
+        return self.head(x) * scale + self.param("shift", (4,), nn.layers.zeros)
+
+
+WIDER: dict[str, Any] = {
+    "shared_norm": lambda: (SharedNorm(), [_shape(4)], None),
+    "tied": lambda: (Tied(), [_shape(5, dtype="int64")], None),
+    "loop": lambda: (Loop(), [_shape(5, 3)], None),
+    "branch": lambda: (Branch(), [_shape(3)], None),
+    "names": lambda: (Names(), [_shape(3, 7, 6)], None),
+    "free": lambda: (nn.Sequential(Free(), Free(), Free(), nn.Linear(3)), [_shape(4)], None),
+    "norm_of_rank_3": lambda: (
+        nn.Sequential(nn.BatchNorm(), nn.ReLU(), nn.BatchNorm()), [_shape(3, 4)], None
+    ),
+    "multiplied_depthwise": lambda: (
+        nn.Sequential(
+            nn.Conv2d(8, 3, groups=4, stride=(1, 2)), nn.Conv2d(8, 3, groups=8, stride=(2, 1))
+        ),
+        [_shape(4, 9, 9)],
+        None,
+    ),
+}  # fmt: skip
+"""For targets whose source is free enough to say all of it."""
 
 
 def shaken(module: nn.Module) -> dict[str, Any]:

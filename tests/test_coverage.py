@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import coverage_table
 import pytest
+
+import coverage_table
 
 
 def test_coverage_is_up_to_date() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +54,7 @@ class Flag:
         return f", {self.name}="
 
 
-Piece = Union[str, Value, Slot, Member, Size, Flag]
+Piece = str | Value | Slot | Member | Size | Flag
 Code = list[Piece]
 
 

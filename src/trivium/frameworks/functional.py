@@ -1,7 +1,7 @@
 """What the targets share that write calls, not layers: JAX functions, TensorFlow's raw ops.
 
 A call names its numbers (``conv(params["conv1"], x, stride=2)``), the mode is an argument that is
-passed on (``training``), and Graphs inside a node (the step of a scan) become functions of their own.
+passed on (``training``), and Graphs inside a node (the step of a scan) become functions.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from trivium.frameworks.source import Class, Emitter, Later
 from trivium.frameworks.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim, size_product
+from trivium.transforms.replay import replay
 
 WIDTH = 96
 
@@ -56,6 +57,12 @@ def keywords(arguments: Mapping[str, tuple[Any, Any]]) -> Code:
     return [Keyword(name, value, default) for name, (value, default) in arguments.items()]
 
 
+def snake(words: Sequence[str]) -> str:
+    """``basic_block``."""
+    parts = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", w) for w in words if w]
+    return "_".join(parts).lower()
+
+
 def square(sizes: tuple[int, ...]) -> Any:
     """``3`` for ``(3, 3)``: as one writes it."""
     return sizes[0] if len(set(sizes)) == 1 else sizes
@@ -71,23 +78,42 @@ def plain_padding(padding: Any) -> Any:
     return low if len(set(padding)) == 1 and low == high else padding
 
 
-def same_state_twice(graph: Graph) -> dict[str, list[Node]]:
-    """For each running statistic the batch norms that collect it, checked against the updates."""
-    found: dict[str, list[Node]] = {}
-    for node in graph.nodes:
+def in_turn(graph: Graph) -> Graph:
+    """A batch norm called again goes on from what its last call collected.
+
+    In the Graph it reads the outputs of that call; here it reads the state itself, as in frameworks
+    whose layers hold their statistics.
+    """
+    stands: dict[Value | None, Value] = {}  # what a batch norm made of a state -> the state
+    last: dict[Value, Value] = {}  # state -> what its last batch norm makes of it
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
         if node.op != "batch_norm" or node.attrs["training"] is False:
-            continue
-        for v in node.inputs[3:]:
-            if v is not None and v.kind == "state":
-                found.setdefault(v.name, []).append(node)
-    by_name = {v.name: v for v in graph.inputs}
-    for name, nodes in found.items():
-        new = graph.updates.get(by_name[name])
-        if all(v is not new for v in nodes[-1].outputs[1:]):
+            return None
+        states = [stands.get(old, v) for old, v in zip(node.inputs[3:], values[3:], strict=True)]
+        outputs: tuple[Value, ...] = OPS["batch_norm"].append(
+            new, [*values[:3], *states], node.attrs, node.origin
+        )
+        for old, made, before, state in zip(
+            node.inputs[3:], outputs[1:], node.outputs[1:], states, strict=False
+        ):
+            if state is None or state.kind != "state":
+                continue
+            if state in last and old not in stands:
+                raise UnsupportedError(
+                    f"two batch norms that collect {state.name} side by side", node.scope
+                )
+            stands[before], last[state] = state, made
+        return outputs
+
+    new, _ = replay(graph, rule)
+    for state, made in last.items():
+        if new.updates.get(state) is not made:
+            where = made.node.scope if made.node else ""
             raise UnsupportedError(
-                f"the statistic {name} is not updated by its last batch norm", nodes[-1].scope
+                f"the statistic {state.name} is not updated by its last batch norm", where
             )
-    return found
+    return new
 
 
 def either(outputs: Sequence[Value], code: Code) -> list[Statement]:
@@ -168,7 +194,11 @@ class Calls(Target):
 
     def step(self, graph: Graph, wish: str) -> str:
         """The name of a function that means this inner Graph."""
-        inner = self.inner(graph, wish)
+        copy = Graph(wish)
+        arguments = {v: copy.input("data", v.dtype, v.shape, v.name) for v in graph.inputs}
+        _, env = replay(graph, into=copy, inputs=arguments)
+        copy.outputs = [env[v] for v in graph.outputs]  # type: ignore[misc]
+        inner = self.inner(copy)
         inner.settle()
         source = "\n\n\n".join(self.function(inner, cls) for cls in inner.classes)
         name = inner.classes[-1].name
@@ -178,11 +208,9 @@ class Calls(Target):
         self.steps[name] = source
         return name
 
-    def inner(self, graph: Graph, wish: str) -> Emitter:
+    def inner(self, graph: Graph) -> Emitter:
         """An emitter for an inner Graph."""
-        copy = Graph(wish)
-        copy.inputs, copy.nodes, copy.outputs = graph.inputs, graph.nodes, graph.outputs
-        return Emitter(copy, self)
+        return Emitter(graph, self)
 
     def function(self, emitter: Emitter, cls: Class) -> str:
         """The source of one function that has no parameters."""
@@ -241,6 +269,10 @@ class CallWriter(Writer):
             )
         return str(piece)
 
+    def joins(self, s: Statement, text: str, last: bool) -> bool:
+        """The last statement has the line of the return to itself."""
+        return len(text) < 80 if last else super().joins(s, text, last)
+
     def flag(self, flag: Flag) -> str:
         """What is passed on."""
         return flag.name
@@ -253,6 +285,11 @@ class CallWriter(Writer):
             del self.names[value]
             name = self.names[value] = self.fresh(f"{name}_")
         return name
+
+
+def tupled(line: str, count: int) -> str:
+    """``return (y,)``: the one result of an inner function is a tuple too."""
+    return f"return ({line.removeprefix('return ')}{',' * (count == 1)})"
 
 
 def looped(lines: Sequence[str]) -> list[str]:
@@ -289,8 +326,3 @@ def nested(targets: Sequence[str]) -> str:
         for key in name.split(".")[:-1]:
             branch = branch.setdefault(key, {})
     return repr(tree).replace("'", '"')
-
-
-__all__ = ["OPS", "Arguments", "CallWriter", "Calls", "Flag", "Keyword", "Own", "Stateful", "either", "flagged", "keywords",
-           "linear", "looped", "nested", "new_shape", "passes", "plain_padding", "same_state_twice", "scan", "select",
-           "slice_axis", "square"]  # fmt: skip

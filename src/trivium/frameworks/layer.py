@@ -32,6 +32,12 @@ class Weight:
     to: Callable[[Array], Array] = same
     back: Callable[[Array], Array] = same
 
+    def turned(self, rank: int) -> tuple[int, ...] | None:
+        """The transposition that makes ours of theirs; None where both are alike."""
+        probe = np.zeros(range(2, rank + 2), np.bool_)
+        axes = tuple(s - 2 for s in self.back(probe).shape)
+        return None if axes == tuple(range(rank)) else axes
+
 
 def permuted(*axes: int) -> dict[str, Callable[[Array], Array]]:
     """``to`` and ``back`` of a weight whose axes the framework keeps in another order."""

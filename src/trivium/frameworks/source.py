@@ -343,7 +343,8 @@ def execute(emitted: Emitted, name: str) -> Any:
     linecache.cache[filename] = (len(emitted.source), None, lines, filename)
     module = types.ModuleType(f"trivium_{name}_{emitted.entry}")
     module.__file__ = filename
-    module.__loader__ = _Source(emitted.source)  # who empties linecache (AutoGraph) asks it again
+    # Who empties linecache, as AutoGraph does, asks the loader again.
+    module.__loader__ = _Source(emitted.source)  # type: ignore[assignment]
     sys.modules[module.__name__] = module  # so that inspect finds the classes' source
     exec(compile(emitted.source, filename, "exec"), module.__dict__)
     return module.__dict__[emitted.entry]

@@ -10,16 +10,16 @@ import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Block, Layer, leaf
-from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
+from trivium.frameworks.code import Code, Flag, Member, Statement, Target, array_source, joined
 from trivium.frameworks.functional import (
     Arguments,
     Calls,
     CallWriter,
-    Flag,
     Own,
     Stateful,
     either,
     flagged,
+    in_turn,
     keywords,
     linear,
     looped,
@@ -27,11 +27,12 @@ from trivium.frameworks.functional import (
     new_shape,
     passes,
     plain_padding,
-    same_state_twice,
     scan,
     select,
     slice_axis,
+    snake,
     square,
+    tupled,
 )
 from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, Weight
@@ -46,7 +47,7 @@ NARROW = {"int64": "int32", "uint64": "uint32"}
 _LAYOUTS = ("NCW", "NCHW", "NCDHW")
 
 
-# -- layers: functions of (params, x) ----------------------------------------------------------------
+# -- layers: functions of (params, x) --------------------------------------------------------------
 def _form(op: str, exact: Any = lambda node: True, **names: str) -> LayerForm:
     weights = tuple(Weight(array, name, name) for array, name in names.items())
     return LayerForm(op, op, lambda node: {} if exact(node) else None, weights=weights)
@@ -90,12 +91,11 @@ def _mode(training: Any) -> Code:
 def _activation(a: Mapping[str, Any]) -> Code:
     if a["activation"] == "tanh":
         return []
-    return [
-        f", activation={'jax.nn' if a['activation'] in ('relu', 'sigmoid') else 'jnp'}.{a['activation']}"
-    ]
+    module = "jax.nn" if a["activation"] in ("relu", "sigmoid") else "jnp"
+    return [f", activation={module}.{a['activation']}"]
 
 
-# -- calls -------------------------------------------------------------------------------------------
+# -- calls -----------------------------------------------------------------------------------------
 def _conv(target: Target, node: Node) -> Code:
     arrays = [target.array(v) for v in node.inputs if v is not None]
     return ["convolution(", *joined(arrays), *_conv_keywords(node.attrs), ")"]
@@ -220,20 +220,20 @@ class Jax(Calls):
     functions = {  # noqa: RUF012
         "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "dropout": _dropout, "linear": linear,
         "sum": _reduce, "mean": _reduce, "max": _reduce, "min": _reduce, "transpose": _transpose,
-        "reshape": _reshape, "flatten": _flatten, "pad": _pad, "constant": _constant, "slice_axis": slice_axis,
-        "select": select, "take_grad": _take_grad, "scan": scan, "cond": _cond,
+        "reshape": _reshape, "flatten": _flatten, "pad": _pad, "constant": _constant,
+        "slice_axis": slice_axis, "select": select,
+        "take_grad": _take_grad, "scan": scan, "cond": _cond,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:
-        """Nothing is rebuilt; float64 is refused."""
-        same_state_twice(graph)
+        """float64 is refused."""
         for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)):
             if v.dtype == "float64":
                 raise UnsupportedError(
                     "float64 in JAX source, which is float32 there unless x64 is on",
                     v.node.scope if v.node else v.name, "cast the model to float32",
                 )  # fmt: skip
-        return graph
+        return in_turn(graph)
 
     def lowers(self, node: Node) -> bool:
         """Dropout that is off, and norms without parameters, are decomposed."""
@@ -266,10 +266,7 @@ class Jax(Calls):
 
     def class_name(self, words: Sequence[str]) -> str:
         """``basic_block``."""
-        parts = [
-            re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", w) for w in words if w
-        ]
-        name = "_".join(parts).lower()
+        name = snake(words)
         return f"{name}_model" if self.taken(name) else name
 
     def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
@@ -307,11 +304,9 @@ class Jax(Calls):
                 return [*start, *_activation(a), ")"]
         return [*start, ")"]
 
-    def inner(self, graph: Graph, wish: str) -> Emitter:
+    def inner(self, graph: Graph) -> Emitter:
         """An emitter for an inner Graph."""
-        copy = Graph(wish)
-        copy.inputs, copy.nodes, copy.outputs = graph.inputs, graph.nodes, graph.outputs
-        return Functions(copy, self)
+        return Functions(graph, self)
 
     def function(self, emitter: Emitter, cls: Class) -> str:
         """The step of a scan, a branch of a cond: a tuple of results."""
@@ -333,8 +328,9 @@ class Functions(Emitter):
         inner = self.body(block)
         assert inner.cls is not None
         member = Member(self.member_name(body.block, block.path))
-        arguments = joined([[member], *([v] for v in block.inputs)])
-        code: Code = [f"{inner.cls.name}(", *arguments, Arguments(inner)]  # type: ignore[list-item]
+        parts: list[Code] = [[member]]
+        parts += [[v] for v in block.inputs]
+        code: Code = [f"{inner.cls.name}(", *joined(parts), Arguments(inner)]  # type: ignore[list-item]
         code += [
             Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)
         ]
@@ -356,6 +352,7 @@ class _Writer(CallWriter):
             if isinstance(p, Flag) and p.name == "rng"
         ]
         self.keys = {id(p): i for i, p in enumerate(passed)}
+        self.assigned: set[str] = set()  # members whose new state is there already
         self.stateful = [s.state.name for s in self.body.statements if isinstance(s, Stateful)]
 
     def member(self, member: Member) -> str:
@@ -367,7 +364,8 @@ class _Writer(CallWriter):
                     f"JAX source that reads {name} in {path}, outside its own scope"
                 )
             name = name[len(path) + 1 :]
-        return "params" + _indexed(name)
+        at = _indexed(name)
+        return f"merged(params{at}, state{at})" if name in self.assigned else f"params{at}"
 
     def flag(self, flag: Flag) -> str:
         """Every use of the key is another key."""
@@ -402,6 +400,7 @@ class _Writer(CallWriter):
             for v in s.outputs
         ]
         self.lines.append(f"{', '.join(names)}, state{_indexed(s.state.name)} = {text}")
+        self.assigned.add(s.state.name)
 
     def results(self, root: bool) -> None:
         """The return, with the new state where there is one."""
@@ -446,7 +445,7 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
         lines.append(f"state = {nested(writer.stateful)}")
     writer.write()
     if inner:
-        writer.lines[-1] = f"return ({writer.lines[-1].removeprefix('return ')},)"
+        writer.lines[-1] = tupled(writer.lines[-1], len(cls.bodies[0].block.outputs))
     else:
         writer.results(root)
     lines += looped(writer.lines)

@@ -3,8 +3,9 @@
 HELPERS = {
     "conv": '''
 def conv(params, x, stride=1, padding=0, dilation=1, groups=1, layout=None):
-    """The convolution of images x (N, C, *size) with params["weight"] (out, in / groups, *kernel)."""
-    return convolution(x, params["weight"], params.get("bias"), stride, padding, dilation, groups, layout)
+    """The convolution of images x (N, C, *size); weight (out, in / groups, *kernel)."""
+    weight, bias = params["weight"], params.get("bias")
+    return convolution(x, weight, bias, stride, padding, dilation, groups, layout)
 ''',
     "convolution": '''
 def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, layout=None):
@@ -45,6 +46,14 @@ def batch_norm(params, x, training=False, axis=1, momentum=0.1, epsilon=1e-5, un
     if "bias" in params:
         y = y + jnp.expand_dims(params["bias"], others)
     return y, state
+''',
+    "merged": '''
+def merged(params, state):
+    """The parameters, with the state that a call before has left."""
+    return {
+        k: merged(v, state.get(k, {})) if isinstance(v, dict) else state.get(k, v)
+        for k, v in params.items()
+    }
 ''',
     "layer_norm": '''
 def layer_norm(params, x, epsilon=1e-5):

@@ -170,7 +170,7 @@ def _listed(outputs: Any) -> list[Any]:
 
 
 class JaxTrainer:
-    """The loss Graph as a JAX function; loss, gradients and the optimizer's update in one jitted step."""
+    """The loss Graph as a JAX function; loss, gradients and update in one jitted step."""
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.jax = load_jax()
@@ -181,7 +181,7 @@ class JaxTrainer:
         jnp = self.jax.numpy
         self.slots = {n: [jnp.zeros_like(p) for _ in update.slots] for n, p in self.params.items()}
         self.count = 0
-        # What a step replaces is given up to it, so that the new arrays lie where the old ones were.
+        # What a step replaces is given up to it: the new arrays lie where the old ones were.
         self._step = self.jax.jit(self._one_step, donate_argnums=(0, 1, 2))
 
     def _take(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from trivium.dtype import as_dtype
 from trivium.frameworks.onnx.operators import OP, is_all, reads
 from trivium.graph import Value
 from trivium.shape import Dim, Size, broadcast, size_product
@@ -205,7 +204,9 @@ def _one_hot(call: Call) -> Any:
         indices = indices.astype("int64")  # as the operator says
     off, on = (call.known(2, "the values of a OneHot")[i : i + 1].reshape(()) for i in (0, 1))
     from_end = OP["where"](indices < 0, indices + depth, indices)  # ONNX counts these from the end
-    hot = OP["one_hot"](from_end, classes=depth, dtype=as_dtype("bool"))
+    # Not our one_hot: there an index out of range is an error, here it is no class.
+    classes = OP["arange"](stop=depth, dtype=from_end.dtype)
+    hot = OP["equal"](OP["expand_dims"](from_end, axis=from_end.ndim), classes)
     order = list(range(indices.ndim))
     order.insert(axis % (indices.ndim + 1), indices.ndim)
     lift = [OP["full"](shape=(), value=v.item(), dtype=v.dtype.name) for v in (on, off)]

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trivium.frameworks.blocks import leaf
-from trivium.frameworks.code import Code, Target, array_source, joined
+from trivium.frameworks.code import Code, Flag, Target, array_source, joined
 from trivium.frameworks.functional import (
-    Flag,
     Keyword,
     keywords,
     new_shape,
@@ -66,19 +65,23 @@ def reduce(target: Target, node: Node) -> Code:
     parts = [target.array(x)]
     if len(a["axis"]) != len(x.shape):
         parts.append([target.literal(a["axis"][0] if len(a["axis"]) == 1 else a["axis"])])
-    return call(f"tf.reduce_{node.op}", *parts, *([["keepdims=True"]] if a["keepdims"] else []))
+    if a["keepdims"]:
+        parts.append(["keepdims=True"])
+    return call(f"tf.reduce_{node.op}", *parts)
 
 
 def transpose(target: Target, node: Node) -> Code:
     """``tf.transpose(x, (0, 2, 3, 1))``."""
     axes = node.attrs["axes"]
-    turned = axes == tuple(reversed(range(len(axes))))
-    return call("tf.transpose", target.array(node.inputs[0]), *([] if turned else [[str(axes)]]))
+    order: list[Code] = [] if axes == tuple(reversed(range(len(axes)))) else [[str(axes)]]
+    return call("tf.transpose", target.array(node.inputs[0]), *order)
 
 
 def reshape(target: Target, node: Node) -> Code:
     """``tf.reshape(x, (-1, 12))``."""
-    return call("tf.reshape", target.array(node.inputs[0]), _tuple(new_shape(target, node.attrs["shape"])))
+    return call(
+        "tf.reshape", target.array(node.inputs[0]), _tuple(new_shape(target, node.attrs["shape"]))
+    )
 
 
 def _tuple(parts: Sequence[Code]) -> Code:
@@ -88,7 +91,8 @@ def _tuple(parts: Sequence[Code]) -> Code:
 def flatten(target: Target, node: Node) -> Code:
     """``flatten(x)``."""
     start = node.attrs["start"]
-    return call("flatten", target.array(node.inputs[0]), *([] if start == 1 else [[str(start)]]))
+    more: list[Code] = [] if start == 1 else [[str(start)]]
+    return call("flatten", target.array(node.inputs[0]), *more)
 
 
 def pad(target: Target, node: Node) -> Code:
@@ -98,7 +102,9 @@ def pad(target: Target, node: Node) -> Code:
         raise UnsupportedError("TensorFlow has no padding between elements", node.scope)
     if any(isinstance(p, int) and p < 0 for p in (*a["low"], *a["high"])):
         raise UnsupportedError("TensorFlow has no negative padding", node.scope, "slice instead")
-    pairs = _tuple([_tuple([target.attribute(v) for v in p]) for p in zip(a["low"], a["high"], strict=True)])
+    pairs = _tuple(
+        [_tuple([target.attribute(v) for v in p]) for p in zip(a["low"], a["high"], strict=True)]
+    )
     tail = [[f"constant_values={target.literal(a['value'])}"]] if a["value"] else []
     return call("tf.pad", target.array(node.inputs[0]), pairs, *tail)  # type: ignore[arg-type]
 
@@ -122,9 +128,9 @@ def linear(target: Target, node: Node) -> Code:
     """``tf.matmul(x, w, transpose_b=True) + b``."""
     x, w, b = (*node.inputs, None)[:3]
     assert x is not None
-    name, rest = ("tf.linalg.matvec", [target.array(w), target.array(x)]) if len(x.shape) == 1 else (
-        "tf.matmul", [target.array(x), target.array(w), ["transpose_b=True"]])  # fmt: skip
-    product = call(name, *rest)
+    product = call("tf.matmul", target.array(x), target.array(w), ["transpose_b=True"])
+    if len(x.shape) == 1:
+        product = call("tf.linalg.matvec", target.array(w), target.array(x))
     return product if b is None else [*product, " + ", *target.array(b)]
 
 
@@ -190,17 +196,20 @@ def binary_cross_entropy(target: Target, node: Node) -> Code:
 
 def cond(target: Any, node: Node) -> Code:
     """``tf.cond(c, lambda: then(x), lambda: otherwise(x))``."""
-    names = [target.step(node.attrs[k], f"{leaf(node.scope) or 'cond'}_{k}") for k in ("then", "otherwise")]
+    names = [
+        target.step(node.attrs[k], f"{leaf(node.scope) or 'cond'}_{k}")
+        for k in ("then", "otherwise")
+    ]
     condition, *operands = [target.array(v) for v in node.inputs]
     branches: list[Code] = [["lambda: ", *call(name, *operands)] for name in names]
     return [*call("tf.cond", condition, *branches), "[0]" * (len(node.outputs) == 1)]
 
 
 FUNCTIONS = {
-    "conv": conv, "max_pool": pool, "avg_pool": pool, "dropout": dropout, "sum": reduce, "mean": reduce,
-    "max": reduce, "min": reduce, "transpose": transpose, "reshape": reshape, "flatten": flatten, "pad": pad,
-    "matmul": matmul, "linear": linear, "constant": constant, "full": full, "arange": arange,
-    "take_grad": take_grad, "cross_entropy": cross_entropy,
-    "binary_cross_entropy_with_logits": binary_cross_entropy, "cond": cond, "scan": scan, "select": select,
-    "slice_axis": slice_axis,
+    "conv": conv, "max_pool": pool, "avg_pool": pool, "dropout": dropout, "sum": reduce,
+    "mean": reduce, "max": reduce, "min": reduce, "transpose": transpose, "reshape": reshape,
+    "flatten": flatten, "pad": pad, "matmul": matmul, "linear": linear, "constant": constant,
+    "full": full, "arange": arange, "take_grad": take_grad, "cross_entropy": cross_entropy,
+    "binary_cross_entropy_with_logits": binary_cross_entropy, "cond": cond, "scan": scan,
+    "select": select, "slice_axis": slice_axis,
 }  # fmt: skip

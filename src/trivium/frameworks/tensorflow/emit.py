@@ -8,15 +8,16 @@ from typing import Any
 
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Block, Layer
-from trivium.frameworks.code import Code, Member, Slot, Statement
+from trivium.frameworks.code import Code, Flag, Member, Slot, Statement
 from trivium.frameworks.functional import (
     Calls,
     CallWriter,
-    Flag,
     Own,
     either,
+    in_turn,
     passes,
-    same_state_twice,
+    snake,
+    tupled,
 )
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat
@@ -27,8 +28,10 @@ from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, ident
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay
 
-_MODULE = {"name", "name_scope", "submodules", "variables", "trainable_variables", "non_trainable_variables",
-           "with_name_scope", "layers"}  # fmt: skip
+_MODULE = {
+    "name", "name_scope", "submodules", "variables", "trainable_variables",
+    "non_trainable_variables", "with_name_scope", "layers",
+}  # fmt: skip
 
 
 def attribute(part: str) -> str:
@@ -47,20 +50,19 @@ class TensorFlow(Calls):
     functions = FUNCTIONS
     sequential = True
     reserved = frozenset({"tf", "partial", "self", "training"})
+    stepping = False
 
     def prepare(self, graph: Graph) -> Graph:
         """Channels last: TensorFlow convolves nothing else on a CPU."""
-        for name, nodes in same_state_twice(graph).items():
-            if len(nodes) > 1:
-                raise UnsupportedError(
-                    f"the statistic {name}, which {len(nodes)} batch norms collect: TensorFlow would assign "
-                    f"it {len(nodes)} times", nodes[0].scope, "give each its own",
-                )  # fmt: skip
 
         def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
             x = values[0] if values else None
-            if node.op == "conv" and any(p < 0 for pair in node.attrs["padding"] for p in pair if isinstance(p, int)):
-                raise UnsupportedError("TensorFlow has no negative padding", node.scope, "slice instead")
+            if node.op == "conv" and any(
+                p < 0 for pair in node.attrs["padding"] for p in pair if isinstance(p, int)
+            ):
+                raise UnsupportedError(
+                    "TensorFlow has no negative padding", node.scope, "slice instead"
+                )
             if node.op != "batch_norm" or x is None or node.attrs["axis"] == len(x.shape) - 1:
                 return None
             axis, rank = node.attrs["axis"], len(x.shape)
@@ -72,7 +74,7 @@ class TensorFlow(Calls):
             )
             return [OPS["transpose"](y, axes=back), *new_statistics]
 
-        return replay(to_layout(graph, "NHWC"), rule)[0]
+        return replay(to_layout(in_turn(graph), "NHWC"), rule)[0]
 
     def literal(self, value: Any) -> str:
         """Dtypes by name."""
@@ -81,7 +83,9 @@ class TensorFlow(Calls):
         return super().literal(value)
 
     def class_name(self, words: Sequence[str]) -> str:
-        """Not the name of a layer that comes along."""
+        """Not the name of a layer that comes along; the steps of loops are functions."""
+        if self.stepping:
+            return snake(words)
         name = super().class_name(words)
         return f"{name}Model" if self.taken(name) else name
 
@@ -92,18 +96,24 @@ class TensorFlow(Calls):
         if node.op in self.functions or isinstance(OPS[node.op].lowerings.get(self.name), str):
             return True
         forms = [f for f in self.forms if f.op == node.op and f.write(node) is not None]
-        return any(owned(f, node) for f in forms) or (node.op == "batch_norm" and node.attrs["training"] is MODE)
+        return any(owned(f, node) for f in forms) or (
+            node.op == "batch_norm" and node.attrs["training"] is MODE
+        )
 
     def number(self, value: Value) -> Code:
         """Sizes are int32 tensors there."""
         assert value.node is not None
         code = super().number(value)
-        return code if isinstance(code[0], str) else ["tf.cast(", *code, f", {self.literal(value.dtype)})"]
+        if isinstance(code[0], str):
+            return code
+        return ["tf.cast(", *code, f", {self.literal(value.dtype)})"]
 
     def positional(self, form: LayerForm) -> int:
         """Conv2d(3, 64, 7), Dense(3, 4), partial(max_pool, kernel=3)."""
-        return {"conv": 2 if form.layer == "DepthwiseConv2d" else 3, "linear": 2, "rnn": 2, "embedding": 2,
-                "max_pool": 0, "avg_pool": 0}.get(form.op, 1)  # fmt: skip
+        if form.op == "conv":
+            return 2 if form.layer == "DepthwiseConv2d" else 3
+        two = ("linear", "rnn", "embedding")
+        return 2 if form.op in two else 0 if form.op.endswith("_pool") else 1
 
     def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
         """Functions stand without a call; pools as functions with their numbers filled in."""
@@ -130,18 +140,20 @@ class TensorFlow(Calls):
         trained = "" if value.kind == "param" else ", trainable=False"
         return ["tf.Variable(tf.zeros(", Slot("shape", value.shape), f"{kind}){trained})"]
 
-    def inner(self, graph: Graph, wish: str) -> Emitter:
+    def inner(self, graph: Graph) -> Emitter:
         """An emitter for an inner Graph."""
-        copy = Graph(wish)
-        copy.inputs, copy.nodes, copy.outputs = graph.inputs, graph.nodes, graph.outputs
-        return Modules(copy, self)
+        self.stepping = True
+        try:
+            return Modules(graph, self)
+        finally:
+            self.stepping = False
 
     def function(self, emitter: Emitter, cls: Class) -> str:
         """The step of a scan, a branch of a cond: a tuple of results."""
         writer = _Writer(emitter, cls)
         arguments = ", ".join(writer.argument_names())
         lines = writer.write()
-        lines[-1] = f"return ({lines[-1].removeprefix('return ')},)"
+        lines[-1] = tupled(lines[-1], len(cls.bodies[0].block.outputs))
         return f"def {cls.name}({arguments}):\n" + "\n".join("    " + line for line in lines)
 
     def render(self, emitter: Emitter) -> str:
@@ -160,33 +172,52 @@ class Modules(Emitter):
         """tf.nn.relu is an element of a Sequential; elsewhere it is called where it is needed."""
         if any(isinstance(item, Node) and item.op != "full" for item in block.items):
             block.items = [
-                item.node if isinstance(item, Layer) and not item.form.weights else item for item in block.items
+                item.node if isinstance(item, Layer) and not item.form.weights else item
+                for item in block.items
             ]
         return super().body(block)
 
     def sub_block(self, body: Body, block: Block) -> None:
         """``self.layer1(x, training=training)``."""
         super().sub_block(body, block)
-        (later,) = [p for p in body.members[self.member_name(body.block, block.path)] if isinstance(p, Later)]
+        (later,) = [
+            p
+            for p in body.members[self.member_name(body.block, block.path)]
+            if isinstance(p, Later)
+        ]
         if any(passes(s.code, "training") for s in later.body.statements):
             last = body.statements[-1]
-            body.statements[-1] = replace(last, code=[*last.code[:-1], Flag("training"), ")"], effect=True)
+            body.statements[-1] = replace(
+                last, code=[*last.code[:-1], Flag("training"), ")"], effect=True
+            )
 
     def chain_of(self, body: Body) -> list[str] | None:
         """Sequential passes the mode on by itself."""
-        plain = [replace(s, code=[p for p in s.code if not isinstance(p, Flag)]) for s in body.statements]
+        plain = [
+            replace(s, code=[p for p in s.code if not isinstance(p, Flag)]) for s in body.statements
+        ]
         return super().chain_of(Body(body.block, body.members, plain))
 
 
 class _Writer(CallWriter):
+    def __init__(self, emitter: Emitter, cls: Class):
+        super().__init__(emitter, cls)
+        self.shapes = {v.name: v.shape for v in emitter.graph.inputs}
+
     def member(self, member: Member) -> str:
         """``self.conv1``."""
         name, path = member.name, self.body.block.path
-        if isinstance(member, Own) and path:
-            if not name.startswith(path + "."):
-                raise UnsupportedError(f"TensorFlow source that reads {name} in {path}, outside its own scope")
-            name = name[len(path) + 1 :]
-        return ".".join(["self", *map(attribute, name.split("."))])
+        if not isinstance(member, Own):
+            return ".".join(["self", *map(attribute, name.split("."))])
+        if path and not name.startswith(path + "."):
+            raise UnsupportedError(
+                f"TensorFlow source that reads {name} in {path}, outside its own scope"
+            )
+        theirs, w = self.emitter.weights[name]  # perhaps a layer's, which may keep it turned
+        inside = theirs[len(path) + 1 :] if path else theirs
+        text = ".".join(["self", *map(attribute, inside.split("."))])
+        turned = w.turned(len(self.shapes[name]))
+        return f"tf.transpose({text}, {turned})" if turned else text
 
     def size_of(self, name: str, axis: int) -> str:
         """Known when the graph runs."""
@@ -206,7 +237,9 @@ class _Writer(CallWriter):
                     seen.add(outer)
                     lines.append(f"{outer} = tf.Module()")
             if (where := ".".join(parts)) in seen:
-                raise UnsupportedError(f"two parts of the model that are both {where} in TensorFlow", name)
+                raise UnsupportedError(
+                    f"two parts of the model that are both {where} in TensorFlow", name
+                )
             seen.add(where)
             lines.append(f"{where} = {self.declaration(code, 0)}")
         return lines
@@ -216,12 +249,21 @@ class _Writer(CallWriter):
         if len(code) == 1 and isinstance(code[0], Later):
             body = code[0].body
             if body.cls is not None:
-                inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
+                inside = ", ".join(
+                    self.literal_slot(s) for s in body.arguments if isinstance(s, Slot)
+                )
                 return f"{body.cls.name}({inside})"
             pad = "    " * (depth + 1)
             items = [self.declaration(body.members[n], depth + 1) for n in body.chain or ()]
-            return "Sequential(\n" + "".join(f"        {pad}{i},\n" for i in items) + f"        {pad[4:]})"
-        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in flat(code, self.emitter))
+            return (
+                "Sequential(\n"
+                + "".join(f"        {pad}{i},\n" for i in items)
+                + f"        {pad[4:]})"
+            )
+        return "".join(
+            self.literal_slot(p) if isinstance(p, Slot) else str(p)
+            for p in flat(code, self.emitter)
+        )
 
 
 def _class(emitter: Emitter, cls: Class) -> str:
@@ -233,7 +275,9 @@ def _class(emitter: Emitter, cls: Class) -> str:
         lines += ["        " + line for line in writer.declarations()]
     if not body.chain:
         lines += [""] * bool(body.members)
-        lines.append(f"    def __call__({', '.join(['self', *writer.argument_names(), 'training=False'])}):")
+        lines.append(
+            f"    def __call__({', '.join(['self', *writer.argument_names(), 'training=False'])}):"
+        )
         lines += ["        " + line for line in writer.write()]
     return "\n".join(lines)
 

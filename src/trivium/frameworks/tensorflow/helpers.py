@@ -1,4 +1,4 @@
-"""The small layers and functions that emitted TensorFlow source brings along, each only when used."""
+"""The small layers and functions that emitted TensorFlow source brings along, where used."""
 
 HELPERS = {
     "Sequential": '''
@@ -64,16 +64,17 @@ class Conv(tf.Module):
 ''',
     "convolution": '''
 def convolution(x, kernel, stride=1, padding=0, dilation=1, groups=1):
-    """Channels last; kernel (*size, in / groups, out); padding one number or (low, high) per axis."""
+    """Channels last; kernel (*size, in / groups, out); padding a number or (low, high) per axis."""
     n = len(kernel.shape) - 2
     stride, dilation = ((v,) * n if isinstance(v, int) else v for v in (stride, dilation))
     x = padded(x, padding)
-    xs, kernels = tf.split(x, groups, -1), tf.split(kernel, groups, -1)  # no gradient in groups on a CPU
+    # Group by group: on a CPU there is no gradient of a grouped convolution.
+    pairs = list(zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1)))
     if max(dilation) == 1:
-        ys = [tf.nn.convolution(x, k, stride, "VALID") for x, k in zip(xs, kernels)]
-        return tf.concat(ys, -1)
-    ys = [tf.nn.convolution(x, k, 1, "VALID", dilations=dilation) for x, k in zip(xs, kernels)]
-    return tf.concat(ys, -1)[:, *(slice(None, None, s) for s in stride)]  # never strides and dilations at once
+        return tf.concat([tf.nn.convolution(x, k, stride, "VALID") for x, k in pairs], -1)
+    # TF does not stride and dilate at once.
+    ys = [tf.nn.convolution(x, k, 1, "VALID", dilations=dilation) for x, k in pairs]
+    return tf.concat(ys, -1)[:, *(slice(None, None, s) for s in stride)]
 ''',
     "Dense": '''
 class Dense(tf.Module):
@@ -90,14 +91,16 @@ class Dense(tf.Module):
 ''',
     "BatchNorm": '''
 class BatchNorm(tf.Module):
-    """Over all axes but the last: by the batch's statistics when training, else by the moving ones."""
+    """Over all axes but the last: the batch's statistics when training, else the moving ones."""
 
     def __init__(self, channels, decay=0.9, epsilon=1e-5, unbiased=True, scale=True, center=True):
         super().__init__()
         self.gamma = tf.Variable(tf.ones(channels), name="gamma") if scale else None
         self.beta = tf.Variable(tf.zeros(channels), name="beta") if center else None
         self.moving_mean = tf.Variable(tf.zeros(channels), trainable=False, name="moving_mean")
-        self.moving_variance = tf.Variable(tf.ones(channels), trainable=False, name="moving_variance")
+        self.moving_variance = tf.Variable(
+            tf.ones(channels), trainable=False, name="moving_variance"
+        )
         self.decay, self.epsilon, self.unbiased = decay, epsilon, unbiased
 
     def __call__(self, x, training=False):
@@ -145,12 +148,13 @@ class RNN(tf.Module):
         self.kernel = tf.Variable(tf.zeros((inputs, units)), name="kernel")
         self.recurrent_kernel = tf.Variable(tf.zeros((units, units)), name="recurrent_kernel")
         self.bias = tf.Variable(tf.zeros(units), name="bias") if bias else 0.0
-        self.recurrent_bias = tf.Variable(tf.zeros(units), name="bias") if recurrent_bias else 0.0
+        self.recurrent_bias = tf.Variable(tf.zeros(units)) if recurrent_bias else 0.0
         self.activation = activation
 
     def __call__(self, x, training=False):
         def step(h, given):
-            return self.activation(given + tf.matmul(h, self.recurrent_kernel) + self.recurrent_bias)
+            h = tf.matmul(h, self.recurrent_kernel) + self.recurrent_bias
+            return self.activation(given + h)
 
         given = tf.matmul(x, self.kernel) + self.bias
         start = tf.zeros((tf.shape(x)[0], self.kernel.shape[1]), x.dtype)

@@ -19,12 +19,17 @@ def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
 
 
 def owned(form: LayerForm, node: Node) -> bool:
-    """Are the arrays of the node float32 parameters of one layer, under the names that we give them?"""
+    """Are the arrays of the node float32 parameters of one layer, under our names for them?"""
     arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
     held = {w.ours: v for w in form.weights if (v := arrays.get(w.array)) is not None}
     named = all(v.kind in ("param", "state") and leaf(v.name) == ours for ours, v in held.items())
     paths = {parent(v.name) for v in held.values()}
-    return named and "" not in paths and len(paths) <= 1 and all(v.dtype == "float32" for v in held.values())
+    return (
+        named
+        and "" not in paths
+        and len(paths) <= 1
+        and all(v.dtype == "float32" for v in held.values())
+    )
 
 
 def _plainly(node: Node) -> bool:
@@ -38,7 +43,9 @@ def _depthwise(node: Node) -> bool:
     assert w is not None
     once = w.shape[:2] == (a["groups"], 1) and a["groups"] > 1
     # TF has depthwise kernels for equal strides alone.
-    return once and len(set(a["stride"])) == 1 == len(a["stride"]) - 1 and square(a["dilation"]) == 1
+    return (
+        once and len(set(a["stride"])) == 1 == len(a["stride"]) - 1 and square(a["dilation"]) == 1
+    )
 
 
 def _conv(node: Node) -> Mapping[str, Any] | None:
@@ -47,7 +54,9 @@ def _conv(node: Node) -> Mapping[str, Any] | None:
     assert w is not None
     arguments: dict[str, Any] = {"in_channels": w.shape[1] * a["groups"], "channels": w.shape[0]}
     settings = given(
-        stride=(square(a["stride"]), 1), padding=(plain_padding(a["padding"]), 0), bias=(b is not None, True)
+        stride=(square(a["stride"]), 1),
+        padding=(plain_padding(a["padding"]), 0),
+        bias=(b is not None, True),
     )
     if _plainly(node):
         return arguments | {"kernel_size": square(w.shape[2:])} | settings  # type: ignore[arg-type]
@@ -68,7 +77,9 @@ def _conv_of(name: str, rank: int, fits: Callable[[Node], bool]) -> LayerForm:
         return _conv(node) if len(node.attrs["stride"]) == rank and fits(node) else None
 
     axes = (*range(2, rank + 2), 1, 0)
-    return LayerForm("conv", name, write, weights=(Weight("w", "weight", "kernel", **permuted(*axes)), _BIAS))
+    return LayerForm(
+        "conv", name, write, weights=(Weight("w", "weight", "kernel", **permuted(*axes)), _BIAS)
+    )
 
 
 def _dense(node: Node) -> Mapping[str, Any]:
@@ -84,7 +95,8 @@ def _batch_norm(node: Node) -> Mapping[str, Any] | None:
     if x is None or mean is None or mean.kind != "state" or a["axis"] != len(x.shape) - 1:
         return None
     return {"channels": x.shape[-1]} | given(
-        decay=(round(1 - a["momentum"], 12), 0.9), epsilon=(a["epsilon"], 1e-5), unbiased=(a["unbiased"], True),
+        decay=(round(1 - a["momentum"], 12), 0.9), epsilon=(a["epsilon"], 1e-5),
+        unbiased=(a["unbiased"], True),
         scale=(scale is not None, True), center=(bias is not None, True),
     )  # fmt: skip
 
@@ -94,7 +106,9 @@ def _layer_norm(node: Node) -> Mapping[str, Any] | None:
     if x is None or scale is None:
         return None
     shape = scale.shape[0] if len(scale.shape) == 1 else scale.shape
-    return {"shape": shape} | given(epsilon=(node.attrs["epsilon"], 1e-5), center=(bias is not None, True))
+    return {"shape": shape} | given(
+        epsilon=(node.attrs["epsilon"], 1e-5), center=(bias is not None, True)
+    )
 
 
 def _embedding(node: Node) -> Mapping[str, Any] | None:
@@ -138,33 +152,50 @@ def pool_arguments(node: Node) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def _only(exact: bool) -> Mapping[str, Any] | None:
+    return {} if exact else None
+
+
+def _dropout(node: Node) -> Mapping[str, Any] | None:
+    return {"rate": node.attrs["rate"]} if node.attrs["training"] is MODE else None
+
+
 _BIAS = Weight("b", "bias", "bias")
-_NORM = {"scale": ("weight", "gamma"), "bias": ("bias", "beta")}
-_MOVING = {"running_mean": "moving_mean", "running_var": "moving_variance"}
+_TABLE = Weight("weight", "weight", "embeddings")
+_NORM = (Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))
+_MOVING = (
+    Weight("running_mean", "running_mean", "moving_mean"),
+    Weight("running_var", "running_var", "moving_variance"),
+)
 _TURNED = permuted(1, 0)
+_RNN = (
+    Weight("weight_ih", "weight_ih", "kernel", **_TURNED),
+    Weight("weight_hh", "weight_hh", "recurrent_kernel", **_TURNED),
+    Weight("bias_ih", "bias_ih", "bias"),
+    Weight("bias_hh", "bias_hh", "recurrent_bias"),
+)
 
 FORMS = [
-    LayerForm("conv", "DepthwiseConv2d", _conv_depthwise,
-              weights=(Weight("w", "weight", "kernel", **permuted(2, 3, 0, 1)), _BIAS)),
+    LayerForm(
+        "conv", "DepthwiseConv2d", _conv_depthwise,
+        weights=(Weight("w", "weight", "kernel", **permuted(2, 3, 0, 1)), _BIAS),
+    ),
     _conv_of("Conv2d", 2, lambda node: _plainly(node)),
     _conv_of("Conv", 2, lambda node: not _plainly(node) and not _depthwise(node)),
     _conv_of("Conv", 1, lambda node: True),
     _conv_of("Conv", 3, lambda node: True),
-    LayerForm("linear", "Dense", _dense,
-              weights=(Weight("weight", "weight", "kernel", **_TURNED), Weight("bias", "bias", "bias"))),
-    LayerForm("batch_norm", "BatchNorm", _batch_norm, weights=(
-        *(Weight(k, *v) for k, v in _NORM.items()), *(Weight(k, k, v) for k, v in _MOVING.items()))),
-    LayerForm("layer_norm", "LayerNorm", _layer_norm, weights=tuple(Weight(k, *v) for k, v in _NORM.items())),
-    LayerForm("embedding", "Embedding", _embedding, weights=(Weight("weight", "weight", "embeddings"),)),
-    LayerForm("rnn", "RNN", _rnn, weights=(
-        Weight("weight_ih", "weight_ih", "kernel", **_TURNED),
-        Weight("weight_hh", "weight_hh", "recurrent_kernel", **_TURNED),
-        Weight("bias_ih", "bias_ih", "bias"), Weight("bias_hh", "bias_hh", "recurrent_bias"))),
+    LayerForm(
+        "linear", "Dense", _dense,
+        weights=(Weight("weight", "weight", "kernel", **_TURNED), Weight("bias", "bias", "bias")),
+    ),
+    LayerForm("batch_norm", "BatchNorm", _batch_norm, weights=(*_NORM, *_MOVING)),
+    LayerForm("layer_norm", "LayerNorm", _layer_norm, weights=_NORM),
+    LayerForm("embedding", "Embedding", _embedding, weights=(_TABLE,)),
+    LayerForm("rnn", "RNN", _rnn, weights=_RNN),
     *(LayerForm(op, name, lambda node: {}) for op, name in ACTIVATIONS.items()),
-    LayerForm("gelu", "tf.nn.gelu", lambda node: {} if node.attrs["approximate"] == "none" else None),
-    LayerForm("flatten", "flatten", lambda node: {} if node.attrs["start"] == 1 else None),
-    LayerForm("dropout", "Dropout",
-              lambda node: {"rate": node.attrs["rate"]} if node.attrs["training"] is MODE else None),
+    LayerForm("gelu", "tf.nn.gelu", lambda node: _only(node.attrs["approximate"] == "none")),
+    LayerForm("flatten", "flatten", lambda node: _only(node.attrs["start"] == 1)),
+    LayerForm("dropout", "Dropout", _dropout),
     LayerForm("max_pool", "partial(max_pool", pool_arguments),
     LayerForm("avg_pool", "partial(avg_pool", pool_arguments),
 ]  # fmt: skip

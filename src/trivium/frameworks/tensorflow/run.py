@@ -96,7 +96,9 @@ class TensorflowRunner:
             v.assign(number)
         return [y.numpy() for y in found]
 
-    def pull(self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False) -> Pulled:
+    def pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
+    ) -> Pulled:
         """Outputs and gradients by tf.GradientTape."""
         kept = self._kept()
         xs, gs = ([self.tf.constant(a) for a in arrays] for arrays in (inputs, cotangents))
@@ -127,7 +129,7 @@ def _listed(outputs: Any) -> list[Any]:
 
 
 class TensorflowTrainer:
-    """The loss Graph as a tf.Module; loss, gradients and the optimizer's update in one tf.function."""
+    """The loss Graph as a tf.Module; loss, gradients and update in one tf.function."""
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         tf = self.tf = load_tensorflow()

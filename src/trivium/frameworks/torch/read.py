@@ -87,9 +87,11 @@ def _plain_rnns(graph: Graph, arrays: dict[str, Any]) -> dict[str, str]:
         if last is not None and last.kind == "state" and not arrays[last.name].any():
             node.inputs = (*node.inputs[:4], None)
         for v in node.inputs[1:]:
-            if v is not None and v.kind in ("param", "state") and v.name.endswith("_l0"):
-                old, v.name = v.name, v.name.removesuffix("_l0")
-                renamed[v.name], arrays[v.name] = old, arrays[old]
+            if v is None or v.kind not in ("param", "state") or not v.name.endswith("_l0"):
+                continue
+            old, plain = v.name, v.name.removesuffix("_l0")
+            if f"{plain}_l1" not in arrays:  # one of several layers keeps its number
+                v.name, renamed[plain], arrays[plain] = plain, old, arrays[old]
     return renamed
 
 
