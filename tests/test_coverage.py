@@ -18,7 +18,7 @@ def test_coverage_is_up_to_date() -> None:
 
 
 def test_no_op_is_without_a_road() -> None:
-    """Every op reaches a framework, or says why not; what is the inside of a gradient reaches none."""
+    """Every op reaches a framework or says why not; the inside of a gradient reaches none."""
     inside = {"conv_input_grad", "conv_weight_grad", "windows", "fold", "random_uniform"}
     nowhere = set()
     for line in coverage_table.table():

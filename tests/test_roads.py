@@ -1,4 +1,4 @@
-"""The round of five roads: one CNN through every framework and back, still the same Graph and numbers."""
+"""The round of five roads: one CNN through every framework and back, the same Graph and numbers."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A real model from each zoo crosses to the other two frameworks: outputs, gradients, names, blocks.
+"""A real model from each zoo crosses to the other two frameworks: outputs, gradients and names.
 
-Weights are seeded and random (nothing is downloaded), batch-norm statistics too. ``tv.to_*`` verifies
-outputs at several batches, training mode, every parameter's gradient, statistics and steps; it raises
-when anything differs. What the tests add: the names, and how the source reads.
+Weights are seeded and random (nothing is downloaded), batch-norm statistics too. ``tv.to_*``
+verifies outputs at several batches, training mode, every parameter's gradient, statistics and
+steps; it raises when anything differs. What the tests add: the names, and how the source reads.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from trivium.transforms.replay import inline
 def value_and_grad(
     function: Callable[..., Any], argnums: int | Sequence[int] = 0
 ) -> Callable[..., Any]:
-    """A function that returns ``function(*args)``, a scalar, and its gradient by the chosen arguments.
+    """A function that returns ``function(*args)``, a scalar, and its gradient by chosen arguments.
 
     It works inside another Graph too, so gradients of gradients are had by applying it twice.
 

@@ -1,8 +1,9 @@
-"""The one Graph: Values made by Nodes, in order, pure. Everything else reads or writes one of these.
+"""The one Graph: Values made by Nodes, in order, pure. Everything else reads or writes one.
 
-A Graph is in SSA form. Its inputs are tagged: ``data`` (what a call passes), ``param`` (what training
-changes by gradient), ``state`` (what training changes otherwise: batch-norm statistics, optimizer
-slots) and ``rng`` (a key). A Graph never assigns: what a state becomes is an entry of ``updates``.
+A Graph is in SSA form. Its inputs are tagged: ``data`` (what a call passes), ``param`` (what
+training changes by gradient), ``state`` (what training changes otherwise: batch-norm statistics,
+optimizer slots) and ``rng`` (a key). A Graph never assigns: what a state becomes is an entry of
+``updates``.
 
 This module knows no op. Ops enter their names into :data:`OPS`; ``Node.op`` is one of them.
 """
@@ -36,8 +37,8 @@ class _Mode:
 
     def __bool__(self) -> bool:
         raise GraphError(
-            "the model asks in Python whether it is training, so one Graph cannot serve both modes; "
-            "trace it with training=True or training=False"
+            "the model asks in Python whether it is training, so one Graph cannot serve both "
+            "modes; trace it with training=True or training=False"
         )
 
 

@@ -1,8 +1,8 @@
 """What an op is: one record that says everything about it, made where the op is declared.
 
-An op is declared by a Python function whose signature is its schema: arrays are positional (``None``
-by default when they may be left out, ``*xs`` when there may be any number), attributes are
-keyword-only. The body of a :func:`primitive` is its meaning on NumPy arrays; the body of a
+An op is declared by a Python function whose signature is its schema: arrays are positional
+(``None`` by default when they may be left out, ``*xs`` when there may be any number), attributes
+are keyword-only. The body of a :func:`primitive` is its meaning on NumPy arrays; the body of a
 :func:`composite` is its meaning in other ops. See ``ops/elementwise.py`` for the plainest examples
 and CONTRIBUTING.md for how to add one.
 """
@@ -132,8 +132,8 @@ class Op:
     def vjp(self, function: Rule) -> Rule:
         """Declare the gradient: ``(g, y, *arrays, **attrs) -> one per array, or None``.
 
-        ``g`` and ``y`` are tuples when the op has several outputs. What was broadcast is summed back
-        by the caller.
+        ``g`` and ``y`` are tuples when the op has several outputs. What was broadcast is summed
+        back by the caller.
         """
         self.gradient = function
         return function
@@ -265,7 +265,7 @@ def run(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
 
 
 def lift(graph: Graph, item: Any, like: DType | None) -> Value:
-    """``item`` as a Value of ``graph``: numbers and arrays become constants, Tensors are captured."""
+    """``item`` as a Value of ``graph``: numbers and arrays as constants, Tensors captured."""
     if isinstance(item, Value):
         if item.graph is graph:
             return item
@@ -351,8 +351,8 @@ def primitive(rule: Rule = elementwise, **record: Any) -> Callable[[Callable[...
     """Declare an op by its meaning on NumPy arrays.
 
     ``rule`` gives the types of the outputs, ``promotes`` says that inputs are cast to one dtype,
-    ``vjp`` the gradient, ``normal`` the spelled-out attributes, ``cases`` the conformance cases, and
-    each framework's keyword one line of its source (or the name of the ONNX operator).
+    ``vjp`` the gradient, ``normal`` the spelled-out attributes, ``cases`` the conformance cases,
+    and each framework's keyword one line of its source (or the name of the ONNX operator).
     """
     return _declare(False, rule=rule, **record)
 

@@ -18,7 +18,7 @@ from trivium.transforms.step import Update, update_of
 
 
 class Optimizer:
-    """What SGD and Adam share. ``Optimizer(lr)`` or, bound, ``Optimizer(model.parameters(), lr)``."""
+    """What SGD and Adam share: ``Optimizer(lr)`` or, bound, ``Optimizer(parameters, lr)``."""
 
     slots: tuple[str, ...] = ()
 
@@ -107,7 +107,8 @@ class Adam(Optimizer):
     default_decay = 0.0
 
     def __init__(self, first: Any = None, lr: float | None = None, *, beta1: float = 0.9,
-                 beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float | None = None):  # fmt: skip
+                 beta2: float = 0.999, epsilon: float = 1e-8,
+                 weight_decay: float | None = None):  # fmt: skip
         super().__init__(first, lr)
         decay = self.default_decay if weight_decay is None else weight_decay
         self.attrs = dict(beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=decay,

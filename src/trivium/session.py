@@ -50,7 +50,7 @@ class Session:
         self._made: dict[Any, Any] = {}
 
     def run(self, fetches: Any, feed_dict: Mapping[Value, Any] | None = None) -> Any:
-        """The numbers of a Value, or of several; a TrainOp among them takes one step, and gives its loss."""
+        """The numbers of a Value or several; a TrainOp takes one step and gives its loss."""
         many = isinstance(fetches, (list, tuple))
         wanted = list(fetches) if many else [fetches]
         feed = dict(feed_dict or {})

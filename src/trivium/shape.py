@@ -1,8 +1,8 @@
 """Shapes: tuples of ints and named Dims, with exact arithmetic on the named ones.
 
 A :class:`Dim` is a polynomial with integer coefficients over names (``batch``) and floor quotients
-(``(h-3)//2``), kept in a normal form, so that equal sizes compare equal. A size that turns out to be
-a constant *is* an int: Dims never hide one.
+(``(h-3)//2``), kept in a normal form, so that equal sizes compare equal. A size that turns out to
+be a constant *is* an int: Dims never hide one.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ def subs(size: Size, env: Mapping[str, Size]) -> Size:
 
 
 def parse_size(spec: int | str | Dim) -> Size:
-    """A size from an int, a name, or an expression such as ``"(h-3)//2+1"`` (read by ast, never run).
+    """A size from an int, a name, or an expression like ``"(h-3)//2+1"`` (read by ast, never run).
 
     >>> parse_size("2*batch+1")
     2*batch+1

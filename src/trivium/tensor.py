@@ -141,8 +141,8 @@ class Tensor(Operators):
             return graph.input("data", self.dtype, self.shape, f"outer_{len(graph.captured)}")
         if self.requires_grad:
             raise ValueError(
-                "a tensor that wants a gradient entered a Graph from outside, where no gradient can "
-                "reach it; pass it as an argument or make it a Parameter of the module"
+                "a tensor that wants a gradient entered a Graph from outside, where no gradient "
+                "can reach it; pass it as an argument or make it a Parameter of the module"
             )
         return lift(graph, self.data, None)
 
@@ -185,7 +185,7 @@ class Tensor(Operators):
 
 
 def _steps_back(root: Tensor) -> list[tuple[_Step, list[Tensor | None]]]:
-    """Every remembered step behind ``root``, last first, with those outputs that are still of use."""
+    """Every remembered step behind ``root``, last first, with the outputs still of use."""
     outputs: dict[int, list[Tensor | None]] = {}
     order: list[_Step] = []
     seen: set[int] = set()
@@ -285,7 +285,7 @@ def ones(shape: Any, *, dtype: Any = None) -> Any:
 
 
 def arange(start: Any, stop: Any = None, step: int = 1, *, dtype: Any = None) -> Any:
-    """``start, start + step, ...`` before ``stop``, int64 unless said otherwise; one argument is a stop.
+    """``start, start + step, ...`` before ``stop``, int64 by default; one argument is a stop.
 
     >>> arange(3)
     tensor([0, 1, 2])

@@ -1,4 +1,4 @@
-"""Reading back what ``print(graph)`` wrote. The text is Python to the eye; it is parsed, never run."""
+"""Reading back what ``print(graph)`` wrote: Python to the eye, parsed and never run."""
 
 from __future__ import annotations
 
@@ -92,8 +92,9 @@ class _Reader:
         return names[name]
 
     def node(
-        self, line: ast.Assign, graph: Graph, names: dict[str, Value | None], inner: dict[str, Graph],
-        target: ast.expr, op: str, args: list[ast.expr], keywords: list[ast.keyword],
+        self, line: ast.Assign, graph: Graph, names: dict[str, Value | None],
+        inner: dict[str, Graph], target: ast.expr, op: str, args: list[ast.expr],
+        keywords: list[ast.keyword],
     ) -> None:  # fmt: skip
         if op not in OPS or not hasattr(OPS[op], "append"):
             raise _fail(line, f"there is no op {op!r}")

@@ -1,4 +1,4 @@
-"""Nested parameters and their flat names: ``{"conv1": {"weight": w}}`` and ``{"conv1.weight": w}``."""
+"""Nested parameters and flat names: ``{"conv1": {"weight": w}}`` and ``{"conv1.weight": w}``."""
 
 from __future__ import annotations
 

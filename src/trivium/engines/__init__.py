@@ -161,8 +161,10 @@ ENGINES = {
         Engine("onnxruntime", "onnxruntime", "pip install onnx onnxruntime", trains=False),
         _framework("torch", "torch", "pip install torch", "Torch"),
         _framework("keras", "keras", "pip install keras tensorflow-cpu", "Keras"),
-        _framework("tensorflow", "tensorflow|tensorflow-cpu|tensorflow_cpu", "pip install tensorflow-cpu", "Tensorflow"),
-        _framework("mxnet", "mxnet", "pip install --no-deps mxnet==1.9.1 && pip install requests", "Mxnet"),
+        _framework("tensorflow", "tensorflow|tensorflow-cpu|tensorflow_cpu",
+                   "pip install tensorflow-cpu", "Tensorflow"),
+        _framework("mxnet", "mxnet",
+                   "pip install --no-deps mxnet==1.9.1 && pip install requests", "Mxnet"),
         _framework("jax", "jax", "pip install jax", "Jax"),
     )
 }  # fmt: skip

@@ -1,8 +1,8 @@
 """From a flat Graph to nested blocks: which nodes are one layer, which scopes are one class.
 
-A *layer* is a node whose parameters are all called ``path.leaf`` with the leaves of a layer form; it
-lives in the scope above ``path``. A *class scope* is a scope that holds a layer, a parameter of its
-own or another class scope. Every other node belongs to the nearest class scope around it.
+A *layer* is a node whose parameters are all called ``path.leaf`` with the leaves of a layer form;
+it lives in the scope above ``path``. A *class scope* is a scope that holds a layer, a parameter of
+its own or another class scope. Every other node belongs to the nearest class scope around it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
                 if before and (before.form is not form or before.node.attrs != node.attrs):
                     continue
             elif not (path := node.scope) or not leaf(path).isdigit():
-                continue  # a plain module (ReLU, MaxPool2d) is one only as an element of a Sequential
+                continue  # a plain module (ReLU, MaxPool2d) is one only as a part of a Sequential
             found[node] = Layer(node, path, form)
             if wanted:
                 owner[path] = found[node]

@@ -24,7 +24,7 @@ def same(a: Array) -> Array:
 
 @dataclass(frozen=True)
 class Weight:
-    """One array of an op and what the layer calls it: ``to`` maps ours to theirs, ``back`` theirs to ours."""
+    """One array of an op and what the layer calls it: ``to`` makes it theirs, ``back`` ours."""
 
     array: str  # the parameter's name in our op's signature: "w"
     ours: str  # the last part of its name with us: "weight"

@@ -1,4 +1,4 @@
-"""A model that lives in a framework, as the proofs and the training engines see it: NumPy in and out.
+"""A model that lives in a framework, as the proofs and the training engines see it: NumPy to NumPy.
 
 Every framework's ``run.py`` has two classes: a Runner (any model there, ours or foreign) and a
 Trainer (a loss Graph emitted, with an optimizer).
@@ -39,7 +39,7 @@ class Runner(Protocol):
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
     ) -> Pulled:
-        """Outputs and gradients, by the framework's own differentiation; states left as they were."""
+        """Outputs and gradients, by the framework's own means; states stay as they are."""
 
 
 class Trainer(Protocol):

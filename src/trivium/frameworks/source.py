@@ -1,7 +1,7 @@
 """The shared emitter: nested blocks become classes (or functions) of readable source.
 
-A target (``frameworks/<name>/emit.py``) says how its ops, layers and literals look (``code.py``); here
-blocks of one structure become one class whose varying numbers are constructor arguments;
+A target (``frameworks/<name>/emit.py``) says how its ops, layers and literals look (``code.py``);
+here blocks of one structure become one class whose varying numbers are constructor arguments;
 ``writer.py`` names the variables.
 """
 
@@ -51,7 +51,7 @@ class Class:
 
 @dataclass
 class Emitted:
-    """The source of a model, the name of its class or function, and what became of its parameters."""
+    """The source of a model, the name of its class or function, and where its parameters went."""
 
     source: str
     entry: str
@@ -96,14 +96,14 @@ class Emitter:
         found: dict[str, str] = {}
         left = [source]
         while left:
-            text = left.pop()
+            text = re.sub(r'""".*?"""|#[^\n]*', "", left.pop(), flags=re.DOTALL)
             for name, helper in self.target.helpers.items():
                 if name not in found and re.search(rf"(?<![.\w\"]){name}\b(?!\")", text):
                     found[name] = helper
                     left.append(helper)
         return [h for name, h in self.target.helpers.items() if name in found]
 
-    # -- blocks to bodies ----------------------------------------------------------------------------
+    # -- blocks to bodies --------------------------------------------------------------------------
     def body(self, block: Block) -> Body:
         """What a block declares and does; blocks inside first."""
         body = Body(block)
@@ -166,7 +166,7 @@ class Emitter:
         ]
 
     def chain_of(self, body: Body) -> list[str] | None:
-        """The members in order, if the block is Sequential: numbered, each fed by the one before."""
+        """The members in order, if the block is Sequential: numbered, each feeding the next."""
         block = body.block
         if not self.target.sequential or len(block.inputs) != 1 or len(block.outputs) != 1:
             return None
@@ -185,7 +185,7 @@ class Emitter:
             return None
         return order
 
-    # -- one class for blocks of one structure ---------------------------------------------------------
+    # -- one class for blocks of one structure -----------------------------------------------------
     def classify(self, body: Body) -> None:
         if body.chain and body.block.path:
             return

@@ -118,8 +118,10 @@ class Writer:
         for name in sorted(dim.names(), key=len, reverse=True):
             part = known(Dim(name))
             if part is None:
-                raise UnsupportedError(f"the open size '{dim}' in {self.body.block.path or 'the model'}, "
-                                       f"where no variable has the size '{name}'")  # fmt: skip
+                where = self.body.block.path or "the model"
+                raise UnsupportedError(
+                    f"the open size '{dim}' in {where}, where no variable has the size '{name}'"
+                )
             text = re.sub(rf"\b{name}\b", part, text)
         return text
 

@@ -69,8 +69,8 @@ class Conv2d(Module):
     rounded up, with what is odd after: TF's rule; the input's size must then be known).
     """
 
-    def __init__(self, out: int, kernel: Any, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-                 groups: int = 1, bias: bool = True, layout: str = "NCHW",
+    def __init__(self, out: int, kernel: Any, *, stride: Any = 1, padding: Any = 0,
+                 dilation: Any = 1, groups: int = 1, bias: bool = True, layout: str = "NCHW",
                  init: Callable[..., Any] = glorot):  # fmt: skip
         self.out, self.kernel = out, (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
         self.stride, self.padding, self.dilation = stride, padding, dilation
@@ -86,15 +86,17 @@ class Conv2d(Module):
         padding = self.padding
         if padding == "same":
             padding = same_padding(x, self.kernel, self.stride, self.dilation, self.layout)
-        return OPS["conv"](x, weight, bias, stride=self.stride, padding=padding,
-                           dilation=self.dilation, groups=self.groups, layout=self.layout)  # fmt: skip
+        return OPS["conv"](
+            x, weight, bias, stride=self.stride, padding=padding,
+            dilation=self.dilation, groups=self.groups, layout=self.layout,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Conv2d({self.out}, {self.kernel})"
 
 
 def same_padding(x: Any, kernel: Any, stride: Any, dilation: Any, layout: str) -> Any:
-    """TF's SAME for images of this size: the total that keeps ceil(n / s) windows, odd one after."""
+    """TF's SAME for images of this size: the total that keeps ceil(n / s) windows, odd last."""
     pads = []
     strides, dilations = (
         (v,) * len(kernel) if isinstance(v, int) else v for v in (stride, dilation)
@@ -128,8 +130,8 @@ class MaxPool2d(Module):
 class AvgPool2d(Module):
     """The mean of each window; ``include_pad`` counts zeros around (torch) or not (TF, ONNX)."""
 
-    def __init__(self, kernel: Any, *, stride: Any = None, padding: Any = 0, include_pad: bool = True,
-                 layout: str = "NCHW"):  # fmt: skip
+    def __init__(self, kernel: Any, *, stride: Any = None, padding: Any = 0,
+                 include_pad: bool = True, layout: str = "NCHW"):  # fmt: skip
         self.attrs = dict(
             kernel=kernel, stride=stride, padding=padding, include_pad=include_pad, layout=layout
         )
@@ -235,7 +237,7 @@ class Embedding(Module):
 
 
 class RNN(Module):
-    """An Elman network over (batch, time, in): its outputs, or with ``last=True`` the last alone."""
+    """An Elman network over (batch, time, in): its outputs, with ``last=True`` the last alone."""
 
     def __init__(self, hidden: int, *, activation: str = "tanh", last: bool = False):
         self.hidden, self.activation, self.last = hidden, activation, last

@@ -1,7 +1,7 @@
 """Module: parameters by name, defined without sizes, and a forward function.
 
-A module names its parameters when it first sees data (or a Spec): until then it costs no memory. The
-initial values depend on the seed and on the parameter's path alone, so two models of the same
+A module names its parameters when it first sees data (or a Spec): until then it costs no memory.
+The initial values depend on the seed and on the parameter's path alone, so two models of the same
 structure begin alike, in any order of building and on any engine.
 """
 
@@ -276,8 +276,8 @@ def trace(
 ) -> Graph:
     """The Graph of a function or module on inputs like ``specs``.
 
-    A spec is ``tv.Spec(dtype, shape)``, ``(dtype, shape)`` or an example array. ``training`` True or
-    False decides the mode; None leaves it open (batch norm and dropout carry ``training=MODE``).
+    A spec is ``tv.Spec(dtype, shape)``, ``(dtype, shape)`` or an example array. ``training`` True
+    or False decides the mode; None leaves it open (batch norm and dropout carry ``training=MODE``).
 
     >>> import trivium as tv
     >>> print(tv.trace(tv.nn.Linear(2), ("float32", ("batch", 3))))
@@ -332,7 +332,7 @@ def restructure(graph: Graph, outputs: list[Any]) -> Any:
 
 
 class GraphModule(Module):
-    """A Module made of a Graph: what the importers and ``tv.load`` give. Trainable and composable."""
+    """A Module made of a Graph, trainable and composable: what importers and ``tv.load`` give."""
 
     def __init__(
         self, graph: Graph, values: Mapping[str, Any], source_names: Mapping[str, str] | None = None
@@ -396,7 +396,7 @@ class GraphModule(Module):
 
 
 def _dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:
-    """What the Graph's open sizes are for these arguments, which may be traced and open themselves."""
+    """What the Graph's open sizes are for these arguments, themselves perhaps traced and open."""
     env: dict[str, Any] = {}
     for value, arg in zip(graph.of_kind("data"), args, strict=True):
         if arg.dtype != value.dtype and not (arg.dtype.is_floating and value.dtype.is_floating):
@@ -431,7 +431,7 @@ def fresh_salt(wish: int) -> int:
 
 
 def random_key() -> Any:
-    """The key a dropout draws from: the Graph's rng input while tracing, else a fresh one each call."""
+    """The key a dropout draws from: the Graph's rng input while tracing, else a fresh one."""
     graph = current()
     if graph is not None:
         found = graph.of_kind("rng")

@@ -1,4 +1,4 @@
-"""Control flow as structure: a node that holds Graphs. Nothing is unrolled or baked in by tracing."""
+"""Control flow as structure: a node that holds Graphs. Tracing unrolls and bakes in nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trivium.shape import ShapeError
 def subgraph(
     function: Callable[..., Any], types: Sequence[Type], name: str
 ) -> tuple[Graph, list[Any]]:
-    """``function`` traced on inputs of these types; and what it read from outside, as more inputs."""
+    """``function`` traced on inputs of these types; what it read from outside is more inputs."""
     graph, outer = Graph(name), current()
     graph.inner, graph.training = True, None if outer is None else outer.training
     with graph:
@@ -110,7 +110,7 @@ def _scan_rule(*xs: Type, body: Graph, carries: int, scanned: int, reverse: bool
 
 @primitive(name="scan", rule=_scan_rule, **_refused("a loop in a module's source"))
 def _scan(*xs: Any, body: Graph, carries: int, scanned: int, reverse: bool = False) -> Any:
-    """A Graph applied along the first axis: carries, then scanned arrays, then what stays the same."""
+    """A Graph applied along the first axis: carries, then scanned arrays, then what stays."""
     carry, along = list(xs[:carries]), xs[carries : carries + scanned]
     same = xs[carries + scanned :]
     length = along[0].shape[0]
@@ -127,11 +127,12 @@ def _scan(*xs: Any, body: Graph, carries: int, scanned: int, reverse: bool = Fal
 def scan(step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False) -> Any:
     """``carry, y = step(carry, x)`` for each x along the first axis of ``xs``.
 
-    ``carry`` and ``xs`` are arrays or tuples of arrays; the result is the last carry and the stacked
-    ys. JAX's lax.scan.
+    ``carry`` and ``xs`` are arrays or tuples of arrays; the result is the last carry and the
+    stacked ys. JAX's lax.scan.
 
     >>> import trivium as tv
-    >>> total, sums = tv.scan(lambda c, x: (c + x, c + x), tv.asarray(0.0), tv.asarray([1.0, 2.0, 3.0]))
+    >>> xs = tv.asarray([1.0, 2.0, 3.0])
+    >>> total, sums = tv.scan(lambda c, x: (c + x, c + x), tv.asarray(0.0), xs)
     >>> sums
     tensor([1., 3., 6.])
     """

@@ -111,8 +111,8 @@ def _windows(x: Any, kernel: Any, stride: Any, dilation: Any) -> Any:
 
 _CASES = [
     case(S(2, 3, 6, 5), S(4, 3, 3, 2)),
-    case(S(2, 4, 7, 6), S(6, 2, 3, 3), S(6), stride=(2, 1), padding=((1, 2), (0, 1)), dilation=(1, 2),
-         groups=2),
+    case(S(2, 4, 7, 6), S(6, 2, 3, 3), S(6), stride=(2, 1), padding=((1, 2), (0, 1)),
+         dilation=(1, 2), groups=2),
     case(S(2, 6, 5, 3), S(4, 3, 3, 2), S(4), stride=2, padding=1, layout="NHWC"),
     case(S(1, 4, 5, 5), S(8, 1, 3, 3), groups=4, padding=1),
     case(S(2, 3, 8), S(4, 3, 3), stride=2, padding=((0, 1),)),
@@ -124,9 +124,9 @@ def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, di
          groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
     """The convolution (correlation) of images x with kernels w, plus bias b.
 
-    x (batch, in, *size) or, with ``layout="NHWC"``, (batch, *size, in); w (out, in / groups, *kernel);
-    b (out,) or None. ``padding`` is explicit, (low, high) per axis; sizes are
-    floor((size + low + high - dilation * (kernel - 1) - 1) / stride) + 1.
+    x (batch, in, *size) or, with ``layout="NHWC"``, (batch, *size, in);
+    w (out, in / groups, *kernel); b (out,) or None. ``padding`` is explicit, (low, high) per axis;
+    sizes are floor((size + low + high - dilation * (kernel - 1) - 1) / stride) + 1.
 
     >>> import trivium as tv
     >>> x, w = tv.ones((1, 1, 4, 4)), tv.ones((2, 1, 3, 3))
@@ -184,8 +184,8 @@ _GRAD_CASES = [
     rule=_input_grad_rule, normal=conv_attrs, cases=_GRAD_CASES,
     **dict.fromkeys(("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"), _GRADIENT),
 )  # fmt: skip
-def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-                    groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
+def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any = 0,
+                    dilation: Any = 1, groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
     """The gradient of :func:`conv` with respect to its images, of spatial ``size``."""
     g = _channels_first(g, layout)
     n, out = g.shape[0], g.shape[2:]

@@ -74,7 +74,7 @@ def _floating(*types: Type) -> Type:
     mxnet="F.broadcast_div({x}, {y})", jax="{x} / {y}", onnx="Div",
 )  # fmt: skip
 def divide(x: Any, y: Any) -> Any:
-    """x / y for floating arrays, broadcasting. Integers are refused: frameworks round differently."""
+    """x / y for floating arrays, broadcasting. Integers are refused: frameworks differ there."""
     return np.divide(x, y)
 
 
@@ -320,7 +320,7 @@ def square(x: Any) -> Any:
     return x * x
 
 
-# -- comparison, choice, conversion ------------------------------------------------------------------
+# -- comparison, choice, conversion ----------------------------------------------------------------
 def _compare(name: str, symbol: str, numpy: Any, onnx: str, mxnet: str) -> Any:
     infix = f"{{x}} {symbol} {{y}}"
 
@@ -332,7 +332,8 @@ def _compare(name: str, symbol: str, numpy: Any, onnx: str, mxnet: str) -> Any:
     return primitive(
         name=name, rule=comparison, promotes=True, vjp=zero_gradient,
         cases=[case(S(2, 3), S(3)), case(S(5, dtype="int64", high=3), S(5, dtype="int64", high=3))],
-        torch=infix, keras=infix if name not in ("equal", "not_equal") else f"ops.{name}({{x}}, {{y}})",
+        torch=infix,
+        keras=infix if name not in ("equal", "not_equal") else f"ops.{name}({{x}}, {{y}})",
         tensorflow=infix if name not in ("equal", "not_equal") else f"tf.{name}({{x}}, {{y}})",
         mxnet=f"F.broadcast_{mxnet}({{x}}, {{y}})", jax=infix, **names,
     )(function)  # fmt: skip
@@ -413,7 +414,8 @@ def _where_vjp(g: Any, out: Any, condition: Any, x: Any, y: Any) -> Any:
 @primitive(
     rule=lambda x, *, dtype: Type(dtype, x.shape),
     normal=lambda x, *, dtype: {"dtype": as_dtype(dtype)},
-    cases=[case(S(2, 3, dtype="int64", high=5), dtype=float32), case(S(2, 3, dtype=bool_), dtype=float64)],
+    cases=[case(S(2, 3, dtype="int64", high=5), dtype=float32),
+           case(S(2, 3, dtype=bool_), dtype=float64)],
     torch="{x}.to({dtype})", keras="ops.cast({x}, {dtype})", tensorflow="tf.cast({x}, {dtype})",
     mxnet="F.cast({x}, dtype={dtype})", jax="{x}.astype({dtype})",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Losses: predictions first, targets second, the mean over everything unless ``reduction`` says else."""
+"""Losses: predictions first, targets second; the mean, unless ``reduction`` says otherwise."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ _PARAMS = (S(3, low=0.5, high=1.5), S(3), S(3), S(3, low=0.5, high=2))
     cases=[
         case(S(4, 3, 2, 2), *_PARAMS, training=True),
         case(S(4, 3, 2, 2), *_PARAMS, training=False, epsilon=1e-2),
-        case(S(4, 2, 3), *_PARAMS, axis=-1, training=True, unbiased=False, momentum=0.3, epsilon=1e-3),
+        case(S(4, 2, 3), *_PARAMS, axis=-1, training=True, unbiased=False, momentum=0.3,
+             epsilon=1e-3),
         case(S(4, 3), None, None, *_PARAMS[2:], training=True),
     ],
 )  # fmt: skip
@@ -50,10 +51,10 @@ def batch_norm(x: Any, scale: Any, bias: Any, running_mean: Any, running_var: An
     """(x - mean) / sqrt(var + epsilon) * scale + bias, and the new running statistics.
 
     While training, mean and variance are the batch's, over all axes but ``axis``, and a running
-    statistic becomes ``(1 - momentum) * old + momentum * batch`` (torch's momentum; Keras, MXNet and
-    ONNX call 1 - momentum by that name). ``unbiased`` multiplies the batch variance by n / (n - 1)
-    before it enters the running one: torch does, Keras and ONNX do not. Otherwise the running
-    statistics are used and stay. ``scale`` and ``bias`` may be None.
+    statistic becomes ``(1 - momentum) * old + momentum * batch`` (torch's momentum; Keras, MXNet
+    and ONNX call 1 - momentum by that name). ``unbiased`` multiplies the batch variance by
+    n / (n - 1) before it enters the running one: torch does, Keras and ONNX do not. Otherwise the
+    running statistics are used and stay. ``scale`` and ``bias`` may be None.
     """
     reshape = OPS["reshape"]
     shape = tuple(s if i == axis else 1 for i, s in enumerate(x.shape))
@@ -93,8 +94,12 @@ def _layer_norm_rule(
 
 @composite(
     rule=_layer_norm_rule,
-    cases=[case(S(2, 5)), case(S(2, 3, 5), S(5), S(5), epsilon=1e-3), case(S(2, 3, 4), S(3, 4), S(3, 4), axes=2)],
-)  # fmt: skip
+    cases=[
+        case(S(2, 5)),
+        case(S(2, 3, 5), S(5), S(5), epsilon=1e-3),
+        case(S(2, 3, 4), S(3, 4), S(3, 4), axes=2),
+    ],
+)
 def layer_norm(
     x: Any, scale: Any = None, bias: Any = None, *, axes: int = 1, epsilon: float = 1e-5
 ) -> Any:

@@ -41,8 +41,8 @@ def _normal_plain(x: Type, **attrs: Any) -> dict[str, Any]:
     return out
 
 
-def _pool_rule(x: Type, *, kernel: Any, stride: Any, padding: Any, layout: str, dilation: Any = None,
-               **_: Any) -> Type:  # fmt: skip
+def _pool_rule(x: Type, *, kernel: Any, stride: Any, padding: Any, layout: str,
+               dilation: Any = None, **_: Any) -> Type:  # fmt: skip
     shape = list(x.shape)
     dilation = dilation or (1,) * len(kernel)
     for i, axis in enumerate(spatial(len(x.shape), layout)):
@@ -92,8 +92,8 @@ def _fold_rule(g: Type, *, size: Any, kernel: Any, layout: str, **_: Any) -> Typ
 
 @primitive(
     rule=_fold_rule, **_INSIDE,
-    cases=[case(S(2, 3, 2, 2, 3, 2), size=(5, 4), kernel=(3, 2), stride=(2, 2), padding=((0, 0), (0, 0)),
-                dilation=(1, 1), layout="NCHW")],
+    cases=[case(S(2, 3, 2, 2, 3, 2), size=(5, 4), kernel=(3, 2), stride=(2, 2),
+                padding=((0, 0), (0, 0)), dilation=(1, 1), layout="NCHW")],
 )  # fmt: skip
 def fold(
     g: Any, *, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, layout: str
@@ -137,7 +137,8 @@ def _max_pool_numpy(
     rule=_pool_rule, normal=_normal, numpy=_max_pool_numpy,
     cases=[
         case(S(2, 3, 6, 5), kernel=2),
-        case(S(2, 3, 7, 6, low=-3, high=-1), kernel=(3, 2), stride=(2, 1), padding=((1, 1), (0, 1))),
+        case(S(2, 3, 7, 6, low=-3, high=-1), kernel=(3, 2), stride=(2, 1),
+             padding=((1, 1), (0, 1))),
         case(S(2, 5, 6, 3), kernel=3, stride=2, padding=1, layout="NHWC"),
         case(S(2, 3, 7, 6), kernel=2, stride=1, dilation=2),
     ],
@@ -181,12 +182,13 @@ def _avg_pool_numpy(
         case(S(2, 3, 6, 5), kernel=2),
         case(S(2, 3, 7, 6), kernel=(3, 2), stride=(2, 1), padding=1),
         case(S(2, 3, 7, 6), kernel=3, stride=2, padding=1, include_pad=False),
-        case(S(2, 5, 6, 3), kernel=3, stride=2, padding=((0, 1), (1, 1)), include_pad=False, layout="NHWC"),
+        case(S(2, 5, 6, 3), kernel=3, stride=2, padding=((0, 1), (1, 1)), include_pad=False,
+             layout="NHWC"),
     ],
 )  # fmt: skip
 def avg_pool(x: Any, *, kernel: Any, stride: Any = None, padding: Any = 0, include_pad: bool = True,
              layout: Any = None) -> Any:  # fmt: skip
-    """The mean of each window; ``include_pad`` counts the zeros around (torch) or not (TF, ONNX)."""
+    """The mean of each window; ``include_pad`` counts zeros around (torch) or not (TF, ONNX)."""
     n = len(kernel)
     last = tuple(range(-n, 0))
     attrs = dict(kernel=kernel, stride=stride, padding=padding, layout=layout)

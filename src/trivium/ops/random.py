@@ -21,7 +21,8 @@ _KEY = S(2, dtype="uint64", low=0, high=1000)
 @primitive(
     rule=lambda key, *, shape, salt, dtype: Type(dtype, shape),
     normal=lambda key, *, shape, salt, dtype: {"shape": as_shape(shape)},
-    vjp=zero_gradient, random=True, cases=[case(_KEY, shape=(2, 3)), case(_KEY, shape=(4,), salt=7)],
+    vjp=zero_gradient, random=True,
+    cases=[case(_KEY, shape=(2, 3)), case(_KEY, shape=(4,), salt=7)],
 )  # fmt: skip
 def random_uniform(key: Any, *, shape: Any, salt: int = 0, dtype: dt.DType = dt.float32) -> Any:
     """Uniform numbers in [0, 1): the top 24 bits of Philox 4x64-10 (Salmon et al., 2011)."""

@@ -20,8 +20,9 @@ def rnn(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: An
         activation: str = "tanh") -> Any:  # fmt: skip
     """An Elman network: h_t = tanh(x_t W_ih^T + b_ih + h_(t-1) W_hh^T + b_hh), from h = 0.
 
-    x (batch, time, in), weight_ih (hidden, in), weight_hh (hidden, hidden), biases (hidden,) or None
-    -> (batch, time, hidden) and the last (batch, hidden). torch and MXNet keep two biases, Keras one.
+    x (batch, time, in), weight_ih (hidden, in), weight_hh (hidden, hidden), biases (hidden,) or
+    None -> (batch, time, hidden) and the last (batch, hidden). torch and MXNet keep two biases,
+    Keras one.
     """
     batch, hidden = x.shape[0], weight_hh.shape[0]
     start = OPS["full"](shape=(batch, hidden), value=0, dtype=x.dtype)

@@ -66,7 +66,8 @@ def _sum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
 
 
 @composite(
-    normal=_axes, cases=_CASES, numpy=lambda x, *, axis, keepdims: np.mean(x, axis, x.dtype, keepdims=keepdims),
+    normal=_axes, cases=_CASES,
+    numpy=lambda x, *, axis, keepdims: np.mean(x, axis, x.dtype, keepdims=keepdims),
     torch="{x}.mean({axis}{keepdims!flag})",
     keras="ops.mean({x}, axis={axis}{keepdims!flag_keepdims})",
     tensorflow="tf.reduce_mean({x}, axis={axis}{keepdims!flag_keepdims})",

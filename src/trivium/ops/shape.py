@@ -140,7 +140,7 @@ def _squeeze_normal(x: Type, *, axis: Any) -> dict[str, Any]:
     jax="{x}.squeeze({axis})",
 )  # fmt: skip
 def squeeze(x: Any, *, axis: Any) -> Any:
-    """The axes ``axis``, of size 1, left out. Always named: a size is never guessed from the data."""
+    """The axes ``axis``, of size 1, left out. Always named: data never decides a shape."""
     return reshape(x, shape=tuple(s for i, s in enumerate(x.shape) if i not in axis))
 
 
@@ -235,7 +235,7 @@ def _slice_rule(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> Type
     ],
 )
 def slice_axis(x: Any, *, axis: int, start: Any = None, stop: Any = None, step: int = 1) -> Any:
-    """``x[start:stop:step]`` along one axis; sizes may be Dims, negative ones count from the end."""
+    """``x[start:stop:step]`` along one axis; bounds may be Dims, negative ones are from the end."""
     index = [slice(None)] * x.ndim
     index[axis] = slice(start, stop, step)
     return x[tuple(index)]

@@ -15,8 +15,8 @@ from trivium.op import S, case, composite
         case(S(3), S(3), S(3), S(low=0.1), momentum=0.9, nesterov=True, weight_decay=0.1),
     ],
 )
-def sgd_update(p: Any, g: Any, velocity: Any, lr: Any, *, momentum: float = 0.0, nesterov: bool = False,
-               weight_decay: float = 0.0) -> Any:  # fmt: skip
+def sgd_update(p: Any, g: Any, velocity: Any, lr: Any, *, momentum: float = 0.0,
+               nesterov: bool = False, weight_decay: float = 0.0) -> Any:  # fmt: skip
     """torch.optim.SGD: v = momentum * v + g; p - lr * v. -> p, or (p, velocity) with momentum.
 
     Keras and MXNet scale by lr before the velocity: they part from this when lr changes.
@@ -42,10 +42,10 @@ _COUNT = S(low=3, high=4)
 def adam_update(p: Any, g: Any, m: Any, v: Any, count: Any, lr: Any, *, beta1: float = 0.9,
                 beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0,
                 decoupled: bool = False) -> Any:  # fmt: skip
-    """torch.optim.Adam (AdamW when ``decoupled``): -> (p, m, v); ``count`` is this step's number, from 1.
+    """torch.optim.Adam (AdamW when ``decoupled``): -> (p, m, v); ``count`` is the step, from 1.
 
-    Epsilon is added after the bias correction, as torch and Optax do (Kingma & Ba, 2015, section 2);
-    Keras, TF1 and MXNet add it before.
+    Epsilon is added after the bias correction, as torch and Optax do (Kingma & Ba, 2015, section
+    2); Keras, TF1 and MXNet add it before.
     """
     if weight_decay:
         if decoupled:

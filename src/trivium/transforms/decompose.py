@@ -9,7 +9,7 @@ from trivium.transforms.replay import replay
 
 
 def decompose(graph: Graph, keep: Callable[[Node], bool]) -> Graph:
-    """``graph`` with every composite that ``keep`` does not keep replaced by its body, repeatedly."""
+    """``graph`` with every composite that ``keep`` does not keep written out, repeatedly."""
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
         op = OPS[node.op]

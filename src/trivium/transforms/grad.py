@@ -122,7 +122,7 @@ def pullback(graph: Graph, wrt: Sequence[str]) -> Graph:
     return prune(new)
 
 
-# -- control flow: the gradient of a Graph inside a node is the gradient of that Graph ---------------
+# -- control flow: the gradient of a Graph inside a node is the gradient of that Graph -------------
 def _branch_pullback(branch: Graph) -> Graph:
     floating = [v.name for v in branch.inputs if v.dtype.is_floating]
     back = pullback(branch, floating)
@@ -168,7 +168,7 @@ def _scan_vjp(
     floating_same = [i for i in wanted if i >= carries + scanned]
 
     def step(*args: Any) -> Any:
-        """(gradients of carries, of the same) x (carries, scanned, gradients of ys) -> one step back."""
+        """One step back: (gradients of carries, of the same) x (carries, scanned, g of ys)."""
         it = iter(args)
         g_carry = [next(it) for _ in range(carries)]
         g_same = [next(it) for _ in floating_same]

@@ -16,14 +16,14 @@ from trivium.transforms.replay import prune, replay
 _LAYOUTS = {"NCHW": {3: "NCW", 4: "NCHW", 5: "NCDHW"}, "NHWC": {3: "NWC", 4: "NHWC", 5: "NDHWC"}}
 _WITH_LAYOUT = ("conv", "max_pool", "avg_pool")
 _ELEMENTWISE = {
-    "add", "subtract", "multiply", "divide", "maximum", "minimum", "pow", "negative", "abs", "sign", "exp",
-    "log", "log1p", "expm1", "sqrt", "tanh", "erf", "sigmoid", "relu", "softplus", "silu", "gelu",
-    "leaky_relu", "square", "cast", "stop_gradient", "dropout", "where",
+    "add", "subtract", "multiply", "divide", "maximum", "minimum", "pow", "negative", "abs", "sign",
+    "exp", "log", "log1p", "expm1", "sqrt", "tanh", "erf", "sigmoid", "relu", "softplus", "silu",
+    "gelu", "leaky_relu", "square", "cast", "stop_gradient", "dropout", "where",
 }  # fmt: skip
 
 
 def to_layout(graph: Graph, layout: str) -> Graph:
-    """``graph`` with its images in ``layout`` ("NCHW" or "NHWC", for any number of spatial axes)."""
+    """``graph`` with its images in ``layout`` ("NCHW" or "NHWC", for any number of image axes)."""
     if not any(
         n.attrs.get("layout") not in (None, *_LAYOUTS[layout].values()) for n in graph.nodes
     ) and not (

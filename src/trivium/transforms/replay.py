@@ -27,8 +27,8 @@ def replay(
 ) -> tuple[Graph, dict[Value | None, Value | None]]:
     """A copy of ``graph``, and which new Value stands for which old one.
 
-    ``rule(new, node, values)`` may make a node's outputs itself; None leaves it as it is. ``inputs``
-    says what stands for the inputs when the copy goes ``into`` an existing graph.
+    ``rule(new, node, values)`` may make a node's outputs itself; None leaves it as it is.
+    ``inputs`` says what stands for the inputs when the copy goes ``into`` an existing graph.
     """
     new = Graph(graph.name) if into is None else into
     env: dict[Value | None, Value | None] = {None: None}

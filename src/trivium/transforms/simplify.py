@@ -1,7 +1,7 @@
 """A Graph in its plainest form: what several frameworks write differently, written one way.
 
-Every rule is exact: the numbers are the same bits. Importers bring idioms (a pad of its own before a
-convolution, a reshape that is a flatten); two models that mean the same come out as the same Graph.
+Every rule is exact: the numbers are the same bits. Importers bring idioms (a pad of its own before
+a convolution, a reshape that is a flatten); two models that mean the same come out as one Graph.
 """
 
 from __future__ import annotations

@@ -149,7 +149,8 @@ class Torch(Target):
     functions = {  # noqa: RUF012
         "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": _slice, "select": _select,
-        "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm, "constant": _constant,
+        "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
+        "constant": _constant,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:
@@ -191,7 +192,7 @@ class Torch(Target):
         return {"conv": 3, "linear": 2, "rnn": 2, "embedding": 2}.get(form.op, 1)
 
     def call(self, layer: Layer, member: Member) -> list[Statement]:
-        """nn.RNN gives the outputs and, layers first, the last states; nn.Embedding takes indices."""
+        """nn.RNN gives outputs and, layers first, the last states; nn.Embedding takes indices."""
         node = layer.node
         if node.op == "embedding":
             return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
@@ -208,7 +209,7 @@ class Torch(Target):
         return [f"nn.Parameter({zeros})" if value.kind == "param" else zeros]
 
     def lowers(self, node: Node) -> bool:
-        """A batch norm that torch would not differentiate, or not leave as it is, is written out."""
+        """A batch norm that torch would not differentiate, or would change, is written out."""
         if node.op == "batch_norm":
             mean, training = node.inputs[3], node.attrs["training"]
             if training is True or mean is None or mean.kind != "state":

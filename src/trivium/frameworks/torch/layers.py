@@ -45,7 +45,8 @@ def _conv(rank: int) -> LayerForm:
             "kernel_size": square(w.shape[2:]),  # type: ignore[arg-type]
         } | given(
             stride=(square(a["stride"]), 1), padding=(padding, 0),
-            dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1), bias=(b is not None, True),
+            dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1),
+            bias=(b is not None, True),
         )  # fmt: skip
 
     return LayerForm("conv", f"nn.Conv{rank}d", write, weights=(_WEIGHT, _BIAS))
@@ -140,7 +141,8 @@ FORMS = [
     _batch_norm("BiasedBatchNorm2d", (4,), False),
     LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
               weights=(Weight("scale", "weight", "weight"), Weight("bias", "bias", "bias"))),
-    LayerForm("embedding", "nn.Embedding", _embedding, weights=(Weight("weight", "weight", "weight"),)),
+    LayerForm("embedding", "nn.Embedding", _embedding,
+              weights=(Weight("weight", "weight", "weight"),)),
     LayerForm("rnn", "nn.RNN", _rnn, weights=tuple(
         Weight(n, n, f"{n}_l0") for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))),
     _pool("nn.MaxPool2d", "max_pool"),
@@ -149,15 +151,17 @@ FORMS = [
     LayerForm("dropout", "nn.Dropout",
               lambda node: {"p": node.attrs["rate"]} if node.attrs["training"] is MODE else None),
     LayerForm("softmax", "nn.Softmax", lambda node: {"dim": node.attrs["axis"]}),
-    LayerForm("gelu", "nn.GELU", lambda node: given(approximate=(node.attrs["approximate"], "none"))),
-    LayerForm("leaky_relu", "nn.LeakyReLU", lambda node: given(negative_slope=(node.attrs["slope"], 0.01))),
+    LayerForm("gelu", "nn.GELU",
+              lambda node: given(approximate=(node.attrs["approximate"], "none"))),
+    LayerForm("leaky_relu", "nn.LeakyReLU",
+              lambda node: given(negative_slope=(node.attrs["slope"], 0.01))),
     _plain("relu", "nn.ReLU"), _plain("tanh", "nn.Tanh"), _plain("sigmoid", "nn.Sigmoid"),
     _plain("silu", "nn.SiLU"), _plain("softplus", "nn.Softplus"),
 ]  # fmt: skip
 
 BIASED = '''
 class BiasedBatchNorm{n}d(nn.BatchNorm{n}d):
-    """Its running variance takes the batch's variance as it is, not times n / (n - 1) as PyTorch does."""
+    """Its running variance takes the batch's as it is, not times n / (n - 1) as PyTorch does."""
 
     def forward(self, x):
         if not self.training:

@@ -138,7 +138,7 @@ def _by_mode(graph: Graph) -> Graph:
 
 
 class TorchTrainer:
-    """The loss Graph as a torch module; its gradients by autograd; the optimizer's update emitted too."""
+    """The loss Graph as a torch module, gradients by autograd, the optimizer's update emitted."""
 
     def __init__(
         self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"
