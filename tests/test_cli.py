@@ -83,7 +83,7 @@ def test_bad_input_is_one_line_and_says_which(
 def test_the_tour_without_training_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    """One epoch is not enough for the promise, and the tour says so; the roads are proven all the same."""
+    """One epoch is not enough for the promise, and the tour says so; the roads are proven."""
     pytest.importorskip("sklearn")
     monkeypatch.setenv("COLUMNS", "200")
     assert not run(tmp_path, epochs=1)

@@ -15,7 +15,8 @@ from trivium.engines import ENGINES
 
 MODEL = (
     "MODEL is a file (.tv, .onnx, .keras, -symbol.json) or package.module:name, a model or a "
-    "function that makes one. A file is only read, never run; a module is your own code, and is imported."
+    "function that makes one. A file is only read, never run; a module is your own code, "
+    "and is imported."
 )
 
 

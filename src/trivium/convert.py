@@ -304,6 +304,7 @@ def _load_tv(path: Path) -> Module:
 
 __all__ = [
     "OUT", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx",
-    "from_torch", "graph_of", "load", "save", "side_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
+    "from_torch", "graph_of", "load", "save", "side_of", "to_jax", "to_keras", "to_mxnet",
+    "to_onnx",
     "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

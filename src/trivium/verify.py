@@ -2,7 +2,8 @@
 
 The judge is the float64 oracle of the source's Graph. A target is accepted where its float32 error
 is at most a small constant times the *source framework's own* float32 error, plus a floor that only
-the dtype decides: there are no tolerances per op. Gradients come from each side's own differentiation.
+the dtype decides: there are no tolerances per op. Gradients come from each side's own
+differentiation.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FACTOR = 8.0
 FLOOR = 64 * float(np.finfo(np.float32).eps)
 """Relative error that float32 rounding alone explains, where the source happened to have less."""
 CEILING = 1e-3
-"""From here on the source's own error excuses only three times as much: it sits on a kink itself."""
+"""From here on the source's error excuses only three times as much: it sits on a kink itself."""
 POINTS = 6
 """How many points a disagreement in gradients is looked for at."""
 
@@ -151,7 +152,7 @@ class _Comparison:
             self.report.rows.append(Row(kind, name, case, source, _error(b[name], w, group), limit))
 
     def parameters(self) -> None:
-        """Every parameter and state arrived, bit for bit (an ONNX session does not show its own)."""
+        """Every parameter and state arrived, bit for bit (an ONNX session shows none)."""
         mine, theirs = self.a.runner.values(), self.b.runner.values()
         for name, array in mine.items() if theirs else ():
             same = name in theirs and np.array_equal(array, theirs[name], equal_nan=True)
@@ -173,7 +174,8 @@ class _Comparison:
 
         A gradient jumps where a ReLU or a maximum changes sides, and in a large model some
         activation is always within rounding of that. Such a point says nothing about what lies
-        behind the kink, so a row fails only if it fails at every one of several points: a wrong gradient does.
+        behind the kink, so a row fails only if it fails at every one of several points: a wrong
+        gradient does.
         """
         best: dict[tuple[str, str, str], Row] = {}
         tried = 0
@@ -213,7 +215,8 @@ class _Comparison:
         """``count`` steps of gradient descent along the oracle's path, a fresh batch for each.
 
         Every side starts each step from the oracle's parameters and states, so that rounding does
-        not compound into chaos; what is compared is each step's gradient and what the states became.
+        not compound into chaos; what is compared is each step's gradient and what the states
+        became.
         """
         sides: list[Runner] = [self.oracle, self.a.runner, self.b.runner]
         before = [s.values() for s in sides]
