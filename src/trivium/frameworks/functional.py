@@ -63,11 +63,6 @@ def snake(words: Sequence[str]) -> str:
     return "_".join(parts).lower()
 
 
-def square(sizes: tuple[int, ...]) -> Any:
-    """``3`` for ``(3, 3)``: as one writes it."""
-    return sizes[0] if len(set(sizes)) == 1 else sizes
-
-
 def plain_padding(padding: Any) -> Any:
     """``1`` for ((1, 1), (1, 1)); pairs where they differ."""
     if any(isinstance(p, Dim) for pair in padding for p in pair):

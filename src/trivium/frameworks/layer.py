@@ -22,6 +22,24 @@ def same(a: Array) -> Array:
     return a
 
 
+def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
+    """Those arguments that differ from their defaults.
+
+    >>> given(stride=(2, 1), padding=(0, 0))
+    {'stride': 2}
+    """
+    return {k: v for k, (v, default) in arguments.items() if v != default}
+
+
+def square(sizes: tuple[Any, ...]) -> Any:
+    """``3`` for ``(3, 3)``: as one writes it.
+
+    >>> square((3, 3)), square((3, 2))
+    (3, (3, 2))
+    """
+    return sizes[0] if all(s == sizes[0] for s in sizes) else sizes
+
+
 @dataclass(frozen=True)
 class Weight:
     """One array of an op and what the layer calls it: ``to`` makes it theirs, ``back`` ours."""

@@ -31,11 +31,10 @@ from trivium.frameworks.functional import (
     select,
     slice_axis,
     snake,
-    square,
     tupled,
 )
 from trivium.frameworks.jax.helpers import HELPERS
-from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.layer import LayerForm, Weight, square
 from trivium.frameworks.source import Body, Class, Emitted, Emitter
 from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value

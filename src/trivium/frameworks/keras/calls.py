@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.frameworks.code import Code, Target, array_source
-from trivium.frameworks.keras.layers import given, square
+from trivium.frameworks.layer import given, square
 from trivium.graph import Node, UnsupportedError, Value
 from trivium.shape import Dim
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trivium.frameworks.keras.layers import FORMS, given
-from trivium.frameworks.layer import LayerForm, Weight, permuted
+from trivium.frameworks.keras.layers import FORMS
+from trivium.frameworks.layer import LayerForm, Weight, given, permuted
 from trivium.graph import Node
 
 UNBIASED = '''

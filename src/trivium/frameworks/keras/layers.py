@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trivium.frameworks.layer import LayerForm, Weight, permuted
+from trivium.frameworks.layer import LayerForm, Weight, given, permuted, square
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Size
 
@@ -26,16 +26,6 @@ FIRST = ("NCW", "NCHW", "NCDHW")
 
 
 # -- helpers ---------------------------------------------------------------------------------------
-def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
-    """Those arguments that differ from their defaults: ``given(strides=(2, 1))``."""
-    return {k: v for k, (v, default) in arguments.items() if v != default}
-
-
-def square(sizes: tuple[Any, ...]) -> Any:
-    """``3`` for ``(3, 3)``: as one writes it."""
-    return sizes[0] if all(s == sizes[0] for s in sizes) else sizes
-
-
 def each(value: Any, n: int) -> tuple[int, ...]:
     """One number per axis, as Keras keeps an int, a list or a tuple."""
     return (value,) * n if isinstance(value, int) else tuple(value)

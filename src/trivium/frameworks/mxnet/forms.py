@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.layer import LayerForm, Weight, given, square
 from trivium.graph import MODE, Node
 
 _WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
@@ -17,19 +17,9 @@ _RNN = {
 }
 
 
-def square(sizes: tuple[Any, ...]) -> Any:
-    """``3`` for ``(3, 3)``: as one writes it."""
-    return sizes[0] if len(set(sizes)) == 1 else sizes
-
-
 def symmetric(padding: Any) -> Any:
     """(low, high) pairs as MXNet's one number per axis; None when low and high differ."""
     return tuple(a for a, _ in padding) if all(a == b for a, b in padding) else None
-
-
-def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
-    """Those arguments that differ from their defaults: ``given(strides=(2, 1))``."""
-    return {k: v for k, (v, default) in arguments.items() if v != default}
 
 
 # Input sizes are not said: Gluon learns them from the first batch, or from the parameters it loads.

@@ -14,9 +14,9 @@ from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
-from trivium.graph import MODE, OPS, Graph, Node, Type, UnsupportedError, Value
-from trivium.transforms.replay import replay, specialize
-from trivium.transforms.step import Update
+from trivium.graph import Graph, Type, UnsupportedError
+from trivium.transforms.replay import specialize
+from trivium.transforms.step import Update, by_mode
 
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
@@ -197,19 +197,6 @@ def listed(outputs: Any) -> list[Any]:
     return [outputs]
 
 
-def _by_mode(graph: Graph) -> Graph:
-    """The Graph for one who always trains: ``training=True`` may go by the mode, as layers do."""
-
-    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        if node.attrs.get("training") is not True:
-            return None
-        attrs = node.attrs | {"training": MODE}
-        outputs: Sequence[Value] = OPS[node.op].append(new, values, attrs, node.origin)
-        return outputs
-
-    return replay(graph, rule)[0]
-
-
 class MxnetTrainer:
     """The loss Graph as a hybridized block, differentiated by autograd; the update as another."""
 
@@ -217,7 +204,7 @@ class MxnetTrainer:
         self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"
     ):
         self.mx = load()
-        self.block, weights = build(_by_mode(graph), values)
+        self.block, weights = build(by_mode(graph), values)
         self.block.hybridize(static_alloc=True)
         self.runner = MxnetRunner(self.block, weights, device)
         self.params = [p for p in self.runner.parameters().values() if p.grad_req != "null"]

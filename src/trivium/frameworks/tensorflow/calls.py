@@ -15,8 +15,8 @@ from trivium.frameworks.functional import (
     scan,
     select,
     slice_axis,
-    square,
 )
+from trivium.frameworks.layer import square
 from trivium.frameworks.tensorflow.layers import pool_arguments
 from trivium.graph import MODE, Node, UnsupportedError
 from trivium.shape import Dim

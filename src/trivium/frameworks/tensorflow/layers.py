@@ -6,16 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trivium.frameworks.blocks import leaf, parent
-from trivium.frameworks.functional import plain_padding, square
-from trivium.frameworks.layer import LayerForm, Weight, permuted
+from trivium.frameworks.functional import plain_padding
+from trivium.frameworks.layer import LayerForm, Weight, given, permuted, square
 from trivium.graph import MODE, OPS, Node
 
 Write = Callable[[Node], Mapping[str, Any] | None]
-
-
-def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
-    """Those arguments that differ from their defaults: ``given(stride=(2, 1))``."""
-    return {k: v for k, (v, default) in arguments.items() if v != default}
 
 
 def owned(form: LayerForm, node: Node) -> bool:
@@ -59,7 +54,7 @@ def _conv(node: Node) -> Mapping[str, Any] | None:
         bias=(b is not None, True),
     )
     if _plainly(node):
-        return arguments | {"kernel_size": square(w.shape[2:])} | settings  # type: ignore[arg-type]
+        return arguments | {"kernel_size": square(w.shape[2:])} | settings
     more = given(dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1))
     return arguments | {"kernel_size": w.shape[2:]} | settings | more
 

@@ -8,9 +8,10 @@ from typing import Any
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Layer, leaf
 from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
-from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.functional import select, slice_axis
+from trivium.frameworks.layer import LayerForm, square
 from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
-from trivium.frameworks.torch.layers import FORMS, HELPERS, square, symmetric
+from trivium.frameworks.torch.layers import FORMS, HELPERS, symmetric
 from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
@@ -95,20 +96,6 @@ def _take(target: Target, node: Node) -> Code:
     return [*target.array(x), "[", before + ", " if axis else "", *target.array(indices), "]"]
 
 
-def _slice(target: Target, node: Node) -> Code:
-    x, a = node.inputs[0], node.attrs
-    assert x is not None
-    code: Code = [*target.array(x), "[", ":, " * a["axis"]]
-    code += [] if a["start"] == 0 else target.attribute(a["start"])
-    code.append(":")
-    code += [] if a["stop"] == x.shape[a["axis"]] else target.attribute(a["stop"])
-    return [*code, f":{a['step']}]" if a["step"] != 1 else "]"]
-
-
-def _select(target: Target, node: Node) -> Code:
-    return [*target.array(node.inputs[0]), f"[{':, ' * node.attrs['axis']}{node.attrs['index']}]"]
-
-
 def _batch_norm(target: Target, node: Node) -> Code:
     x, scale, bias, mean, var = node.inputs
     a = node.attrs
@@ -148,7 +135,7 @@ class Torch(Target):
     helpers = HELPERS
     functions = {  # noqa: RUF012
         "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
-        "cross_entropy": _cross_entropy, "take": _take, "slice_axis": _slice, "select": _select,
+        "cross_entropy": _cross_entropy, "take": _take, "slice_axis": slice_axis, "select": select,
         "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
         "constant": _constant,
     }  # fmt: skip

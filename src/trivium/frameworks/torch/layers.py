@@ -5,25 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.layer import LayerForm, Weight, given, square
 from trivium.graph import MODE, Node
 
 _WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
 
 
-def square(sizes: tuple[int, ...]) -> Any:
-    """``3`` for ``(3, 3)``: as one writes it."""
-    return sizes[0] if len(set(sizes)) == 1 else sizes
-
-
 def symmetric(padding: Any) -> Any:
     """(low, high) pairs as torch's one number per axis; None when low and high differ."""
     return square(tuple(a for a, _ in padding)) if all(a == b for a, b in padding) else None
-
-
-def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
-    """Those arguments that differ from their defaults: ``given(stride=(2, 1))``."""
-    return {k: v for k, (v, default) in arguments.items() if v != default}
 
 
 def _conv(rank: int) -> LayerForm:
@@ -42,7 +32,7 @@ def _conv(rank: int) -> LayerForm:
         return {
             "in_channels": w.shape[1] * a["groups"],
             "out_channels": w.shape[0],
-            "kernel_size": square(w.shape[2:]),  # type: ignore[arg-type]
+            "kernel_size": square(w.shape[2:]),
         } | given(
             stride=(square(a["stride"]), 1), padding=(padding, 0),
             dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1),

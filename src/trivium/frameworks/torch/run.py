@@ -11,9 +11,9 @@ from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.frameworks.torch.emit import emit
-from trivium.graph import MODE, OPS, Graph, Node, Value
-from trivium.transforms.replay import replay, specialize
-from trivium.transforms.step import Update
+from trivium.graph import Graph
+from trivium.transforms.replay import specialize
+from trivium.transforms.step import Update, by_mode
 
 
 def load_torch() -> Any:
@@ -126,17 +126,6 @@ def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
-def _by_mode(graph: Graph) -> Graph:
-    """Norms and dropouts that are on while training as torch's own layers, which ask the module."""
-
-    def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
-        if node.attrs.get("training") is not True:
-            return None
-        return OPS[node.op].append(new, values, node.attrs | {"training": MODE}, node.origin)
-
-    return replay(graph, rule)[0]
-
-
 class TorchTrainer:
     """The loss Graph as a torch module, gradients by autograd, the optimizer's update emitted."""
 
@@ -144,7 +133,7 @@ class TorchTrainer:
         self, graph: Graph, values: Mapping[str, Any], update: Update, device: str = "cpu"
     ):
         self.torch = load_torch()
-        module, weights = build(_by_mode(graph), values)
+        module, weights = build(by_mode(graph), values)
         self.runner = TorchRunner(module.train(), weights, device)
         self.module = module
         self.update = execute(emit(specialize(update.graph)), "torch")().to(device)
