@@ -18,6 +18,8 @@ import numpy as np
 import trivium as tv
 from trivium.frameworks.code import Target
 from trivium.graph import OPS, Graph
+from trivium.native.meaning import is_native
+from trivium.native.prepare import prepared
 from trivium.op import Op
 from trivium.transforms.replay import specialize
 
@@ -34,6 +36,10 @@ Every conformance case of an op is emitted for the target:
 - **body**: the op is written out in the ops it is made of
 - **n of m**: so many of the cases; the others are refused
 - **-**: refused; the reasons are below the table
+
+In the column of the native engine an op is **loops** of machine code, or **NumPy**: inside the
+compiled step its NumPy body is called. Whatever is neither float32, float64, integer nor bool, and
+arrays without elements, run as NumPy bodies too.
 
 The `numpy` engine, which is the oracle, runs every op. Gradients of every differentiable op are
 checked against finite differences, and in each framework against its own autograd.
@@ -88,6 +94,15 @@ def attempt(framework: str, op: Op, graph: Graph) -> str:
         return f"refused: {error.what}"
 
 
+def native(op: Op) -> str:
+    """How the native engine runs an op: as loops, or through NumPy."""
+    forms = set()
+    for case in op.cases:
+        graph = prepared(specialize(graph_of(op, case), training=True))
+        forms |= {"loops" if is_native(node) else "NumPy" for node in graph.nodes}
+    return "NumPy" if "NumPy" in forms else "loops"
+
+
 def cell(framework: str, op: Op) -> tuple[str, str]:
     """The table's cell, and the reason of what is refused."""
     found = []
@@ -110,8 +125,8 @@ def table() -> Iterator[str]:
     """docs/coverage.md, line by line."""
     yield HEADING
     ops = sorted((op for op in OPS.values() if isinstance(op, Op)), key=lambda op: op.name)
-    yield "| op | kind | " + " | ".join(TARGETS) + " |"
-    yield "|---|---|" + "---|" * len(TARGETS)
+    yield "| op | kind | native | " + " | ".join(TARGETS) + " |"
+    yield "|---|---|---|" + "---|" * len(TARGETS)
     reasons: dict[str, list[str]] = {}
     for op in ops:
         cells = []
@@ -121,7 +136,7 @@ def table() -> Iterator[str]:
             if reason:
                 reasons.setdefault(f"{framework}: {reason}", []).append(op.name)
         kind = "composite" if op.is_composite else "primitive"
-        yield f"| {op.name} | {kind} | {' | '.join(cells)} |"
+        yield f"| {op.name} | {kind} | {native(op)} | {' | '.join(cells)} |"
     yield ""
     yield "## Refused, and why"
     yield ""

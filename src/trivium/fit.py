@@ -33,9 +33,13 @@ def loss_function(spec: str | Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+_DOUBLE = np.dtype(np.float64)
+
+
 def _float32(x: Any) -> Any:
-    x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype == np.float64 else x
+    if type(x) is not np.ndarray:
+        x = np.asarray(x)
+    return x.astype(np.float32) if x.dtype is _DOUBLE else x
 
 
 class TrainStep:
@@ -71,7 +75,7 @@ class TrainStep:
         self._behind = self._outdated = False
 
     def __call__(self, x: Any, y: Any) -> float:
-        arrays = [_float32(a) for a in (*(x if isinstance(x, tuple) else (x,)), y)]
+        arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
         if self._trainer is None:
             self._start(arrays)
         elif self._outdated:
@@ -90,9 +94,15 @@ class TrainStep:
         graph = trace(compute, *specs, training=True, name=type(self.model).__name__)
         self._params = captured(graph)
         values = {name: p.data for name, p in self._params.items()}
-        self._trainer = self.engine.trainer(graph, values, self.optimizer.update())
+        update = self.optimizer.update()
+        self._trainer = self.engine.trainer(graph, values, update, self.threads)
         for p in self._params.values():
             p.owner = self
+
+    @property
+    def source(self) -> str:
+        """What the native engine runs, as loops that can be read (after the first step)."""
+        return _source(self.engine.name, self._trainer)
 
     def fetch(self) -> None:
         """Bring the model's arrays up to date; its parameters ask for it when they are read."""
@@ -282,32 +292,62 @@ for _name, _method in dict(compile=compile_, fit=fit, predict=predict, evaluate=
     setattr(Module, _name, _method)
 
 
+def _source(engine: str, compiled: Any) -> str:
+    if engine != "native":
+        raise ValueError(f"engine {engine!r} compiles nothing that could be shown; 'native' does")
+    if compiled is None:
+        raise ValueError("nothing is compiled yet: the first call decides the sizes")
+    text: str = compiled.source
+    return text
+
+
+class Compiled:
+    """A function that an engine runs; see :func:`compile`."""
+
+    def __init__(self, function: Callable[..., Any], engine: str | None, threads: int | None):
+        self._function, self._engine, self._threads = function, engine_named(engine), threads
+        self._made: dict[Any, tuple[Graph, Any]] = {}
+        self._last: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        arrays = [np.asarray(a) for a in args]
+        key = tuple([(a.dtype.str, a.shape) for a in arrays])
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= 64:
+                self._made.clear()
+            graph = trace(self._function, *arrays, training=False)
+            made = self._made[key] = (graph, self._engine.function(graph, self._threads))
+        graph, run = made
+        self._last = run
+        values = {name: p.data for name, p in captured(graph).items()}
+        return restructure(graph, [Tensor(a) for a in run(values, arrays)])
+
+    @property
+    def source(self) -> str:
+        """What the native engine ran last, as loops that can be read."""
+        return _source(self._engine.name, self._last)
+
+
 def compile(
     function: Callable[..., Any], engine: str | None = None, threads: int | None = None
 ) -> Any:
     """``function`` (or a module) traced once per shape and run by an engine; same numbers as eager.
 
+    On the native engine, the default, ``.source`` shows the loops that were compiled.
+
     >>> import trivium as tv
     >>> fast = tv.compile(lambda x: tv.tanh(x) * 2)
     >>> fast(tv.asarray([0.0, 1.0]))
     tensor([0.       , 1.5231884])
+    >>> print(fast.source)
+    # phase 0: one task
+    # multiply: results in lanes along i
+    for i in range(2):
+        output0[i] = (tanh(x0[i]) * 2.0)
+    <BLANKLINE>
     """
-    chosen = engine_named(engine)
-    made: dict[Any, tuple[Graph, Any]] = {}
-
-    def call(*args: Any) -> Any:
-        arrays = [np.asarray(a) for a in args]
-        key = tuple((a.dtype.str, a.shape) for a in arrays)
-        if key not in made:
-            if len(made) >= 64:
-                made.clear()
-            graph = trace(function, *arrays, training=False)
-            made[key] = (graph, chosen.function(graph))
-        graph, run = made[key]
-        values = {name: p.data for name, p in captured(graph).items()}
-        return restructure(graph, [Tensor(a) for a in run(values, arrays)])
-
-    return call
+    return Compiled(function, engine, threads)
 
 
 __all__ = ["Callback", "GraphModule", "History", "TrainStep", "compile", "fit"]

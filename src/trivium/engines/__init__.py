@@ -15,7 +15,7 @@ from trivium.graph import Graph
 from trivium.interpret import Interpreter
 from trivium.transforms.step import Update, initial_slots, training_step
 
-DEFAULT = "numpy"
+DEFAULT = "native"
 
 
 class NumpyTrainer:
@@ -81,21 +81,32 @@ class Engine:
         if self.version() is None:
             raise ImportError(f"engine {self.name!r} is not installed: {self.remedy}")
 
-    def trainer(self, graph: Graph, values: Mapping[str, Any], update: Update) -> Trainer:
+    def trainer(
+        self,
+        graph: Graph,
+        values: Mapping[str, Any],
+        update: Update,
+        threads: int | None = None,
+    ) -> Trainer:
         """A training step of this loss Graph from these values."""
         self.need()
         if not self.trains:
             raise ValueError(f"engine {self.name!r} runs models, it does not train them")
         if not self.trainer_at:
             return NumpyTrainer(graph, values, update)
-        trainer: Trainer = _load(self.trainer_at)(graph, values, update)
+        # Only the native engine has threads of its own to be told about.
+        more = (threads,) if self.name == "native" else ()
+        trainer: Trainer = _load(self.trainer_at)(graph, values, update, *more)
         return trainer
 
-    def function(self, graph: Graph) -> Function:
+    def function(self, graph: Graph, threads: int | None = None) -> Function:
         """The Graph in inference: ``f(values, inputs) -> outputs``, NumPy in and out."""
         self.need()
+        if self.name == "native":
+            function: Function = _load("trivium.native.run:NativeFunction")(graph, threads)
+            return function
         if self.runner_at:
-            return _native(graph, *(_load(at) for at in self.runner_at))
+            return _framework_function(graph, *(_load(at) for at in self.runner_at))
         if self.name == "onnxruntime":
             return _onnx(graph)
         run = Interpreter(graph, training=False)
@@ -108,7 +119,7 @@ class Engine:
         return call
 
 
-def _native(graph: Graph, build: Any, runner: Any) -> Function:
+def _framework_function(graph: Graph, build: Any, runner: Any) -> Function:
     live: list[Any] = []
 
     def call(values: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
@@ -157,6 +168,8 @@ def _framework(name: str, package: str, remedy: str, cls: str) -> Engine:
 ENGINES = {
     e.name: e
     for e in (
+        Engine("native", "llvmlite", "pip install llvmlite",
+               trainer_at="trivium.native.run:NativeTrainer"),
         Engine("numpy", "numpy", "pip install numpy"),
         Engine("onnxruntime", "onnxruntime", "pip install onnx onnxruntime", trains=False),
         _framework("torch", "torch", "pip install torch", "Torch"),

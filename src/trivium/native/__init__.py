@@ -1,0 +1,1 @@
+"""The native engine: a whole Graph compiled to machine code through LLVM."""

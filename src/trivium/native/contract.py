@@ -1,0 +1,306 @@
+"""Sums of products: one tile of results in registers, loops around it.
+
+Matrix products in all transposes, convolutions and both their gradients are one kind of nest:
+``sum of A[...] * B[...]``. One variable of the results, on which only B depends, lies along the
+vector lanes; others, on which only A depends, are the rows of a tile, each a number of A broadcast
+to all lanes. Everything else is a loop (batch-reduce GEMM: Georganas et al., "High-Performance Deep
+Learning via a Single Building Block", 2019).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from trivium.native.index import Index, Var
+from trivium.native.nest import Axis, Buffer, Condition, Expr, Exprs, Nest, Store
+from trivium.native.schedule import Plan, by_stride, collapse, split_parts
+from trivium.native.target import Target
+
+
+@dataclass
+class Factor:
+    """One of the two factors: a load, and the conditions under which it is not zero."""
+
+    load: Expr
+    conditions: tuple[Condition, ...]
+
+    @property
+    def buffer(self) -> Buffer:
+        """Where it is read."""
+        buffer: Buffer = self.load.extra[0]
+        return buffer
+
+    def flat(self) -> Index:
+        """Its position in memory."""
+        return self.buffer.flat(self.load.extra[1])
+
+    def vars(self) -> set[Var]:
+        """The variables it depends on."""
+        found: set[Var] = set()
+        for index in (*self.load.extra[1], *(c[0] for c in self.conditions)):
+            found |= index.vars()
+        return found
+
+
+def factors(body: Expr | None) -> tuple[Factor, Factor] | None:
+    """The two factors of a sum of products that can be tiled."""
+    if body is None or body.op != "multiply":
+        return None
+    out = []
+    for e in body.args:
+        conditions: tuple[Condition, ...] = ()
+        if e.op == "guard" and e.args[1].op == "const" and e.args[1].extra == 0:
+            conditions, e = e.extra, e.args[0]
+        if e.op != "load":
+            return None
+        out.append(Factor(e, conditions))
+    return out[0], out[1]
+
+
+def is_product(nest: Nest) -> bool:
+    """Could this nest be tiled?"""
+    return (
+        nest.kind == "sum"
+        and nest.body is not None
+        and nest.body.dtype.is_floating
+        and factors(nest.body) is not None
+    )
+
+
+def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | None:
+    """A plan for a sum of products, and the copies it wants made before. None: not this way."""
+    if not is_product(nest) or not nest.loops:
+        return None
+    _lay_out(nest)
+    split_parts(nest, make, [v for v in (*nest.reduce, *nest.loops) if v is not nest.batch])
+    ones = {v: Index({}) for v in nest.reduce if v.extent == 1}
+    if ones:
+        nest.substitute(make, ones, nest.loops, [v for v in nest.reduce if v.extent > 1])
+    where = nest.stores[0].buffer.flat(nest.stores[0].at)
+    order = by_stride(where, nest.loops, nest.batch)
+    if not order or where.coefficient(order[-1]) != 1 or order[-1] is nest.batch:
+        return None
+    vec = order[-1]
+    pair = factors(nest.body)
+    assert pair is not None
+    a, b = pair
+    swapped = vec in a.vars()
+    if swapped:
+        a, b = b, a
+    if vec in a.vars() or vec not in b.vars() or any(vec in c[0].vars() for c in b.conditions):
+        return None
+    copies: list[Nest] = []
+    _open_layout(nest, a, b, vec)
+    before = (nest.body, nest.stores, nest.loops, nest.reduce)
+    if b.flat().coefficient(vec) != 1 or not b.flat().affine_in(vec):
+        made = _relaid(nest, make, b, vec)
+        if made is None:
+            return None
+        copies.append(made)
+        pair = factors(nest.body)
+        assert pair is not None
+        a, b = pair[::-1] if swapped else pair
+    # Reduced variables: as they lie in A, farthest outside.
+    nest.reduce = by_stride(a.flat(), nest.reduce)
+    nest.reduce = collapse(nest, make, nest.reduce, "reduce")
+    pair = factors(nest.body)
+    assert pair is not None
+    a, b = pair[::-1] if swapped else pair
+    made_plan = _shape(nest, a, b, vec, order, target, swapped)
+    if made_plan is None:
+        nest.body, nest.stores, nest.loops, nest.reduce = before
+        return None
+    copies += _packed(nest, make, made_plan, a, b, {c.stores[0].buffer for c in copies})
+    return made_plan, copies
+
+
+def _lay_out(nest: Nest) -> None:
+    for s in nest.stores:
+        if s.buffer.axes is None and s.buffer.place != "held":
+            s.buffer.lie()
+    pair = factors(nest.body)
+    assert pair is not None
+    for f in pair:
+        if f.buffer.axes is None and f.buffer.place != "held":
+            f.buffer.lie()
+    for s in nest.stores:
+        if s.buffer.axes is None:
+            same = [
+                t.buffer for t in nest.stores if t.buffer.axes and t.buffer.shape == s.buffer.shape
+            ]
+            s.buffer.axes = same[0].axes if same else None
+        if s.buffer.axes is None:
+            s.buffer.lie()
+
+
+def _open_layout(nest: Nest, a: Factor, b: Factor, vec: Var) -> None:
+    """Parameters whose layout is open lie as their first product wants them."""
+    for f in (a, b):
+        if f.buffer.axes is not None:
+            continue
+        f.buffer.lie()
+        if f is not b:
+            continue
+        axes: list[Axis] = []
+        at = b.load.extra[1]
+        for v in [*by_stride(a.flat(), nest.reduce), vec]:
+            for axis, index in enumerate(at):
+                if c := index.coefficient(v):
+                    axes.append(Axis(axis, c, v.extent))
+        sizes = [1] * len(at)
+        for x in axes:
+            sizes[x.axis] *= x.extent
+        if tuple(sizes) == b.buffer.shape:
+            b.buffer.axes = tuple(axes)
+
+
+def _relaid(nest: Nest, make: Exprs, b: Factor, vec: Var) -> Nest | None:
+    """A copy of B in which ``vec`` is contiguous; the nest reads the copy from now on."""
+    at = b.load.extra[1]
+    axis = next((i for i, index in enumerate(at) if index.coefficient(vec)), None)
+    if axis is None or nest.iterations < 8 * b.buffer.size:
+        return None
+    stride = at[axis].coefficient(vec)
+    if stride != 1 and b.buffer.shape[axis] != stride * vec.extent:
+        return None
+    axes = [x for x in b.buffer.axes or () if x.axis != axis]
+    if stride > 1:
+        axes.append(Axis(axis, 1, stride))
+    inner = b.buffer.shape[axis] // stride
+    return _copied(nest, make, b, (*axes, Axis(axis, stride, inner)))
+
+
+def _copied(nest: Nest, make: Exprs, f: Factor, axes: tuple[Axis, ...]) -> Nest:
+    """A copy of a factor that lies as ``axes`` say; the nest reads the copy from now on."""
+    old, source = f.load, f.buffer
+    copy = Buffer(f"{source.name}_", source.dtype, source.shape, "arena")
+    copy.axes = axes
+
+    def change(e: Expr) -> Expr | None:
+        return make.make("load", e.dtype, (), (copy, e.extra[1])) if e is old else None
+
+    assert nest.body is not None
+    nest.body = make.rewrite(nest.body, change)
+    finer = max(source, copy, key=lambda x: len(x.axes or ()))
+    loops, place = finer.walk()
+    load = make.make("load", source.dtype, (), (source, place))
+    stale = nest.stale & {source}
+    return Nest("copy", loops, [Store(copy, place, load)], unit=nest.unit, stale=stale)
+
+
+def _packed(nest: Nest, make: Exprs, plan: Plan, a: Factor, b: Factor,
+            own: set[Buffer]) -> list[Nest]:  # fmt: skip
+    """Copies of factors whose rows compete for the same lines of the cache.
+
+    Those in ``own`` are copies already: they are only laid out with room between.
+    """
+    copies: list[Nest] = []
+    length = 1
+    for v in nest.reduce:
+        length *= v.extent
+    for f, along in ((b, nest.reduce), (a, [*nest.reduce, *plan.rows])):
+        if length < 256 or nest.iterations < 256 * f.buffer.size:
+            continue
+        flat, axes, size = f.flat(), f.buffer.axes or (), f.buffer.dtype.itemsize
+        strides = [flat.coefficient(v) * size for v in along]
+        if not any(s and s % 2048 == 0 for s in strides) or any(x.spare for x in axes):
+            continue
+        *outer, last = axes
+        if f.buffer in own:
+            f.buffer.axes = (*outer, replace(last, spare=16))
+            continue
+        panel = plan.width * plan.lanes
+        if f is b and last.extent % panel == 0 and last.divisor == 1:
+            split = Axis(last.axis, panel, last.extent // panel)
+            copies.append(_copied(nest, make, f, (split, *outer, Axis(last.axis, 1, panel))))
+        else:
+            copies.append(_copied(nest, make, f, (*outer, replace(last, spare=16))))
+        pair = factors(nest.body)
+        assert pair is not None
+        a, b = pair[::-1] if plan.swapped else pair
+    return copies
+
+
+def _shape(nest: Nest, a: Factor, b: Factor, vec: Var, order: list[Var], target: Target,
+           swapped: bool) -> Plan | None:  # fmt: skip
+    """Rows, height and width of the tile."""
+    assert nest.body is not None
+    lanes = target.lanes(nest.body.dtype)
+    flat, depends = a.flat(), b.vars()
+    free = [v for v in order if v is not vec and v is not nest.batch and v not in depends]
+    free = [v for v in free if v in a.vars() and flat.affine_in(v)]
+    if not all(flat.affine_in(v) for v in nest.reduce) or not all(
+        b.flat().affine_in(v) for v in (*nest.reduce, vec)
+    ):
+        return None
+    vectors = -(-vec.extent // lanes)
+    best: tuple[float, list[Var], int, int] | None = None
+    for rows in _row_choices(free, a):
+        last = rows[-1].extent if rows else 1
+        fixed = 1
+        for v in rows[:-1]:
+            fixed *= v.extent
+        for width in range(1, min(vectors, 4) + 1):
+            most = (target.registers - 1 - width) // width // fixed
+            if most < 1:
+                continue
+            count = -(-last // min(most, last))
+            height = -(-last // count)
+            cost = _cost(fixed * height, width, last * fixed, vectors) / (last * fixed)
+            if any(_watches(c, rows) for c in a.conditions) and count > 8:
+                continue
+            # Rows that lie side by side in A share its cache lines.
+            cost *= 1.0 if not rows or abs(flat.coefficient(rows[-1])) <= 64 else 1.02
+            if best is None or cost < best[0]:
+                best = (cost, rows, height, width)
+    if best is None:
+        return None
+    _, rows, height, width = best
+    unrolled = _unrolled(nest, a, rows)
+    if unrolled is None:
+        return None
+    last = rows[-1].extent if rows else 1
+    across = Var(f"{vec.name}_tile", -(-vectors // width))
+    down = Var(f"{rows[-1].name}_tile" if rows else "tile", -(-last // height))
+    others = [v for v in order if v is not vec and v not in rows and v is not nest.batch]
+    levels = [*([nest.batch] if nest.batch in order else []), across, *others, down]
+    return Plan(nest, "tile", levels, vec, lanes, 1, rows, height, width, down, across, unrolled,
+                swapped)  # fmt: skip
+
+
+def _row_choices(free: list[Var], a: Factor) -> list[list[Var]]:
+    choices: list[list[Var]] = [[v] for v in free]
+    for i, v in enumerate(free):
+        for w in free[i + 1 :]:
+            if v.extent * w.extent <= 28:
+                choices.append([v, w] if v.extent <= w.extent else [w, v])
+    return choices or [[]]
+
+
+def _cost(height: int, width: int, rows: int, vectors: int) -> float:
+    """Cycles for all tiles per step of the reduction: multiply-adds, or loads where they are more.
+
+    Two vector multiply-adds and two loads a cycle, a latency of four: the figures of current x86
+    cores (Fog, instruction tables).
+    """
+    tiles = -(-rows // height) * -(-vectors // width)
+    return tiles * max(height * width / 2, (height + width) / 2, 4.0) * (1 + 0.15 / height)
+
+
+def _watches(condition: Condition, rows: list[Var]) -> bool:
+    return any(v in condition[0].vars() for v in rows)
+
+
+def _unrolled(nest: Nest, a: Factor, rows: list[Var]) -> set[Var] | None:
+    """Reduced variables that decide, together with rows, whether A is read: written out."""
+    found: set[Var] = set()
+    for c in a.conditions:
+        if _watches(c, rows):
+            others = c[0].vars() - set(rows)
+            if not others <= set(nest.reduce):
+                return None
+            found |= others
+    size = 1
+    for v in found:
+        size *= v.extent
+    return found if size <= 16 else None

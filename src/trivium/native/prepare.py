@@ -1,0 +1,96 @@
+"""A Graph made ready for the native engine: sizes known, composites written out, loops unrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from trivium.graph import OPS, Graph, Node, Value
+from trivium.transforms.decompose import decompose
+from trivium.transforms.replay import inline, prune, replay
+
+UNROLLED = 128  # a scan of at most so many steps is written out
+
+
+def prepared(graph: Graph) -> Graph:
+    """``graph`` (without open sizes) in the ops that ``meaning`` knows."""
+    graph = decompose(graph, keep=lambda node: False)
+    while any(_unrolls(n) for n in graph.nodes):
+        graph = decompose(replay(graph, _unroll)[0], keep=lambda node: False)
+    return prune(_share(replay(graph, _simpler)[0]))
+
+
+def _unrolls(node: Node) -> bool:
+    if node.op != "scan":
+        return False
+    along = node.inputs[node.attrs["carries"]]
+    assert along is not None
+    return bool(0 < along.shape[0] <= UNROLLED)
+
+
+def _unroll(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
+    if not _unrolls(node):
+        return None
+    a, body = node.attrs, node.attrs["body"]
+    carries, scanned = a["carries"], a["scanned"]
+    carry: list[Any] = values[:carries]
+    along: list[Any] = values[carries : carries + scanned]
+    same: list[Any] = values[carries + scanned :]
+    length = along[0].shape[0]
+    ys: list[list[Any]] = [[None] * length for _ in body.outputs[carries:]]
+    for t in reversed(range(length)) if a["reverse"] else range(length):
+        now = [OPS["select"](x, axis=0, index=t) for x in along]
+        out = inline(body, new, [*carry, *now, *same])
+        carry = out[:carries]
+        for column, y in zip(ys, out[carries:], strict=True):
+            column[t] = y
+    return [*carry, *(OPS["stack"](*column, axis=0) for column in ys)]
+
+
+def _simpler(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
+    """A convolution's bias is an addition; is relu's input positive? ask its output instead."""
+    op = OPS[node.op]
+    if node.op == "conv" and values[2] is not None:
+        (y,) = op.append(new, [*values[:2], None], node.attrs, node.origin)
+        layout = node.attrs["layout"]
+        shape = tuple(y.shape[i] if a == "C" else 1 for i, a in enumerate(layout))
+        return [OPS["add"](y, OPS["reshape"](values[2], shape=shape))]
+    if node.op == "greater" and _is_zero(values[1]) and values[0] is not None:
+        x = values[0]
+        for other in new.nodes:  # exact: relu(x) > 0 where x > 0, nan included
+            if other.op == "relu" and other.inputs[0] is x:
+                (y,) = op.append(new, [other.out, values[1]], node.attrs, node.origin)
+                return [y]
+    return None
+
+
+def _is_zero(v: Value | None) -> bool:
+    return (
+        v is not None and v.node is not None and v.node.op == "full" and not v.node.attrs["value"]
+    )
+
+
+def _share(graph: Graph) -> Graph:
+    """Nodes that compute the same once."""
+    seen: dict[Any, tuple[Value, ...]] = {}
+    env: dict[Value | None, Value | None] = {}
+    kept: list[Node] = []
+    for node in graph.nodes:
+        node.inputs = tuple(env.get(v, v) for v in node.inputs)
+        attrs = tuple(
+            sorted((k, id(a) if _by_identity(a) else repr(a)) for k, a in node.attrs.items())
+        )
+        key = (node.op, tuple(map(id, node.inputs)), attrs)
+        if key in seen:
+            env |= zip(node.outputs, seen[key], strict=True)
+        else:
+            seen[key] = node.outputs
+            kept.append(node)
+    graph.nodes = kept
+    graph.outputs = [env.get(v, v) for v in graph.outputs]  # type: ignore[misc]
+    graph.updates = {k: env.get(v, v) for k, v in graph.updates.items()}  # type: ignore[misc]
+    return graph
+
+
+def _by_identity(a: Any) -> bool:
+    return isinstance(a, Graph) or hasattr(a, "__array_interface__")
