@@ -7,12 +7,13 @@ import functools
 import math
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 
 from trivium.native import vecmath
+from trivium.native.build import assemble
 from trivium.native.ir import Function, Module, V, vector
+from trivium.native.loader import Code
 from trivium.native.target import TARGETS, Target, host
 
 LANES = [16, 8, 4, 0]
@@ -46,7 +47,7 @@ def text_of(target: Target, kind: str) -> str:
     module = Module(target)
     for name, count in ARGS.items():
         for lanes in LANES:
-            b = Function(module, f"{name}_{lanes}", ["ptr", "ptr", "ptr", "i64"])
+            b = Function(module, f"{name}_{lanes}", ["ptr", "ptr", "ptr", "i64"], exported=True)
 
             def body(i: V, _: list[V], b: Function = b, name: str = name, lanes: int = lanes,
                      count: int = count) -> list[V]:  # fmt: skip
@@ -59,20 +60,11 @@ def text_of(target: Target, kind: str) -> str:
     return module.text()
 
 
-def optimised(text: str, machine: Any) -> Any:
-    module = llvm.parse_assembly(text)
-    module.verify()
-    builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
-    builder.getModulePassManager().run(module, builder)
-    return module
-
-
 @functools.cache
-def engine(target: str, kind: str) -> Any:
-    machine = TARGETS[target].machine()
-    engine = llvm.create_mcjit_compiler(optimised(text_of(TARGETS[target], kind), machine), machine)
-    engine.finalize_object()
-    return engine
+def engine(target: str, kind: str) -> Code:
+    """All functions, compiled; kept, because freed code cannot be called."""
+    names = [f"{name}_{lanes}" for name in ARGS for lanes in LANES]
+    return Code(assemble(text_of(TARGETS[target], kind), TARGETS[target]), names)
 
 
 def run(target: str, name: str, lanes: int, *args: Any) -> Any:
@@ -81,7 +73,7 @@ def run(target: str, name: str, lanes: int, *args: Any) -> Any:
     size = args[0].size
     args = tuple(np.concatenate([a, np.ones(-size % 16, a.dtype)]) for a in args)
     out = np.empty_like(args[0])
-    address = engine(target, kind).get_function_address(f"{name}_{lanes}")
+    address = engine(target, kind).addresses[f"{name}_{lanes}"]
     pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (args[0], args[-1], out)]
     ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 3, ctypes.c_int64)(address)(*pointers, out.size)
     return out[:size]
@@ -177,8 +169,7 @@ def test_float64_is_libms(name: str) -> None:
 
 @pytest.mark.parametrize("kind", ["float", "double"])
 def test_neon_compiles(kind: str) -> None:
-    machine = TARGETS["neon"].machine()
-    assert machine.emit_object(optimised(text_of(TARGETS["neon"], kind), machine))[:4] == b"\x7fELF"
+    assert assemble(text_of(TARGETS["neon"], kind), TARGETS["neon"])[:4] == b"\x7fELF"
 
 
 def test_each_function_is_written_once_and_others_are_refused() -> None:

@@ -28,14 +28,17 @@ import contextlib
 import ctypes
 import functools
 import os
+import platform
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trivium.native import cache
+from trivium.native.build import assemble
 from trivium.native.ir import Function, Module, V
-from trivium.native.target import host
+from trivium.native.loader import Code
+from trivium.native.target import TARGETS, host
 
 LINUX = sys.platform == "linux"
 
@@ -45,6 +48,7 @@ STOLEN = 500_000  # a worker that misses this much was taken off its core
 TWICE = 50_000_000  # again within this time is no accident
 POLITE = 100_000_000  # for so long it is polite then
 RUN = 400_000  # and works so long between rests, less than the kernel would let it
+REST = 4_000_000  # which are never longer than this
 
 # A pool's fields, in bytes. What several threads write has cache lines of its own, in pairs,
 # because processors fetch the neighbour too.
@@ -57,7 +61,7 @@ FIELDS = {
     "busy": 640,  # is there a caller?
 }  # fmt: skip
 SIZE, ALIGN = 768, 128
-FOREVER = 2**63 - 1
+FOREVER = str(2**63 - 1)
 WALL, OWN = 1, 3  # clocks: everybody's time, and this thread's time on a core
 SLEEP, WAKE = 128, 129  # what futex is to do
 
@@ -215,7 +219,7 @@ def _parallel(module: Module) -> None:
     # counted here sees the tasks.
     with b.when(b.test(b.get(b.field("sleepers")), "ne", 0)):
         b.futex(left, WAKE, b.math(tasks, "sub", 1))
-    b.call("tv_take", "i1", [pool, V("i64", str(FOREVER))])
+    b.call("tv_take", "i1", [pool, V("i64", FOREVER)])
     b.call("tv_spin", "i1", [unfinished, V("i1", "true")])
     b.to("check")
     rest = b.get(unfinished)
@@ -231,11 +235,11 @@ def _parallel(module: Module) -> None:
 def _worker(module: Module) -> None:
     """What a worker does for ever."""
     b = _Code(module, "tv_worker", ["ptr"])
-    left, unfinished, sleepers = b.field("left"), b.field("unfinished"), b.field("sleepers")
-    polite = b.reserve("i64", 8)  # until when
-    since = b.reserve("i64", 8)  # it worked since then, if rest is taken from work
+    left, sleepers = b.field("left"), b.field("sleepers")
+    polite, awake = b.reserve("i64", 8), b.reserve("i64", 8)  # until when, since when
     b.put(0, polite)
-    b.put(0, since)
+    b.to("woken")
+    b.put(b.clock(), awake)
     b.to("begin")
     _leave(b)
     own, wall = b.clock(OWN), b.clock()
@@ -243,38 +247,30 @@ def _worker(module: Module) -> None:
 
     b.begin("sleep")
     b.change("add", sleepers, 1)
-    _rest(b, since, lambda: b.futex(left, SLEEP, 0))
+    b.futex(left, SLEEP, 0)
     b.change("sub", sleepers, 1)
-    b.jump("begin")
+    b.jump("woken")
 
     b.begin("work")
-    limit = b.math(b.get(since), "add", RUN)
-    until = b.select(b.test(b.get(polite), "sgt", wall), limit, V("i64", str(FOREVER)))
+    limit = b.math(b.get(awake), "add", RUN)
+    until = b.select(b.test(b.get(polite), "sgt", wall), limit, V("i64", FOREVER))
     with b.when(b.call("tv_take", "i1", [b.args[0], until])):
-        b.futex(unfinished, WAKE, 1)
+        b.futex(b.field("unfinished"), WAKE, 1)
     now = b.clock()
     missing = b.math(b.math(now, "sub", wall), "sub", b.math(b.clock(OWN), "sub", own))
     with b.when(b.test(missing, "sgt", STOLEN)):
         again = b.test(b.math(now, "sub", b.get(polite)), "slt", TWICE)
-        time = b.select(again, V("i64", str(POLITE)), V("i64", "0"))
-        b.put(b.math(now, "add", time), polite)
-        b.put(now, since)
-    worked = b.math(now, "sub", b.get(since))
-    with b.when(b.op("and", b.test(b.get(polite), "sgt", now), b.test(worked, "sgt", RUN))):
-        time = b.math(b.intrinsic("smin", worked, V("i64", str(10 * RUN))), "udiv", 500)
-        _rest(b, since, lambda: b.call("usleep", "i32", [b.cast("trunc", time, "i32")]))
-    b.jump("begin")
-    b.finish(None)
+        b.put(b.math(now, "add", b.select(again, _number(POLITE), _number(0))), polite)
+    worked = b.math(now, "sub", b.get(awake))
+    tired = b.op("and", b.test(b.get(polite), "sgt", now), b.test(worked, "sgt", RUN))
+    b.branch(tired, "rest", "begin")
 
-
-def _rest(b: _Code, since: V, sleep: Callable[[], object]) -> None:
-    """Sleep; that pays for half as much time of work."""
-    start = b.clock()
-    sleep()
-    now = b.clock()
-    slept = b.math(now, "sub", start)
-    paid = b.math(b.math(slept, "add", b.math(slept, "udiv", 2)), "add", b.get(since))
-    b.put(b.intrinsic("smin", paid, now), since)
+    b.begin("rest")
+    time = b.math(b.intrinsic("smin", worked, _number(REST // 2)), "udiv", 500)  # microseconds
+    b.call("usleep", "i32", [b.cast("trunc", time, "i32")])
+    b.jump("woken")
+    b.begin("never")
+    b.finish()
 
 
 def _leave(b: _Code) -> None:
@@ -299,15 +295,22 @@ def _forever(thing: Any) -> Any:
 
 @functools.cache
 def _addresses() -> dict[str, int]:
-    """The machine code, compiled once, and where its functions are."""
-    import llvmlite.binding as llvm
-
-    module = Module(host())
+    """The machine code, for any machine of this kind, and where its functions are."""
+    arm = platform.machine().lower() in ("aarch64", "arm64")
+    target = TARGETS["neon" if arm else "sse2"]
+    if not LINUX:
+        target = host()
+    module = Module(target)
     emit(module)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(module.text()), host().machine())
-    engine.finalize_object()
+    text = module.text()
+    key = cache.key_of(text, target)
+    code = cache.load(key)
+    if code is None:
+        code = assemble(text, target)
+        cache.save(key, code)
     names = ("tv_alone", "tv_parallel", "tv_worker") if LINUX else ("tv_alone",)
-    return {n: _forever(engine).get_function_address(n) for n in names}
+    loaded: Code = _forever(Code(code, names))
+    return loaded.addresses
 
 
 class Pool:
