@@ -361,4 +361,4 @@ def test_the_source_can_be_read() -> None:
     with pytest.raises(ValueError, match="nothing is compiled yet"):
         _ = trainer.source
     trainer.step([np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)], 0.1)
-    assert "acc += (x0[i, k] * weight[0, k])" in trainer.source
+    assert "acc += x0[i, k] * weight[0, k]" in trainer.source

@@ -344,7 +344,7 @@ def compile(
     # phase 0: one task
     # multiply: results in lanes along i
     for i in range(2):
-        output0[i] = (tanh(x0[i]) * 2.0)
+        multiply_1[i] = tanh(x0[i]) * 2.0
     <BLANKLINE>
     """
     return Compiled(function, engine, threads)

@@ -158,8 +158,8 @@ class Build:
             lines.append(f"# phase {k}: {how}")
             for p in phase.plans:
                 unit = f" in {p.nest.unit}" if p.nest.unit else ""
-                lines.append(f"# {p.nest.name}{unit}: {p.described()}")
-                lines.append(printed(p.nest) + "\n")
+                loops = printed(p.nest)  # names the variables
+                lines += [f"# {p.nest.name}{unit}: {p.described()}", loops + "\n"]
         return "\n".join(lines)
 
     # -- code ------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ class Fusion:
         self.checks: list[str] = []
         self.named: dict[str, int] = {}
         self.uses = graph.uses()
+        self.short = reductions.short(graph)
         self.results = set(graph.results())
         self.images = {
             len(n.attrs["layout"])
@@ -76,7 +77,7 @@ class Fusion:
         """Is it a reduction or a product, with loops of its own?"""
         if node.op in meaning.PRODUCTS:
             return True
-        return node.op in meaning.REDUCTIONS and not reductions.is_short(node)
+        return node.op in meaning.REDUCTIONS and node not in self.short
 
     def run(self) -> Fused:
         """The whole way."""
@@ -259,7 +260,7 @@ class Fusion:
 
     def _new(self, v: Value) -> Buffer:
         node = v.node
-        short = node is not None and node.op == "argmax" and reductions.is_short(node)
+        short = node is not None and node.op == "argmax" and node in self.short
         kept = dt.int8 if short and v not in self.results else v.dtype  # a place among a few
         label = node.op if node is not None else "value"
         self.named[label] = self.named.get(label, 0) + 1

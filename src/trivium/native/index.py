@@ -61,7 +61,10 @@ class Part:
         return inner % self.number if self.kind == "%" else inner
 
     def __repr__(self) -> str:
-        return f"({self.inner}){self.kind}{self.number}" if self.kind != "in" else str(self.inner)
+        if self.kind == "in":
+            return str(self.inner)
+        inner = str(self.inner)
+        return f"{inner if inner.isalnum() else f'({inner})'}{self.kind}{self.number}"
 
 
 Atom = Var | Part
@@ -124,6 +127,10 @@ class Index:
         return Index(whole, q), left
 
     def __floordiv__(self, divisor: int) -> Index:
+        if len(self.terms) == 1 and not self.const:
+            ((atom, c),) = self.terms.items()
+            if isinstance(atom, Part) and atom.kind == "//" and c == 1:
+                return atom.inner // (atom.number * divisor)
         whole, left = self._split(divisor)
         low, high = left.bounds()
         if low >= 0 and high < divisor:
@@ -192,7 +199,10 @@ class Index:
         return None if self.terms else self.const
 
     def __repr__(self) -> str:
-        parts = [f"{c}*{a}" if c != 1 else str(a) for a, c in self.terms.items()]
+        parts = []
+        for a, c in self.terms.items():
+            one = str(a) if isinstance(a, Var) or c == 1 else f"({a})"
+            parts.append(one if c == 1 else f"-{one}" if c == -1 else f"{c}*{one}")
         if self.const or not parts:
             parts.append(str(self.const))
         return "+".join(parts).replace("+-", "-")

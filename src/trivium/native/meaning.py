@@ -91,6 +91,9 @@ def arithmetic(make: Exprs, op: str, dtype: DType, args: Sequence[Expr]) -> Expr
             return make.const(OPS[op].evaluate(values, attrs)[0], dtype)
     if op == "cast" and args[0].dtype == dtype:
         return args[0]
+    zero = args[-1].op == "const" and not args[-1].extra
+    if op == "greater" and zero and args[0].op == "cast" and args[0].args[0].dtype == dt.bool_:
+        return args[0].args[0]  # a bool made a number, asked whether it is more than 0
     return make.make(op, dtype, args)
 
 

@@ -255,13 +255,6 @@ class Nest:
             s.value = make.map_indices(s.value, Index.bare, done)
         if self.body is not None:
             self.body = make.map_indices(self.body, Index.bare, done)
-        taken: set[str] = set()
-        for v in (*self.loops, *self.reduce):  # names are for reading: no two alike
-            name, number = v.name, 1
-            while v.name in taken:
-                number += 1
-                v.name = f"{name}{number}"
-            taken.add(v.name)
 
     def substitute(self, make: Exprs, env: Mapping[Var, Index], loops: list[Var],
                    reduce: list[Var]) -> None:  # fmt: skip
@@ -296,52 +289,110 @@ class Nest:
 _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "equal": "==",
           "not_equal": "!=", "less": "<", "less_equal": "<=", "greater": ">",
           "greater_equal": ">=", "logical_and": "&", "logical_or": "|"}  # fmt: skip
+_LEAVES = ("const", "load", "iota", "acc")
 
 
-def show(e: Expr) -> str:
-    """The expression as Python would write it."""
-    if e.op == "const":
-        return f"{e.extra}"
-    if e.op == "load":
-        return f"{e.extra[0]}[{', '.join(map(str, e.extra[1]))}]"
-    if e.op == "iota":
-        return f"({e.extra})"
-    if e.op == "acc":
-        return "acc"
-    if e.op == "guard":
-        tests = " and ".join(f"{low} <= {i} < {high}" for i, low, high in e.extra)
-        return f"({show(e.args[0])} if {tests} else {show(e.args[1])})"
-    args = [show(a) for a in e.args]
-    if e.op in _INFIX and len(args) == 2:
-        return f"({args[0]} {_INFIX[e.op]} {args[1]})"
-    if e.op == "gather":
-        places = iter(args)
-        at = ", ".join(str(i) if i is not None else next(places) for i in e.extra[1])
-        return f"{e.extra[0]}[{at}]"
-    if e.op == "cast":
-        return f"{e.dtype}({args[0]})"
-    return f"{e.op}({', '.join(args)})"
+class _Printer:
+    """Expressions as Python would write them; what is used twice gets a name."""
+
+    def __init__(self, exprs: Sequence[Expr]):
+        uses: dict[int, int] = {}
+        for e in {id(p): p for x in exprs for p in parts(x)}.values():
+            for a in e.args:
+                uses[id(a)] = uses.get(id(a), 0) + 1
+        for e in exprs:
+            uses[id(e)] = uses.get(id(e), 0) + 1
+        self.twice = {k for k, n in uses.items() if n > 1}
+        self.names: dict[int, str] = {}
+        self.lines: list[str] = []
+
+    def show(self, e: Expr) -> str:
+        """The expression, or the name that it was given."""
+        if e.op in _LEAVES or id(e) not in self.twice:
+            return self._text(e)
+        if id(e) not in self.names:
+            text = self._text(e)
+            self.names[id(e)] = f"v{len(self.names)}"
+            self.lines.append(f"{self.names[id(e)]} = {_bare(text)}")
+        return self.names[id(e)]
+
+    def _text(self, e: Expr) -> str:
+        match e.op:
+            case "const":
+                return f"{e.extra}"
+            case "load":
+                place = ", ".join(map(str, e.extra[1])) or "()"
+                return f"{e.extra[0]}[{place}]"
+            case "iota":
+                return f"({e.extra})"
+            case "acc":
+                return "acc"
+            case "guard":
+                tests = " and ".join(map(_test, e.extra))
+                return f"({self.show(e.args[0])} if {tests} else {self.show(e.args[1])})"
+        args = [self.show(a) for a in e.args]
+        if e.op in _INFIX and len(args) == 2:
+            return f"({args[0]} {_INFIX[e.op]} {args[1]})"
+        if e.op == "gather":
+            places = iter(args)
+            at = ", ".join(str(i) if i is not None else next(places) for i in e.extra[1])
+            return f"{e.extra[0]}[{at}]"
+        name = e.dtype if e.op == "cast" else e.op
+        return f"{name}({', '.join(map(_bare, args))})"
 
 
-def printed(nest: Nest, indent: str = "") -> str:
+def _bare(text: str) -> str:
+    """Without parentheses around the whole."""
+    if not (text.startswith("(") and text.endswith(")")):
+        return text
+    depth = 0
+    for k, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and k < len(text) - 1:
+            return text
+    return text[1:-1]
+
+
+def _test(condition: Condition) -> str:
+    index, low, high = condition
+    smallest, largest = index.bounds()
+    below = f"{low} <= " if smallest < low else ""
+    above = f" < {high}" if largest >= high else ""
+    return f"{below}{index}{above}"
+
+
+def printed(nest: Nest) -> str:
     """The nest as loops in Python."""
-    lines = []
-    at = indent
+    taken: set[str] = set()
+    for v in (*nest.loops, *nest.reduce):
+        name, number = v.name.rstrip("0123456789"), 1
+        v.name = name
+        while v.name in taken:
+            number += 1
+            v.name = f"{name}{number}"
+        taken.add(v.name)
+    lines, at = [], ""
     for v in nest.loops:
         lines.append(f"{at}for {v} in range({v.extent}):")
         at += "    "
     if nest.kind != "map":
         assert nest.body is not None
-        lines.append(f"{at}acc = {dict(sum='0', max='-inf', min='inf').get(nest.kind, '0')}")
+        start = {"sum": "0", "max": "-inf", "min": "inf", "argmax": "-inf"}[nest.kind]
+        lines.append(f"{at}acc = {start}")
         inner = at
         for v in nest.reduce:
             lines.append(f"{inner}for {v} in range({v.extent}):")
             inner += "    "
         how = {"sum": "acc += {}", "max": "acc = max(acc, {})", "min": "acc = min(acc, {})",
                "argmax": "acc = first_largest(acc, {})"}[nest.kind]  # fmt: skip
-        lines.append(inner + how.format(show(nest.body)))
+        printer = _Printer([nest.body])
+        text = how.format(_bare(printer.show(nest.body)))
+        lines += [inner + line for line in (*printer.lines, text)]
+    printer = _Printer([s.value for s in nest.stores])
+    sign = "+=" if nest.partial else "="
     for s in nest.stores:
-        sign = "+=" if nest.partial else "="
-        where = f"{s.buffer}[{', '.join(map(str, s.at))}]" if s.at else f"{s.buffer}[()]"
-        lines.append(f"{at}{where} {sign} {show(s.value)}")
+        text = _bare(printer.show(s.value))
+        lines += [at + line for line in printer.lines]
+        printer.lines.clear()
+        lines.append(f"{at}{s.buffer}[{', '.join(map(str, s.at)) or '()'}] {sign} {text}")
     return "\n".join(lines)

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.graph import Node
+from trivium.graph import Graph, Node, Value
 from trivium.native.index import Index, Var
 from trivium.native.meaning import (
+    ELEMENTWISE,
     REDUCTIONS,
     At,
     Read,
@@ -38,13 +39,25 @@ def reduced_axes(node: Node) -> tuple[int, ...]:
     return (axis,) if isinstance(axis, int) else axis
 
 
-def is_short(node: Node) -> bool:
-    """A reduction over so few elements that it is written out where it is read."""
-    x = first(node)
-    count = 1
-    for a in reduced_axes(node):
-        count *= x.shape[a]  # type: ignore[assignment]
-    return count <= SMALL
+def short(graph: Graph) -> set[Node]:
+    """Reductions within the few elements of a window: written out where they are read."""
+    of_windows: set[Value | None] = set()
+    found = set()
+    for node in graph.nodes:
+        if node.op == "windows" or (
+            node.op in ELEMENTWISE | {"reshape", "transpose", "one_hot", "broadcast_to", "argmax"}
+            and any(v in of_windows for v in node.inputs)
+        ):
+            of_windows |= set(node.outputs)
+        if node.op in REDUCTIONS and first(node) in of_windows:
+            count = 1
+            for a in reduced_axes(node):
+                count *= first(node).shape[a]  # type: ignore[assignment]
+            if count <= SMALL:
+                found.add(node)
+            else:
+                of_windows -= set(node.outputs)
+    return found
 
 
 def unreduced(node: Node, at: At, over: Sequence[Index]) -> At:

@@ -10,16 +10,15 @@ Python's. Without work they look for some for a moment, then sleep in the kernel
 
 A busy neighbour on a worker's core should cost its share of that core and no more. What costs more
 is a worker that the kernel takes off its core within a task: all wait, for milliseconds. Hence:
-- A worker asks for its time on the core after every phase. That makes the kernel (since 6.6) see
-  that its time is over and give the core to the neighbour then, when nobody waits for the worker.
-- A worker that finds time missing all the same, twice, is polite for a while: it rests twice as
-  long as it works, so that the kernel owes it time and does not interrupt it.
-- A caller that waits longer than a moment sleeps, and the kernel may put the worker on its core.
-- A worker on the caller's core leaves it. The kernel would not part them where every core has two
-  threads, and they would share one core for good.
-Two cores, a neighbour on one, 1.33 times as long being its right: a step takes 1.35 times as long,
-1.65 if the neighbour is of another session, to whom the kernel gives more (1.5 is right); 2.1 and
-2.3 without all this.
+- A worker asks for its time on the core after every phase. That makes the kernel (since 6.6) look
+  whether that time is over and give the core away then, when nobody waits for the worker.
+- A worker that misses time all the same, twice, is polite for a while: it rests twice as long as it
+  works, so that the kernel owes it time and lets it finish.
+- A caller that has waited for a moment sleeps: the kernel may put the worker on its core.
+- A worker on the caller's core leaves it. The kernel would not part them while a neighbour has the
+  other core, and they would share one for good.
+Measured on two cores, one with a neighbour: a step takes 1.35 times as long (its share: 1.33), 1.65
+beside one of another session, to whom the kernel gives more (1.5). Without all this: 2.1 and 2.3.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ import platform
 import sys
 import threading
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from trivium.native import cache
 from trivium.native.build import assemble
@@ -42,13 +41,13 @@ from trivium.native.target import TARGETS, host
 
 LINUX = sys.platform == "linux"
 
-# All in nanoseconds.
-SPIN = 100_000  # how long to look for work, or for the last task's end, before sleeping
-STOLEN = 500_000  # a worker that misses this much was taken off its core
-TWICE = 50_000_000  # again within this time is no accident
-POLITE = 100_000_000  # for so long it is polite then
-RUN = 400_000  # and works so long between rests, less than the kernel would let it
-REST = 4_000_000  # which are never longer than this
+# Nanoseconds.
+SPIN = 100_000  # to look for work, or for the last task's end, before sleeping
+STOLEN = 500_000  # a worker that misses so much was taken off its core
+TWICE = 50_000_000  # and if that happens again so soon, a neighbour is there:
+POLITE = 100_000_000  # it is polite for so long,
+RUN = 400_000  # works so long, less than the kernel would let it,
+REST = 4_000_000  # and then rests, at most so long
 
 # A pool's fields, in bytes. What several threads write has cache lines of its own, in pairs,
 # because processors fetch the neighbour too.
@@ -91,9 +90,11 @@ class _Code(Function):
         return self.value("i1", f"extractvalue {self.value('{ i64, i1 }', both)}, 1")
 
     def math(self, x: V, name: str, y: V | int) -> V:
+        """``add``, ``sub``..."""
         return self.op(name, x, _number(y))
 
     def test(self, x: V, name: str, y: V | int) -> V:
+        """``eq``, ``slt``..."""
         return self.compare("icmp", name, x, _number(y))
 
     def to(self, label: str) -> None:
@@ -215,7 +216,7 @@ def _parallel(module: Module) -> None:
     b.put(b.core(), b.field("core"))
     b.put(tasks, unfinished)
     b.put(tasks, left)
-    # A worker counts itself asleep and then sleeps, but only while nothing is left: who is not
+    # A worker counts itself asleep first and then sleeps only while nothing is left: who is not
     # counted here sees the tasks.
     with b.when(b.test(b.get(b.field("sleepers")), "ne", 0)):
         b.futex(left, WAKE, b.math(tasks, "sub", 1))
@@ -256,7 +257,7 @@ def _worker(module: Module) -> None:
     until = b.select(b.test(b.get(polite), "sgt", wall), limit, V("i64", FOREVER))
     with b.when(b.call("tv_take", "i1", [b.args[0], until])):
         b.futex(b.field("unfinished"), WAKE, 1)
-    now = b.clock()
+    now = b.clock()  # before OWN, which may cost this thread its core, and harms nobody here
     missing = b.math(b.math(now, "sub", wall), "sub", b.math(b.clock(OWN), "sub", own))
     with b.when(b.test(missing, "sgt", STOLEN)):
         again = b.test(b.math(now, "sub", b.get(polite)), "slt", TWICE)
@@ -274,7 +275,7 @@ def _worker(module: Module) -> None:
 
 
 def _leave(b: _Code) -> None:
-    """Away from the caller's core: the kernel must move who may not be there; then it may again."""
+    """Leave the caller's core: forbidden there, the kernel moves it; then all is allowed again."""
     core, mask = b.core(), b.reserve("i1024", 8)
     with b.when(b.test(core, "eq", b.get(b.field("core")))):
         b.store(V("i1024", "0"), mask, 8)
@@ -316,33 +317,20 @@ def _addresses() -> dict[str, int]:
 class Pool:
     """So many threads, the caller among them. On systems other than Linux it is always one."""
 
-    started: ClassVar[list[Pool]] = []
-
     def __init__(self, threads: int):
         self.threads = threads if LINUX else 1
         start = ctypes.addressof(_forever(ctypes.create_string_buffer(SIZE + ALIGN)))
         self.address = start + -start % ALIGN  # what native code is given
-        code = _addresses()
-        if self.threads == 1:
-            self._set("run", code["tv_alone"])
-            return
-        self._set("run", code["tv_parallel"])
-        Pool.started.append(self)
-        worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(code["tv_worker"])
+        run = _addresses()["tv_parallel" if self.threads > 1 else "tv_alone"]
+        ctypes.c_int64.from_address(self.address).value = run
         for k in range(1, self.threads):
+            worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(_addresses()["tv_worker"])
             thread = threading.Thread(
                 target=worker, args=(self.address,), name=f"trivium-{k}", daemon=True
             )
             # Where no more threads may start, those that there are do all tasks.
             with contextlib.suppress(RuntimeError):
                 thread.start()
-
-    def _set(self, field: str, value: int) -> None:
-        ctypes.c_int64.from_address(self.address + FIELDS[field]).value = value
-
-    def orphan(self) -> None:
-        """The workers are gone: whoever still has the address does everything alone."""
-        self._set("run", _addresses()["tv_alone"])
 
 
 @functools.cache
@@ -372,10 +360,8 @@ def cores() -> int:
 
 
 def _forget() -> None:
-    """A forked child has the pools' memory but not their workers."""
-    for p in Pool.started:
-        p.orphan()
-    Pool.started.clear()
+    """A forked child has the pools' memory without the workers: who still has a pool's address does
+    all tasks alone, who asks again gets a new one."""
     _pool.cache_clear()
     cores.cache_clear()
 
