@@ -81,7 +81,7 @@ class Build:
     def __init__(self, graph: Graph, held: bool, target: Target,
                  layouts: Mapping[str, Any] | None = None):  # fmt: skip
         self.target, self.held = target, held
-        self.graph = prepared(graph)
+        self.graph = prepared(graph, held)
         fusion = Fusion(self.graph, held, layouts or {})
         self.fused: Fused = fusion.run()
         self.phases = arrange(self.fused, target)

@@ -18,6 +18,7 @@ from trivium.graph import Graph, Node, Value, identifier
 from trivium.native import meaning, reductions
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.nest import Axis, Buffer, Expr, Exprs, Nest, Store, parts
+from trivium.native.prepare import is_relaid
 
 VIEWS = {"reshape", "transpose", "broadcast_to", "stop_gradient", "slice_axis", "flip"}
 _KEEPS_SIZE = meaning.ELEMENTWISE | {"reshape", "transpose", "stop_gradient"}
@@ -110,7 +111,7 @@ class Fusion:
         return buffer
 
     def _base(self, v: Value) -> Value:
-        while v.node is not None and v.node.op in VIEWS:
+        while v.node is not None and v.node.op in VIEWS and not is_relaid(v.node):
             (v,) = (x for x in v.node.inputs if x is not None)
         return v
 
@@ -124,7 +125,7 @@ class Fusion:
                 required |= {self._base(v) for v in node.inputs if v is not None}
             elif node.op == "take" and node.inputs[0] is not None:
                 required.add(node.inputs[0])
-            elif node.op == "concat":
+            elif node.op == "concat" or is_relaid(node):
                 required.add(node.out)
         self.required = required
 
@@ -167,6 +168,7 @@ class Fusion:
                 if (
                     meaning.is_native(other)
                     and other.op in _KEEPS_SIZE
+                    and not is_relaid(other)
                     and any(x in reach for x in other.inputs)
                     and _size(other.out) == _size(v)
                     and other.out not in claimed
@@ -270,6 +272,9 @@ class Fusion:
         rank = len(v.shape)
         while rank and v.shape[rank - 1] == 1:  # (n, c, h, w, 1) is images too
             rank -= 1
+        if node is not None and node.op == "conv_weight_grad":
+            rank = len(v.shape)
+            self.images = self.images | {rank}  # a kernel lies as images do
         if buffer.axes is None and any(r in self.images for r in (rank, len(v.shape))):
             buffer.lie([0, *range(2, len(v.shape)), 1])
         self.buffers[v] = buffer

@@ -100,14 +100,26 @@ class Index:
         terms = dict(self.terms)
         for a, c in other.terms.items():
             terms[a] = terms.get(a, 0) + c
-        out = Index(terms, self.const + other.const)
-        for a, c in out.terms.items():  # (x // n) * n + x % n is x
-            if isinstance(a, Part) and a.kind == "%":
-                whole = Part("//", a.inner, a.number)
-                if out.terms.get(whole) == c * a.number:
-                    rest = {k: v for k, v in out.terms.items() if k != a and k != whole}
-                    return Index(rest, out.const) + a.inner * c
-        return out
+        return Index(terms, self.const + other.const)._joined()
+
+    def _joined(self) -> Index:
+        """Parts of one number put together: x // n * n + x % n is x."""
+        for a, c in self.terms.items():
+            if not isinstance(a, Part) or a.kind != "%":
+                continue
+            rest = a.inner // a.number
+            for b, d in self.terms.items():
+                if b is a or d != c * a.number:
+                    continue
+                whole = None
+                if rest == Index({b: 1}):
+                    whole = a.inner
+                elif isinstance(b, Part) and b.kind == "%" and b.inner == rest:
+                    whole = a.inner % (a.number * b.number)
+                if whole is not None:
+                    left = {k: v for k, v in self.terms.items() if k is not a and k is not b}
+                    return Index(left, self.const) + whole * c
+        return self
 
     def __mul__(self, factor: int) -> Index:
         return Index({a: c * factor for a, c in self.terms.items()}, self.const * factor)

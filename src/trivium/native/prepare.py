@@ -12,12 +12,15 @@ from trivium.transforms.replay import inline, prune, replay
 UNROLLED = 128  # a scan of at most so many steps is written out
 
 
-def prepared(graph: Graph) -> Graph:
-    """``graph`` (without open sizes) in the ops that ``meaning`` knows."""
+def prepared(graph: Graph, held: bool = True) -> Graph:
+    """``graph`` (without open sizes) in the ops that ``meaning`` knows.
+
+    Not ``held``: its results go to arrays of the caller.
+    """
     graph = decompose(graph, keep=lambda node: False)
     while any(_unrolls(n) for n in graph.nodes):
         graph = decompose(replay(graph, _unroll)[0], keep=lambda node: False)
-    return prune(_share(replay(graph, _simpler)[0]))
+    return prune(_share(_channels_last(replay(graph, _simpler)[0], held)))
 
 
 def _unrolls(node: Node) -> bool:
@@ -62,6 +65,44 @@ def _simpler(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Val
                 (y,) = op.append(new, [other.out, values[1]], node.attrs, node.origin)
                 return [y]
     return None
+
+
+def is_relaid(node: Node) -> bool:
+    """A copy whose only purpose is that its axes lie otherwise."""
+    return bool(node.origin == "layout")
+
+
+def _relaid(v: Value) -> Value:
+    made: Sequence[Value] = OPS["stop_gradient"].append(v.graph, [v], {}, "layout")
+    return made[0]
+
+
+def _channels_last(graph: Graph, held: bool) -> Graph:
+    """Images that come or go channels first are copied at the door: inside, channels are last."""
+    entered: dict[Value, Value] = {}
+    ranks: set[int] = set()
+
+    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
+        if node.attrs.get("layout", "  ")[1] != "C" or not node.op.startswith("conv"):
+            return None
+        ranks.add(len(node.attrs["layout"]))
+        images = 2 if node.op == "conv_weight_grad" else 1
+        for k, v in enumerate(values[:images]):
+            if v is not None and v.kind == "data" and v.shape[1] != 1:
+                if v not in entered:
+                    entered[v] = _relaid(v)
+                values[k] = entered[v]
+        return OPS[node.op].append(new, values, node.attrs, node.origin)  # type: ignore[no-any-return]
+
+    graph, _ = replay(graph, rule)
+    if not held:
+        graph.outputs = [
+            _relaid(v)
+            if v.node is not None and (len(v.shape) in ranks or v.node.op == "conv_weight_grad")
+            else v
+            for v in graph.outputs
+        ]
+    return graph
 
 
 def _is_zero(v: Value | None) -> bool:

@@ -84,7 +84,7 @@ class Program:
         else:
             self.recipe, code = cache.unpacked(found)
             if self.recipe.kernels:
-                self.recipe.nodes = prepared(graph).nodes
+                self.recipe.nodes = prepared(graph, held).nodes
         names = [f"run_{k}" for k in range(len(self.recipe.kernels) + 1)]
         self._code = Code(code, names)
         self._runs = [_RUN(self._code.addresses[n]) for n in names]

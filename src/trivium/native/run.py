@@ -40,10 +40,10 @@ def _fitting(array: Any, value: Any, dtype: np.dtype[Any]) -> Any:
 class _Fixed:
     """A trainer's program for one set of input sizes, ready to be called again and again."""
 
-    def __init__(self, frame: Frame, pool_address: int, arrays: Sequence[Any]):
+    def __init__(self, frame: Frame, arrays: Sequence[Any]):
         self.frame, self.run, self.args = frame, frame.run, frame.args
         self.address, self.checks = frame.address, bool(frame.recipe.checks)
-        self.args[POOL] = pool_address
+        self.parallel = frame.recipe.parallel
         loss = frame.recipe.outputs[0]
         memory = frame.held if loss.place == "held" else frame.arena
         kind = ctypes.c_double if loss.dtype == "float64" else ctypes.c_float
@@ -102,6 +102,8 @@ class NativeTrainer:
                 ]
                 fixed = self._last = self._for_sizes(inputs)
                 fixed.takes(inputs)
+            if fixed.parallel:
+                fixed.args[POOL] = pool(self._threads).address  # another one after a fork
             fixed.run(fixed.address)
             if fixed.checks:
                 fixed.frame.check()
@@ -144,7 +146,7 @@ class NativeTrainer:
                 frame.args[slot] = address_of(self._own[v.name])
                 frame.own.append(self._own[v.name])
                 slot += 1
-        return _Fixed(frame, _address(self._threads, program), arrays)
+        return _Fixed(frame, arrays)
 
     @property
     def source(self) -> str:
