@@ -139,14 +139,14 @@ class Index:
         return Index(whole, q), left
 
     def __floordiv__(self, divisor: int) -> Index:
-        if len(self.terms) == 1 and not self.const:
-            ((atom, c),) = self.terms.items()
-            if isinstance(atom, Part) and atom.kind == "//" and c == 1:
-                return atom.inner // (atom.number * divisor)
         whole, left = self._split(divisor)
         low, high = left.bounds()
         if low >= 0 and high < divisor:
             return whole
+        if len(left.terms) == 1 and not left.const:
+            ((atom, c),) = left.terms.items()
+            if isinstance(atom, Part) and atom.kind == "//" and c == 1:  # x // n // m
+                return whole + atom.inner // (atom.number * divisor)
         return whole + Index({Part("//", left, divisor): 1})
 
     def __mod__(self, divisor: int) -> Index:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trivium.native.codegen import Env, Writer
 
 Kind = tuple[V | None, int, bool]
-UNROLL = 4  # steps of the innermost loop written out
+UNROLL = 16  # multiply-adds that a step of the innermost loop should have at least
 LONG = 12  # the cost from which an epilogue is a loop
 
 
@@ -185,9 +185,9 @@ class Tile:
                     accs = self._checked(bound, rest, accs, var)
             del self.static[var]
             return accs
-        if not rest and var.extent <= 2 * UNROLL:
+        step = 1 if rest else -(-UNROLL // max(len(accs), 1))
+        if not rest and var.extent <= max(2 * step, 4):
             return self._straight(bound, var, V("i64", "0"), var.extent, accs)
-        step = UNROLL if not rest else 1
         whole = var.extent // step * step
 
         def one(i: V, now: list[V]) -> list[V]:
