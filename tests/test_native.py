@@ -362,3 +362,16 @@ def test_the_source_can_be_read() -> None:
         _ = trainer.source
     trainer.step([np.ones((4, 2), np.float32), np.ones((4, 1), np.float32)], 0.1)
     assert "acc += x0[i, k] * weight[0, k]" in trainer.source
+
+
+def test_steps_of_a_loop_share_their_code() -> None:
+    """Twelve steps of a recurrent network, written out, are no more code than six."""
+
+    def functions(steps: int) -> int:
+        weights = [np.zeros(s, np.float32) for s in ((4, 3), (4, 4), (4,))]
+        x = np.zeros((5, steps, 3), np.float32)
+        step = graph_of(lambda x, *w: tv.sum(OPS["rnn"](x, *w)[1] ** 2), x, *weights)
+        text = Build(pullback(step, [v.name for v in step.inputs[1:]]), False, host()).text()
+        return text.count("@nest_", 0) - text.count("call void @nest_")
+
+    assert functions(6) == functions(12)

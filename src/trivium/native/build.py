@@ -171,32 +171,33 @@ class Build:
             if phase.kernel is not None:
                 segments.append([])
                 continue
-            for j, p in enumerate(phase.plans):
-                codegen.write(module, p, f"nest_{k}_{j}")
-            self._phase(module, k, phase)
+            nests = [codegen.write(module, p, f"nest_{k}_{j}") for j, p in enumerate(phase.plans)]
+            self._phase(module, k, phase, nests)
             segments[-1].append(k)
         for k, indices in enumerate(segments):
             self._run(module, k, indices)
         return module.text()
 
-    def _pointer(self, b: Function, args: V, buffer: Buffer) -> V:
+    def _pointer(self, b: Function, args: V, buffer: Buffer, element: int = 0) -> V:
+        offset = element * buffer.dtype.numpy.itemsize
         if buffer.place in ("input", "output"):
-            return b.load("ptr", b.gep("ptr", args, V("i64", str(FIRST + buffer.slot))), 8)
-        base = HELD if buffer.place == "held" else ARENA
-        start = b.load("ptr", b.gep("ptr", args, V("i64", str(base))), 8)
-        return b.gep("i8", start, V("i64", str(buffer.offset)))
+            slot = FIRST + buffer.slot
+        else:
+            slot, offset = HELD if buffer.place == "held" else ARENA, buffer.offset + offset
+        start = b.load("ptr", b.gep("ptr", args, V("i64", str(slot))), 8)
+        return b.gep("i8", start, V("i64", str(offset)))
 
-    def _phase(self, module: Module, k: int, phase: Phase) -> None:
+    def _phase(self, module: Module, k: int, phase: Phase, nests: Sequence[str]) -> None:
         b = Function(module, f"phase_{k}", ["ptr", "i64"])
         args, task = b.args
-        for j, p in enumerate(phase.plans):
-            pointers = [self._pointer(b, args, x) for x in codegen.arrays(p.nest)]
+        for name, p in zip(nests, phase.plans, strict=True):
+            pointers = [self._pointer(b, args, x, at) for x, at in codegen.arrays(p.nest).items()]
             first, last = V("i64", "0"), V("i64", str(p.count))
             if phase.batch or phase.tasks > 1:
                 first = b.op("mul", task, V("i64", str(phase.chunk)))
                 last = b.op("add", first, V("i64", str(phase.chunk)))
                 last = b.intrinsic("smin", last, V("i64", str(phase.batch or p.count)))
-            b.call(f"nest_{k}_{j}", "void", [*pointers, first, last])
+            b.call(name, "void", [*pointers, first, last])
         b.finish()
 
     def _run(self, module: Module, k: int, indices: Sequence[int]) -> None:

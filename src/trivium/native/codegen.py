@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from trivium.dtype import DType
 from trivium.native.express import Place, memory_type, neutral, operate
-from trivium.native.index import Index, Var
+from trivium.native.index import ZERO, Index, Var
 from trivium.native.ir import Function, Module, V, type_of, vector
 from trivium.native.nest import Buffer, Expr, Nest
 from trivium.native.schedule import Plan
@@ -18,10 +19,19 @@ from trivium.native.schedule import Plan
 Env = dict[Var, V | int]
 
 
-def arrays(nest: Nest) -> list[Buffer]:
-    """The arrays that a nest touches: its function's pointers, in this order."""
-    found = [s.buffer for s in nest.stores] + [e.extra[0] for e in nest.reads()]
-    return list(dict.fromkeys(found))
+def arrays(nest: Nest) -> dict[Buffer, int]:
+    """The arrays that a nest touches: its function's pointers, in this order.
+
+    With each the element that its pointer points to, the first that is touched if that is known:
+    so the nests of steps or layers that differ in nothing else are one function.
+    """
+    found: dict[Buffer, int] = {}
+    loads = ((e.extra[0], e.extra[1]) for e in nest.reads())
+    for buffer, at in [*((s.buffer, s.at) for s in nest.stores), *loads]:
+        start = buffer.flat([i or ZERO for i in at]).const
+        inside = 0 <= start < math.prod(buffer.shape)
+        found[buffer] = min(found.get(buffer, start), start) if inside else 0
+    return found
 
 
 def power_of_two(n: int, most: int) -> int:
@@ -37,13 +47,13 @@ class Writer:
 
     def __init__(self, module: Module, plan: Plan, name: str):
         self.plan, self.nest = plan, plan.nest
-        self.buffers = arrays(plan.nest)
+        starts = arrays(plan.nest)
         pointers = [
             f"ptr noalias {'' if self._stored(x) else 'readonly '}captures(none)"
-            for x in self.buffers
+            for x in starts
         ]
         self.b = Function(module, name, [*pointers, "i64", "i64"], attributes="nounwind noinline")
-        self.pointers = dict(zip(self.buffers, self.b.args, strict=False))
+        self.pointers = {x: (at, starts[x]) for x, at in zip(starts, self.b.args, strict=False)}
 
     def _stored(self, buffer: Buffer) -> bool:
         return any(s.buffer is buffer for s in self.nest.stores)
@@ -52,8 +62,8 @@ class Writer:
         """Room on the stack for so many values, reserved once where the function begins."""
         return self.b.reserve(f"[{count} x {type}]", 64)
 
-    def write(self) -> None:
-        """The whole function."""
+    def write(self) -> str:
+        """The whole function, and its name."""
         b, plan = self.b, self.plan
         first, last = b.args[-2:]
         inner = plan.levels[plan.tasks :]
@@ -80,7 +90,7 @@ class Writer:
             b.loop(first, last, 1, [], iteration)
         else:
             iteration(V("i64", "0"), [])
-        b.finish()
+        return b.share()
 
     def _loops(self, levels: Sequence[Var], env: Env, body: Callable[[Env], None]) -> None:
         if not levels:
@@ -354,9 +364,9 @@ class Writer:
         Tiles(self).write(env)
 
 
-def write(module: Module, plan: Plan, name: str) -> None:
-    """Add the plan's function to the module."""
-    Writer(module, plan, name).write()
+def write(module: Module, plan: Plan, name: str) -> str:
+    """Have the plan's function in the module; ``name`` is for a new one. Under which name it is."""
+    return Writer(module, plan, name).write()
 
 
 __all__ = ["Env", "Writer", "arrays", "memory_type", "write"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,13 @@ def memory_type(dtype: DType) -> str:
 
 
 class Place:
-    """Where the loops stand: each variable's value, and which one is spread over the lanes."""
+    """Where the loops stand: each variable's value, and which one is spread over the lanes.
 
-    def __init__(self, b: Function, pointers: dict[Buffer, V], env: dict[Var, V | int],
+    ``pointers``: for each array where its element ``base`` is, and that number.
+    """
+
+    def __init__(self, b: Function, pointers: Mapping[Buffer, tuple[V, int]],
+                 env: dict[Var, V | int],
                  vec: Var | None = None, lanes: int = 0, mask: V | None = None,
                  acc: V | None = None):  # fmt: skip
         self.b, self.pointers, self.env = b, pointers, env
@@ -37,6 +41,11 @@ class Place:
         self._made: dict[tuple[int, str | None], V] = {}
 
     # -- indices ---------------------------------------------------------------------------------
+    def where(self, buffer: Buffer, at: Sequence[Index]) -> tuple[V, Index]:
+        """An element as a pointer, and how far behind it."""
+        pointer, base = self.pointers[buffer]
+        return pointer, buffer.flat(at) - base
+
     def scalar(self, index: Index) -> V:
         """An Index as a number: the first lane's, where it depends on the spread variable."""
         b, const = self.b, index.const
@@ -179,9 +188,8 @@ class Place:
 
     def _load(self, e: Expr, mask: V | None) -> V:
         buffer: Buffer = e.extra[0]
-        flat = buffer.flat(e.extra[1])
+        pointer, flat = self.where(buffer, e.extra[1])
         b, kind, size = self.b, memory_type(buffer.dtype), buffer.dtype.numpy.itemsize
-        pointer = self.pointers[buffer]
         if not self.spread(flat):
             at = self.scalar(flat)
             if mask is not None:
@@ -225,19 +233,19 @@ class Place:
         chosen = b.intrinsic("smax", chosen, b.splat(V("i64", "0"), chosen.lanes))
         chosen = b.intrinsic("smin", chosen, most)
         var = Var("chosen", buffer.shape[axis])
-        flat = buffer.flat(tuple(Index.of(var) if p is None else p for p in place))
+        at = [Index.of(var) if p is None else p for p in place]
+        pointer, flat = self.where(buffer, at)
         kind, size = memory_type(buffer.dtype), buffer.dtype.numpy.itemsize
-        pointer = self.pointers[buffer]
         rest = Index({a: c for a, c in flat.terms.items() if a is not var}, flat.const)
         step = flat.coefficient(var)
         lanes = max(chosen.lanes, self.lanes if self.spread(rest) else 0)
         chosen = b.op("mul", chosen, b.splat(V("i64", str(step)), chosen.lanes))
         if not lanes:
-            at = b.op("add", chosen, self.scalar(rest))
-            return self._loaded(b.load(kind, b.gep(kind, pointer, at), size), buffer.dtype, e.dtype)
+            address = b.gep(kind, pointer, b.op("add", chosen, self.scalar(rest)))
+            return self._loaded(b.load(kind, address, size), buffer.dtype, e.dtype)
         more = self.lane_values(rest) if self.spread(rest) else b.splat(self.scalar(rest), lanes)
-        at = b.op("add", b.splat(chosen, lanes), more)
-        raw = self._gathered(pointer, kind, size, at, self._lane_mask(mask))
+        chosen = b.op("add", b.splat(chosen, lanes), more)
+        raw = self._gathered(pointer, kind, size, chosen, self._lane_mask(mask))
         return self._loaded(raw, buffer.dtype, e.dtype)
 
     def _lane_mask(self, mask: V | None) -> V | None:
@@ -260,14 +268,13 @@ class Place:
     def store(self, buffer: Buffer, at: tuple[Index, ...], x: V, dtype: DType) -> None:
         """Put a value (of all lanes, or one) where it belongs."""
         b, kind, size = self.b, memory_type(buffer.dtype), buffer.dtype.numpy.itemsize
-        flat = buffer.flat(at)
+        pointer, flat = self.where(buffer, at)
         if buffer.dtype == dt.bool_:
             x = b.cast("zext", x, "i8")
         elif buffer.dtype != dtype:
             x = b.cast("trunc", x, kind)
         elif dtype == dt.int64:
             x = b.cast("sext", x, "i64")
-        pointer = self.pointers[buffer]
         if not self.lanes:
             b.store(x, b.gep(kind, pointer, self.scalar(flat)), size)
             return

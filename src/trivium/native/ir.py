@@ -79,6 +79,7 @@ class Module:
     def __init__(self, target: Any):
         self.target = target
         self.functions: list[str] = []
+        self.known: dict[str, str] = {}  # a function's text without its name -> its name
         self.defined: set[str] = set()
         self.declared: dict[str, str] = {}
 
@@ -311,3 +312,14 @@ class Function:
         """Return, and hand the function to its module."""
         self.do(f"ret {result}" if result else "ret void")
         self.module.functions.append("\n".join([*self.lines, "}"]))
+
+    def share(self) -> str:
+        """Finish, unless the module knows a function that says the same: the name of the one kept.
+
+        Steps of a loop that was written out and layers of one size share theirs.
+        """
+        text = "\n".join(self.lines).replace(f"@{self.name}(", "@(", 1)
+        known = self.module.known.setdefault(text, self.name)
+        if known == self.name:
+            self.finish()
+        return known

@@ -247,18 +247,16 @@ class Tile:
 
     def _address(self, f: Factor, row: tuple[int, ...]) -> tuple[V, tuple[int, ...]]:
         spot = Place(self.b, self.t.w.pointers, self.env | self._row_env(row))
-        kind = memory_type(f.buffer.dtype)
-        at = spot.scalar(f.flat())
-        pointer = self.t.w.pointers[f.buffer]
-        return self.b.value("ptr", f"getelementptr {kind}, {pointer}, {at}"), row
+        kind, (pointer, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
+        return self.b.value("ptr", f"getelementptr {kind}, {pointer}, {spot.scalar(flat)}"), row
 
     def _column(self, j: int) -> V:
         """One vector of B."""
         b, f = self.b, self.t.f
         spot = Place(b, self.t.w.pointers, self.env)
         kind, size = memory_type(f.buffer.dtype), f.buffer.dtype.itemsize
-        start = self.t.w.pointers[f.buffer]
-        at = b.value("ptr", f"getelementptr {kind}, {start}, {spot.scalar(f.flat())}")
+        start, flat = spot.where(f.buffer, f.load.extra[1])
+        at = b.value("ptr", f"getelementptr {kind}, {start}, {spot.scalar(flat)}")
         if j:
             at = b.value("ptr", f"getelementptr {kind}, {at}, i64 {j * self.lanes}")
         mask = self._mask(j)
