@@ -242,15 +242,18 @@ def axes_of(array: Array) -> tuple[Axis, ...]:
 
 
 def assemble(text: str, target: Target) -> bytes:
-    """LLVM's text as an object file."""
+    """LLVM's text as an object file.
+
+    Vectors, unrolling and what leaves the loops are in the text already. LLVM's own pipeline would
+    take as long as emitting the code, and its code is no faster (docs/performance.md).
+    """
     import llvmlite.binding as llvm
 
-    machine = target.machine(3)
+    machine = target.machine(2)
     module = llvm.parse_assembly(text)
-    options = llvm.create_pipeline_tuning_options(speed_level=2)
-    options.loop_vectorization = options.slp_vectorization = False  # vectors are written out
-    options.loop_unrolling = False
-    builder = llvm.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(module, builder)
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_always_inliner_pass()
+    passes.add_instruction_combine_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
     code: bytes = machine.emit_object(module)
     return code

@@ -49,8 +49,7 @@ class Writer:
         self.plan, self.nest = plan, plan.nest
         starts = arrays(plan.nest)
         pointers = [
-            f"ptr noalias {'' if self._stored(x) else 'readonly '}captures(none)"
-            for x in starts
+            f"ptr noalias {'' if self._stored(x) else 'readonly '}captures(none)" for x in starts
         ]
         self.b = Function(module, name, [*pointers, "i64", "i64"], attributes="nounwind noinline")
         self.pointers = {x: (at, starts[x]) for x, at in zip(starts, self.b.args, strict=False)}

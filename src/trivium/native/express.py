@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.native import vecmath
-from trivium.native.index import Index, Var
+from trivium.native.index import Index, Part, Var
 from trivium.native.ir import Function, V, type_of, vector
 from trivium.native.nest import Buffer, Condition, Expr
 
@@ -49,7 +50,7 @@ class Place:
     def scalar(self, index: Index) -> V:
         """An Index as a number: the first lane's, where it depends on the spread variable."""
         b, const = self.b, index.const
-        total: V | None = None
+        terms: list[V] = []
         for atom, c in index.terms.items():
             if isinstance(atom, Var):
                 value = self.env[atom]
@@ -61,11 +62,11 @@ class Place:
             if value.ref[0] != "%":
                 const += int(value.ref) * c
                 continue
-            term = value if c == 1 else b.op("mul nsw", value, V("i64", str(c)))
-            total = term if total is None else b.op("add nsw", total, term)
-        if total is None:
-            return V("i64", str(const))
-        return total if const == 0 else b.op("add nsw", total, V("i64", str(const)))
+            terms.append(value if c == 1 else b.op("mul nsw", value, V("i64", str(c))))
+        if const or not terms:
+            terms.append(V("i64", str(const)))
+        terms.sort(key=b.depth)  # what changes least often first: those sums leave the loops
+        return functools.reduce(lambda x, y: b.op("add nsw", y, x), terms)
 
     def _part(self, kind: str, x: V, number: int, inner: Index) -> V:
         b = self.b
@@ -75,40 +76,33 @@ class Place:
         # Floor division of what may be negative: moved up by whole multiples first.
         low = min(inner.bounds()[0], 0)
         shift = -(low // number) * number
-        one = b.splat(V("i64", str(number)), x.lanes)
-        up = b.op("add", x, b.splat(V("i64", str(shift)), x.lanes)) if shift else x
+        one = b.splat(V(x.element, str(number)), x.lanes)
+        up = b.op("add", x, b.splat(V(x.element, str(shift)), x.lanes)) if shift else x
         if kind == "%":
             return b.op("urem", up, one)
         q = b.op("udiv", up, one)
-        return b.op("sub", q, b.splat(V("i64", str(shift // number)), x.lanes)) if shift else q
+        return b.op("sub", q, b.splat(V(x.element, str(shift // number)), x.lanes)) if shift else q
 
     def spread(self, index: Index) -> bool:
         """Does the Index differ from lane to lane?"""
         return self.vec is not None and self.vec in index.vars()
 
     def lane_values(self, index: Index) -> V:
-        """An Index as a vector of i64, one per lane."""
-        b, n = self.b, self.lanes
-        total = b.const(vector("i64", n), index.const)
-        for atom, c in index.terms.items():
-            if atom is self.vec:
-                base = b.splat(self._as_value(self.env[atom]), n)
-                value = b.op("add", base, b.lanes_of("i64", range(n)))
-            elif isinstance(atom, Var):
-                value = b.splat(self._as_value(self.env[atom]), n)
-            elif self.spread(atom.inner):
-                value = self._part(atom.kind, self.lane_values(atom.inner), atom.number, atom.inner)
-            else:
-                x = self.scalar(atom.inner)
-                value = b.splat(self._part(atom.kind, x, atom.number, atom.inner), n)
-            if c != 1:
-                value = b.op("mul", value, b.const(value.type, c))
-            total = b.op("add", total, value)
+        """An Index as a vector, one integer per lane: i32 where it fits."""
+        assert self.vec is not None
+        b, n, (low, high) = self.b, self.lanes, index.bounds()
+        kind = "i32" if low > -(2**30) and high < 2**30 else "i64"
+        terms = index.terms
+        parts = {a: c for a, c in terms.items() if isinstance(a, Part) and self.spread(a.inner)}
+        even = Index({a: c for a, c in terms.items() if a not in parts}, index.const)
+        total = b.splat(b.cast("trunc", self.scalar(even), kind), n)
+        if step := even.coefficient(self.vec):
+            total = b.op("add", total, b.lanes_of(kind, [k * step for k in range(n)]))
+        for part, c in parts.items():
+            value = self._part(part.kind, self.lane_values(part.inner), part.number, part.inner)
+            value = b.cast("sext" if kind == "i64" else "trunc", value, kind)
+            total = b.op("add", total, b.op("mul", value, b.const(value.type, c)))
         return total
-
-    @staticmethod
-    def _as_value(item: V | int) -> V:
-        return V("i64", str(item)) if isinstance(item, int) else item
 
     def holds(self, conditions: tuple[Condition, ...]) -> V:
         """Do all conditions hold? i1, or one per lane."""
@@ -119,9 +113,9 @@ class Place:
             x = self.lane_values(index) if self.spread(index) else self.scalar(index)
             tests = []
             if smallest < low:
-                tests.append(b.compare("icmp", "sge", x, b.splat(V("i64", str(low)), x.lanes)))
+                tests.append(b.compare("icmp", "sge", x, b.splat(V(x.element, str(low)), x.lanes)))
             if largest >= high:
-                tests.append(b.compare("icmp", "slt", x, b.splat(V("i64", str(high)), x.lanes)))
+                tests.append(b.compare("icmp", "slt", x, b.splat(V(x.element, str(high)), x.lanes)))
             for t in tests:
                 if result is None:
                     result = t
@@ -154,7 +148,7 @@ class Place:
             return self._load(e, mask)
         if e.op == "iota":
             x = self.lane_values(e.extra) if self.spread(e.extra) else self.scalar(e.extra)
-            return b.cast("trunc", x, "i32") if e.small else x
+            return b.cast("trunc", x, "i32") if e.small else b.cast("sext", x, "i64")
         if e.op == "guard":
             return self._guard(e, mask)
         if e.op == "gather":
@@ -204,13 +198,8 @@ class Place:
             return self._loaded(raw, buffer.dtype, e.dtype)
         every = self._lane_mask(mask)
         type = vector(kind, self.lanes)
-        assert self.vec is not None
-        if flat.affine_in(self.vec) and flat.coefficient(self.vec) == 1:
-            address = b.gep(kind, pointer, self.scalar(flat))
-            if every is None:
-                raw = b.load(type, address, size)
-            else:
-                raw = b.masked_load(type, address, size, every, V(type, "zeroinitializer"))
+        if self._in_line(flat):
+            raw = self._read(type, b.gep(kind, pointer, self.scalar(flat)), size, every)
         else:
             raw = self._gathered(pointer, kind, size, self.lane_values(flat), every)
         return self._loaded(raw, buffer.dtype, e.dtype)
@@ -218,7 +207,7 @@ class Place:
     def _gathered(self, pointer: V, kind: str, size: int, at: V, mask: V | None) -> V:
         b, n = self.b, at.lanes
         type = vector(kind, n)
-        where = b.value(f"<{n} x ptr>", f"getelementptr inbounds {kind}, {pointer}, {at}")
+        where = b.gep(kind, pointer, at)
         mask = mask or b.const(vector("i1", n), 1)
         name = f"llvm.masked.gather.v{n}{_short(kind)}.v{n}p0"
         return b.call(name, type, [where, V("i32", str(size)), mask, V(type, "zeroinitializer")])
@@ -240,13 +229,25 @@ class Place:
         step = flat.coefficient(var)
         lanes = max(chosen.lanes, self.lanes if self.spread(rest) else 0)
         chosen = b.op("mul", chosen, b.splat(V("i64", str(step)), chosen.lanes))
-        if not lanes:
+        if not chosen.lanes and (not lanes or self._in_line(rest)):
             address = b.gep(kind, pointer, b.op("add", chosen, self.scalar(rest)))
-            return self._loaded(b.load(kind, address, size), buffer.dtype, e.dtype)
+            every = self._lane_mask(mask) if lanes else None
+            raw = self._read(vector(kind, lanes), address, size, every)
+            return self._loaded(raw, buffer.dtype, e.dtype)
         more = self.lane_values(rest) if self.spread(rest) else b.splat(self.scalar(rest), lanes)
-        chosen = b.op("add", b.splat(chosen, lanes), more)
+        chosen = b.op("add", b.splat(chosen, lanes), b.cast("sext", more, "i64"))
         raw = self._gathered(pointer, kind, size, chosen, self._lane_mask(mask))
         return self._loaded(raw, buffer.dtype, e.dtype)
+
+    def _in_line(self, flat: Index) -> bool:
+        """Do lanes side by side lie side by side in memory?"""
+        assert self.vec is not None
+        return flat.affine_in(self.vec) and flat.coefficient(self.vec) == 1
+
+    def _read(self, type: str, address: V, size: int, mask: V | None) -> V:
+        if not mask:
+            return self.b.load(type, address, size)
+        return self.b.masked_load(type, address, size, mask, V(type, "zeroinitializer"))
 
     def _lane_mask(self, mask: V | None) -> V | None:
         b = self.b
@@ -279,8 +280,7 @@ class Place:
             b.store(x, b.gep(kind, pointer, self.scalar(flat)), size)
             return
         x = b.splat(x, self.lanes)
-        assert self.vec is not None
-        if flat.affine_in(self.vec) and flat.coefficient(self.vec) == 1:
+        if self._in_line(flat):
             address = b.gep(kind, pointer, self.scalar(flat))
             if self.mask is None:
                 b.store(x, address, size)
@@ -288,9 +288,7 @@ class Place:
                 b.masked_store(x, address, size, self.mask)
             return
         n = self.lanes
-        where = b.value(
-            f"<{n} x ptr>", f"getelementptr inbounds {kind}, {pointer}, {self.lane_values(flat)}"
-        )
+        where = b.gep(kind, pointer, self.lane_values(flat))
         mask = self.mask or b.const(vector("i1", n), 1)
         b.call(f"llvm.masked.scatter.v{n}{_short(kind)}.v{n}p0", "void",
                [x, where, V("i32", str(size)), mask])  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from trivium.dtype import DType
@@ -94,8 +95,21 @@ class Module:
         return "\n".join([f'target triple = "{self.target.triple}"', *declared, *self.functions])
 
 
+@dataclass
+class Region:
+    """The body of a loop or a condition: what is known in it, and the line just before it."""
+
+    before: int
+    known: dict[str, V] = field(default_factory=dict)
+
+
 class Function:
-    """A function being written."""
+    """A function being written.
+
+    Numbers that say where things lie (integers, pointers, what is made of these) are computed once,
+    outside of all loops that they do not depend on: that is how the text is written, and no pass of
+    LLVM has to find it out.
+    """
 
     def __init__(
         self,
@@ -115,6 +129,8 @@ class Function:
         self.lines = [f"define {visible}{ret} @{name}({head}) {attributes} {{", "entry:", ""]
         self.block = "entry"
         self.count = 0
+        self.regions = [Region(0)]
+        self.home: dict[str, int] = {}  # how many regions a value is inside of; 0 for arguments
         module.defined.add(name)
 
     # -- instructions --------------------------------------------------------------------------
@@ -123,7 +139,40 @@ class Function:
         self.count += 1
         ref = f"%v{self.count}"
         self.lines.append(f" {ref} = {text}")
+        self.home[ref] = len(self.regions) - 1
         return V(type, ref)
+
+    def depth(self, x: V) -> int:
+        """How many loops and conditions a value is inside of."""
+        return self.home.get(x.ref, 0)
+
+    def number(self, type: str, text: str, *operands: V) -> V:
+        """An instruction without effects or traps: written once, as far out as its operands are."""
+        now = len(self.regions) - 1
+        depth = min(now, max(map(self.depth, operands)))
+        known = self.regions[depth].known
+        if text not in known:
+            self.count += 1
+            known[text] = V(type, f"%v{self.count}")
+            self.home[known[text].ref] = depth
+            line = f" {known[text].ref} = {text}"
+            if depth == now:
+                self.lines.append(line)
+            else:
+                self.lines[self.regions[depth + 1].before] += line + "\n"
+        return known[text]
+
+    @contextlib.contextmanager
+    def region(self, before: int) -> Iterator[None]:
+        """What is written inside is the body of a loop or a condition."""
+        self.regions.append(Region(before))
+        yield
+        self.regions.pop()
+
+    def gap(self) -> int:
+        """A line to be filled later."""
+        self.lines.append("")
+        return len(self.lines) - 1
 
     def do(self, text: str) -> None:
         """An instruction that gives nothing."""
@@ -131,22 +180,29 @@ class Function:
 
     def op(self, name: str, x: V, y: V | None = None) -> V:
         """``fadd``, ``mul``, ``and``, ``fneg``... on values of one type."""
-        return self.value(x.type, f"{name} {x}" + (f", {y.ref}" if y else ""))
+        text = f"{name} {x}" + (f", {y.ref}" if y else "")
+        if x.element[0] == "f" or x.element in ("double", "half", "bfloat"):
+            return self.value(x.type, text)
+        assert y is not None  # only fneg has one operand
+        if name[1:] in ("div", "rem") and y.ref[0] == "%":
+            return self.value(x.type, text)  # by zero it traps: it stays where it was asked for
+        return self.number(x.type, text, x, y)
 
     def compare(self, kind: str, name: str, x: V, y: V) -> V:
         """``compare("fcmp", "olt", x, y)`` -> i1, one per lane."""
-        return self.value(vector("i1", x.lanes), f"{kind} {name} {x}, {y.ref}")
+        type, text = vector("i1", x.lanes), f"{kind} {name} {x}, {y.ref}"
+        return self.number(type, text, x, y) if kind == "icmp" else self.value(type, text)
 
     def select(self, condition: V, x: V, y: V) -> V:
         """x where the condition holds (per lane, or for all), else y."""
-        return self.value(x.type, f"select {condition}, {x}, {y}")
+        return self.number(x.type, f"select {condition}, {x}, {y}", condition, x, y)
 
     def cast(self, how: str, x: V, element: str) -> V:
         """``sitofp``, ``zext``, ``trunc``, ``bitcast``... lane by lane."""
         if x.element == element:
             return x
         type = vector(element, x.lanes)
-        return self.value(type, f"{how} {x} to {type}")
+        return self.number(type, f"{how} {x} to {type}", x)
 
     def call(self, name: str, ret: str, args: Sequence[V], *, declare: bool = True) -> V:
         """A call; the function is declared unless it is defined in this module."""
@@ -191,14 +247,15 @@ class Function:
         type = vector(x.type, lanes)
         if x.ref[0] != "%":
             return V(type, "<" + ", ".join([str(x)] * lanes) + ">")
-        one = self.value(type, f"insertelement {type} poison, {x}, i64 0")
+        one = self.number(type, f"insertelement {type} poison, {x}, i64 0", x)
         zeros = f"<{lanes} x i32> zeroinitializer"
-        return self.value(type, f"shufflevector {one}, {type} poison, {zeros}")
+        return self.number(type, f"shufflevector {one}, {type} poison, {zeros}", one)
 
     # -- memory --------------------------------------------------------------------------------
     def gep(self, element: str, base: V, index: V) -> V:
-        """The address of ``base[index]``."""
-        return self.value("ptr", f"getelementptr inbounds {element}, {base}, {index}")
+        """The address of ``base[index]``, inside the array or not; one per lane of the index."""
+        text = f"getelementptr {element}, {base}, {index}"
+        return self.number(vector("ptr", index.lanes), text, base, index)
 
     def load(self, type: str, address: V, align: int) -> V:
         """``type`` from an address that is a multiple of ``align`` bytes."""
@@ -231,7 +288,11 @@ class Function:
         return f"{wish}{self.count}"
 
     def begin(self, label: str) -> None:
-        """The following instructions are in this block."""
+        """The following instructions are in this block; what was known may not be known here."""
+        self.regions[-1].known.clear()
+        self._begin(label)
+
+    def _begin(self, label: str) -> None:
         self.lines.append(f"{label}:")
         self.block = label
 
@@ -254,55 +315,59 @@ class Function:
     ) -> list[V]:
         """``for i in range(start, stop, step)``; the body maps the carried values to new ones."""
         head, inside, out = self.label("head"), self.label("body"), self.label("done")
-        before = self.block
+        before, gap = self.block, self.gap()
         self.jump(head)
-        self.begin(head)
+        self._begin(head)
         at = len(self.lines)
         self.count += 1
         i = V(start.type, f"%i{self.count}")
         self.count += len(carried)
         now = [V(c.type, f"%c{self.count - k}") for k, c in enumerate(carried)]
+        self.home |= {v.ref: len(self.regions) for v in (i, *now)}
         self.lines += [""] * (1 + len(carried))
-        if at_least_once:
-            self.jump(inside)
-        else:
-            self.branch(self.compare("icmp", "slt", i, stop), inside, out)
-        self.begin(inside)
-        new = list(body(i, now))
-        after = self.op("add nsw", i, V(i.type, str(step)))
-        latch = self.block
-        if at_least_once:
-            self.branch(self.compare("icmp", "slt", after, stop), head, out)
-        else:
-            self.jump(head)
+        with self.region(gap):
+            if at_least_once:
+                self.jump(inside)
+            else:
+                self.branch(self.compare("icmp", "slt", i, stop), inside, out)
+            self._begin(inside)
+            new = list(body(i, now))
+            after = self.op("add nsw", i, V(i.type, str(step)))
+            latch = self.block
+            if at_least_once:
+                self.branch(self.compare("icmp", "slt", after, stop), head, out)
+            else:
+                self.jump(head)
         pairs = [(i, start, after), *zip(now, carried, new, strict=True)]
         for k, (phi, first, later) in enumerate(pairs):
             self.lines[at + k] = (
                 f" {phi.ref} = phi {phi.type} [ {first.ref}, %{before} ], [ {later.ref}, %{latch} ]"
             )
-        self.begin(out)
+        self._begin(out)
         return new if at_least_once else now
 
     @contextlib.contextmanager
     def when(self, condition: V) -> Iterator[None]:
         """What is written inside runs only if the condition holds."""
-        yes, out = self.label("then"), self.label("after")
+        yes, out, gap = self.label("then"), self.label("after"), self.gap()
         self.branch(condition, yes, out)
-        self.begin(yes)
-        yield
+        self._begin(yes)
+        with self.region(gap):
+            yield
         self.jump(out)
-        self.begin(out)
+        self._begin(out)
 
     def choose(self, condition: V, values: Sequence[V], body: Callable[[], Sequence[V]]) -> list[V]:
         """``body()`` where the condition holds, else the values as they are."""
-        yes, out = self.label("then"), self.label("after")
+        yes, out, gap = self.label("then"), self.label("after"), self.gap()
         before = self.block
         self.branch(condition, yes, out)
-        self.begin(yes)
-        new = list(body())
+        self._begin(yes)
+        with self.region(gap):
+            new = list(body())
         inside = self.block
         self.jump(out)
-        self.begin(out)
+        self._begin(out)
         return [
             self.value(a.type, f"phi {a.type} [ {a.ref}, %{inside} ], [ {o.ref}, %{before} ]")
             for a, o in zip(new, values, strict=True)

@@ -239,7 +239,7 @@ class Tile:
         for k, row in rows:
             moves = zip(t.plan.rows, row, first, strict=True)
             step = sum(flat.coefficient(v) * (x - y) for v, x, y in moves)
-            at = base if step == 0 else b.value("ptr", f"getelementptr {kind}, {base}, i64 {step}")
+            at = base if step == 0 else b.gep(kind, base, V("i64", str(step)))
             x = b.splat(b.load(kind, at, size), self.lanes)
             for j, column in enumerate(columns):
                 out[k * self.width + j] = b.fma(x, column, out[k * self.width + j])
@@ -248,7 +248,7 @@ class Tile:
     def _address(self, f: Factor, row: tuple[int, ...]) -> tuple[V, tuple[int, ...]]:
         spot = Place(self.b, self.t.w.pointers, self.env | self._row_env(row))
         kind, (pointer, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
-        return self.b.value("ptr", f"getelementptr {kind}, {pointer}, {spot.scalar(flat)}"), row
+        return self.b.gep(kind, pointer, spot.scalar(flat)), row
 
     def _column(self, j: int) -> V:
         """One vector of B."""
@@ -256,9 +256,9 @@ class Tile:
         spot = Place(b, self.t.w.pointers, self.env)
         kind, size = memory_type(f.buffer.dtype), f.buffer.dtype.itemsize
         start, flat = spot.where(f.buffer, f.load.extra[1])
-        at = b.value("ptr", f"getelementptr {kind}, {start}, {spot.scalar(flat)}")
+        at = b.gep(kind, start, spot.scalar(flat))
         if j:
-            at = b.value("ptr", f"getelementptr {kind}, {at}, i64 {j * self.lanes}")
+            at = b.gep(kind, at, V("i64", str(j * self.lanes)))
         mask = self._mask(j)
         if mask is None:
             return b.load(self.type, at, size)
