@@ -317,7 +317,7 @@ def _group_size(nest: Nest) -> int:
 # -- phases ----------------------------------------------------------------------------------------
 def _cycles(p: Plan) -> float:
     """About how long a plan takes on one core."""
-    per = 2 * p.lanes if p.how == "tile" else max(p.lanes, 1)
+    per = {"tile": 2 * p.lanes, "transpose": 2}.get(p.how, max(p.lanes, 1))
     return p.nest.work / per
 
 

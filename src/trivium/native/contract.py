@@ -16,6 +16,10 @@ from trivium.native.nest import Axis, Buffer, Condition, Expr, Exprs, Nest, Stor
 from trivium.native.schedule import Plan, by_stride, collapse, split_parts
 from trivium.native.target import Target
 
+# What lies so many bytes apart competes for the same lines of a first-level cache (64 sets of 64
+# bytes), and so many of them always find room (8 ways; 12 on newer cores).
+APART, WAYS = 4096, 8
+
 
 @dataclass
 class Factor:
@@ -198,7 +202,7 @@ def _packed(nest: Nest, make: Exprs, plan: Plan, a: Factor, b: Factor,
     length = 1
     for v in nest.reduce:
         length *= v.extent
-    for f, along in ((b, nest.reduce), (a, [*nest.reduce, *plan.rows])):
+    for f, along in ((b, nest.reduce), (a, [*nest.reduce, *plan.rows[:-1]])):
         if length < 256 or nest.iterations < 256 * f.buffer.size:
             continue
         flat, axes, size = f.flat(), f.buffer.axes or (), f.buffer.dtype.itemsize
@@ -209,12 +213,7 @@ def _packed(nest: Nest, make: Exprs, plan: Plan, a: Factor, b: Factor,
         if f.buffer in own:
             f.buffer.axes = (*outer, replace(last, spare=16))
             continue
-        panel = plan.width * plan.lanes
-        if f is b and last.extent % panel == 0 and last.divisor == 1:
-            split = Axis(last.axis, panel, last.extent // panel)
-            copies.append(_copied(nest, make, f, (split, *outer, Axis(last.axis, 1, panel))))
-        else:
-            copies.append(_copied(nest, make, f, (*outer, replace(last, spare=16))))
+        copies.append(_copied(nest, make, f, (*outer, replace(last, spare=16))))
         pair = factors(nest.body)
         assert pair is not None
         a, b = pair[::-1] if plan.swapped else pair
@@ -225,7 +224,7 @@ def _shape(nest: Nest, a: Factor, b: Factor, vec: Var, order: list[Var], target:
            swapped: bool) -> Plan | None:  # fmt: skip
     """Rows, height and width of the tile."""
     assert nest.body is not None
-    lanes = target.lanes(nest.body.dtype)
+    lanes, size = target.lanes(nest.body.dtype), a.buffer.dtype.itemsize
     flat, depends = a.flat(), b.vars()
     free = [v for v in order if v is not vec and v is not nest.batch and v not in depends]
     free = [v for v in free if v in a.vars() and flat.affine_in(v)]
@@ -242,6 +241,8 @@ def _shape(nest: Nest, a: Factor, b: Factor, vec: Var, order: list[Var], target:
             fixed *= v.extent
         for width in range(1, min(vectors, 4) + 1):
             most = (target.registers - 1 - width) // width // fixed
+            if rows and flat.coefficient(rows[-1]) * size % APART == 0:
+                most = min(most, WAYS // fixed)
             if most < 1:
                 continue
             count = -(-last // min(most, last))

@@ -173,25 +173,34 @@ def plan(nest: Nest, make: Exprs, target: Target) -> Plan:
     if nest.kind != "map":
         return _reduction(nest, order, vec, target)
     levels = order[:-1] if vec is not None else order
-    if vec is not None and int(np.prod([v.extent for v in levels])) < PIECES:
-        outer, vec = _divided(nest, make, vec, lanes)
-        levels += [outer] if outer is not None else []
+    if vec is not None and vec.extent >= 4096 and _few(levels):
+        outer, vec = _divided(nest, make, vec, lanes, 4)
+        levels += outer
     turned = _turned(nest, vec, lanes)
     if turned is not None and turned is not nest.batch:
         levels = [v for v in levels if v is not turned]
+        if nest.iterations >= 2**16 and _few(levels):
+            pieces = min(PIECES, turned.extent // lanes)
+            outer, turned = _divided(nest, make, turned, lanes, pieces)
+            levels = outer + levels
         return Plan(nest, "transpose", levels, vec, lanes, rows=[turned])
     return Plan(nest, "map", levels, vec, lanes if vec is not None else 0)
 
 
-def _divided(nest: Nest, make: Exprs, vec: Var, lanes: int) -> tuple[Var | None, Var]:
-    """A long last loop as a loop of pieces, so that threads can share them."""
-    sizes = [n for n in range(lanes, 1025, lanes) if vec.extent % n == 0 and vec.extent >= 4 * n]
-    if vec.extent < 4096 or not sizes:
-        return None, vec
-    outer, inner = Var(f"{vec.name}_piece", vec.extent // sizes[-1]), Var(vec.name, sizes[-1])
-    loops = [x for v in nest.loops for x in ((outer, inner) if v is vec else (v,))]
-    nest.substitute(make, {vec: Index.of(outer) * inner.extent + inner}, loops, nest.reduce)
-    return outer, inner
+def _few(levels: Sequence[Var]) -> bool:
+    return int(np.prod([v.extent for v in levels])) < PIECES
+
+
+def _divided(nest: Nest, make: Exprs, var: Var, lanes: int, least: int) -> tuple[list[Var], Var]:
+    """A loop as a loop over at least so many pieces, so that threads can share them."""
+    most = min(1024, var.extent // least)
+    sizes = [n for n in range(lanes, most + 1, lanes) if var.extent % n == 0]
+    if not sizes:
+        return [], var
+    outer, inner = Var(f"{var.name}_piece", var.extent // sizes[-1]), Var(var.name, sizes[-1])
+    loops = [x for v in nest.loops for x in ((outer, inner) if v is var else (v,))]
+    nest.substitute(make, {var: Index.of(outer) * inner.extent + inner}, loops, nest.reduce)
+    return [outer], inner
 
 
 def _turned(nest: Nest, vec: Var | None, lanes: int) -> Var | None:
