@@ -9,13 +9,14 @@ ifneq ($(filter-out all,$(FRAMEWORKS)),)
 $(error FRAMEWORKS is either "all" or left out)
 endif
 
-.PHONY: help tour test
+.PHONY: help tour test bench
 .NOTPARALLEL:
 
 help:
 	@echo "make tour                  a guided tour on this machine, with no framework installed"
 	@echo "make tour FRAMEWORKS=all   the same, with PyTorch, TensorFlow, JAX and MXNet (about 3 GB)"
 	@echo "make test                  lint, types, tests and doctests, with every framework"
+	@echo "make bench                 our training steps beside every framework's, timed turn by turn"
 	@echo
 	@echo "Everything is installed into $(VENV). PYTHON=python3.12 chooses an interpreter."
 
@@ -33,6 +34,9 @@ test: $(VENV)/frameworks $(VENV)/dev
 	@$(VENV)/bin/pytest -n 2
 	@echo "doctests: pytest --doctest-modules src"
 	@$(VENV)/bin/pytest -n 2 --doctest-modules src
+
+bench: $(VENV)/frameworks $(VENV)/bench
+	@$(VENV)/bin/python -m bench
 
 $(VENV)/python:
 	@echo "environment: $(VENV)"
@@ -53,6 +57,11 @@ $(VENV)/frameworks: constraints.txt | $(VENV)/python
 	@$(PIP) tensorflow-cpu keras jax
 	@$(PIP) --no-deps mxnet torchvision timm
 	@$(PIP) requests pillow huggingface_hub pyyaml safetensors
+	@touch $@
+
+$(VENV)/bench: pyproject.toml constraints.txt | $(VENV)/python
+	@echo "install: trivium, matplotlib"
+	@$(PIP) --editable '.[bench]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/python
