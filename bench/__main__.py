@@ -53,7 +53,7 @@ def main(only: list[str], peers: list[str], chosen: list[str], engine: str, roun
 
     Ratios mean something; absolute times drift. Let nothing else run meanwhile.
     """
-    console = Console(soft_wrap=True)
+    console = Console(width=max(100, Console().width), soft_wrap=True)
     sections.bytecode()
     peers = peers or [n for n, p in PEERS.items() if p.default]
     with console.status("measuring the machine") as status:

@@ -27,7 +27,10 @@ class Failed(Exception):
 def environment(threads: int, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """What a worker's process is told. Nothing here slows a peer down."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    own = {"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path}
+    own = {
+        "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": path,
+        "TRIVIUM_CACHE_DIR": "",  # every run compiles: the same work and memory each time
+    }  # fmt: skip
     return os.environ | own | dict(extra or {})
 
 

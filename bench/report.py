@@ -124,6 +124,8 @@ def picture(found: dict[str, Any], path: Path) -> None:
         times, limit = f["times_us"], f["limit_us"]
         order = sorted(times, key=lambda n: -times[n]["median"])
         values = [times[n]["median"] for n in order]
+        if limit and limit < min(values) / 20:
+            limit = None  # far below anything: the line would leave no room for the bars
         labels = [n.replace("trivium:", "trivium, ") for n in order]
         bars = axes.barh(labels, values, color=[OURS if n == f["ours"] else PEER for n in order])
         axes.bar_label(bars, [f" {microseconds(v)}" for v in values], fontsize=8)
