@@ -13,7 +13,7 @@ from rich.table import Table
 
 import trivium as tv
 from trivium.convert import OUT
-from trivium.engines import ENGINES
+from trivium.engines import DEFAULT, ENGINES
 from trivium.report import Report
 
 GOAL = 0.97
@@ -65,7 +65,10 @@ def run(out: Path, epochs: int = 24, engine: str | None = None) -> bool:
     model.fit(x, y, epochs=epochs, batch_size=32, validation_data=(xt, yt))
     seconds = time.perf_counter() - start
     accuracy = model.evaluate(xt, yt)["accuracy"]
-    console.print(f"   {accuracy:.1%} of the held-out digits are right, after {seconds:.1f} s")
+    console.print(
+        f"   {accuracy:.1%} of the held-out digits are right, after {seconds:.1f} s"
+        f" on the {engine or DEFAULT} engine"
+    )
     ok = accuracy >= GOAL
     if not ok:
         console.print(f"   [red]less than the {GOAL:.0%} that was promised[/]")

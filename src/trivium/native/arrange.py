@@ -256,7 +256,9 @@ def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
     groups = -(-n.extent // group)
     part = Buffer(f"partial_{w.stores[0].buffer}", w.body.dtype,
                   (groups, *(v.extent for v in w.loops)), "arena")  # fmt: skip
-    order = sorted(range(len(w.loops)), key=lambda k: _position(w.stores[0], w.loops[k]))
+    # An optimizer's slots have no layout yet: they will lie as the parameter does, and so does this.
+    settled = next((s for s in w.stores if s.buffer.axes is not None), w.stores[0])
+    order = sorted(range(len(w.loops)), key=lambda k: _position(settled, w.loops[k]))
     part.axes = tuple(Axis(a, 1, part.shape[a]) for a in (0, *(k + 1 for k in order)))
     loops = [Var(v.name, v.extent) for v in w.loops]
     env = dict(zip(w.loops, map(Index.of, loops), strict=True))
@@ -279,10 +281,12 @@ def _read_in(e: Expr) -> set[Buffer]:
 def _position(store: Store, v: Var) -> int:
     """Where a variable's axis lies in memory, if that is known: outer axes first."""
     axis = next((k for k, i in enumerate(store.at) if i.coefficient(v)), 0)
+    step = store.at[axis].coefficient(v) if store.at else 0
     axes = store.buffer.axes
     if axes is None:
         return axis
-    return next((k for k, a in enumerate(axes) if a.axis == axis), axis)
+    found = [(a.divisor != step, k) for k, a in enumerate(axes) if a.axis == axis]
+    return min(found)[1] if found else axis
 
 
 def _summed(nest: Nest) -> Var | None:

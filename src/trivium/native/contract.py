@@ -9,6 +9,7 @@ Learning via a Single Building Block", 2019).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from trivium.native.index import Index, Var
@@ -112,8 +113,12 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
     a, b = pair[::-1] if swapped else pair
     made_plan = _shape(nest, a, b, vec, order, target, swapped)
     if made_plan is None:
-        nest.body, nest.stores, nest.loops, nest.reduce = before
-        return None
+        padded = _padded(nest, make, a)
+        again = tile(nest, make, target) if padded is not None else None
+        if padded is None or again is None:
+            nest.body, nest.stores, nest.loops, nest.reduce = before
+            return None
+        return again[0], [*copies, padded, *again[1]]
     copies += _packed(nest, make, made_plan, a, b, {c.stores[0].buffer for c in copies})
     return made_plan, copies
 
@@ -147,7 +152,8 @@ def _open_layout(nest: Nest, a: Factor, b: Factor, vec: Var) -> None:
             continue
         axes: list[Axis] = []
         at = b.load.extra[1]
-        for v in [*by_stride(a.flat(), nest.reduce), vec]:
+        inner = [*by_stride(a.flat(), nest.reduce), vec]
+        for v in [*(v for v in nest.loops if v not in inner), *inner]:
             for axis, index in enumerate(at):
                 if c := index.coefficient(v):
                     axes.append(Axis(axis, c, v.extent))
@@ -190,6 +196,46 @@ def _copied(nest: Nest, make: Exprs, f: Factor, axes: tuple[Axis, ...]) -> Nest:
     load = make.make("load", source.dtype, (), (source, place))
     stale = nest.stale & {source}
     return Nest("copy", loops, [Store(copy, place, load)], unit=nest.unit, stale=stale)
+
+
+def _padded(nest: Nest, make: Exprs, f: Factor) -> Nest | None:
+    """A copy of a factor with the zeros around it that its conditions stand for."""
+    at, source = f.load.extra[1], f.buffer
+    low, size = [0] * len(at), list(source.shape)
+    for index, start, stop in f.conditions:
+        axis = next((k for k, i in enumerate(at) if i == index), None)
+        if axis is None or (start, stop) != (0, source.shape[axis]):
+            return None
+        first, last = index.bounds()
+        low[axis] = min(first, 0)
+        size[axis] = max(last + 1, stop) - low[axis]
+    if not f.conditions or math.prod(size) > 4 * source.size:
+        return None
+    if nest.iterations < 8 * math.prod(size):
+        return None
+    axes = source.axes or ()
+    if any(x.divisor != 1 or x.extent != source.shape[x.axis] for x in axes):
+        return None
+    copy = Buffer(f"{source.name}_padded", source.dtype, tuple(size), "arena")
+    copy.axes = tuple(Axis(x.axis, 1, size[x.axis]) for x in axes)
+    old, zero = f.load, make.make("const", source.dtype, (), 0)
+
+    def change(e: Expr) -> Expr | None:
+        if e.op == "guard" and e.args[0] is old:
+            moved = tuple(i - least for i, least in zip(at, low, strict=True))
+            return make.make("load", e.dtype, (), (copy, moved))
+        return None
+
+    assert nest.body is not None
+    nest.body = make.rewrite(nest.body, change)
+    loops, place = copy.walk()
+    here = tuple(i + least for i, least in zip(place, low, strict=True))
+    inside = tuple((i, 0, n) for i, n, m in zip(here, source.shape, size, strict=True) if n != m)
+    load = make.make("load", source.dtype, (), (source, here))
+    value = make.make("guard", source.dtype, (load, zero), inside)
+    batch = loops[0] if nest.batch is not None and at[0] == Index.of(nest.batch) else None
+    return Nest("pad", loops, [Store(copy, place, value)], batch=batch, unit=nest.unit,
+                stale=nest.stale & {source})  # fmt: skip
 
 
 def _packed(nest: Nest, make: Exprs, plan: Plan, a: Factor, b: Factor,

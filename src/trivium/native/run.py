@@ -123,7 +123,7 @@ class NativeTrainer:
         given = dict(zip((v.name for v in self._data), arrays, strict=True)) | self._own
         shaped = [given.get(v.name, _Shaped(v.shape)) for v in self._graph.inputs]
         special = specialize(self._graph, bound_dims(self._graph, shaped), True)
-        program = Program(special, True, layouts=self._layouts)
+        program = Program(special, True, layouts=dict(self._layouts))
         recipe = program.recipe
         if self._held is None:
             self._held = room(max(recipe.held, 1))
