@@ -34,14 +34,6 @@ def environment(threads: int, extra: Mapping[str, str] | None = None) -> dict[st
     return os.environ | own | dict(extra or {})
 
 
-def pinned(threads: int) -> Callable[[], None] | None:
-    """Keep a process to ``threads`` cores, when these are not all: not every peer has an option."""
-    chosen = cores()
-    if threads >= len(chosen) or not hasattr(os, "sched_setaffinity"):
-        return None
-    return lambda: os.sched_setaffinity(0, chosen[:threads])
-
-
 class Worker:
     """A process that has one peer's step of one workload ready to run."""
 
@@ -54,7 +46,6 @@ class Worker:
         self.process = subprocess.Popen(
             command, cwd=ROOT, env=environment(threads, env), text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-            preexec_fn=pinned(threads),
         )  # fmt: skip
         try:
             self.info: dict[str, Any] = self.answer()

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.machine import cores
 from bench.peers import Step, Unfit, find
 from bench.workloads import WORKLOADS
 
@@ -75,8 +76,16 @@ def build(name: str, workload: str, threads: int) -> tuple[Step, dict[str, Any]]
     }  # fmt: skip
 
 
+def pin(threads: int) -> None:
+    """Keep to ``threads`` cores, when these are not all: not every peer has an option for it."""
+    chosen = cores()
+    if threads < len(chosen) and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, chosen[:threads])
+
+
 def main(name: str, workload: str, threads: str) -> None:
     """Build, then obey."""
+    pin(int(threads))
     # What a framework prints goes to stderr; stdout is for answers.
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 import trivium as tv
 from trivium.graph import OPS, Graph
 from trivium.interpret import Interpreter
-from trivium.native import program
+from trivium.native import program, run
 from trivium.native.build import Build, assemble
 from trivium.native.run import NativeFunction, NativeTrainer
 from trivium.native.target import TARGETS, host
@@ -42,9 +43,38 @@ ALL = [op for op in OPS.values() if isinstance(op, Op)]
 CASES = [pytest.param(op, c, id=f"{op.name}-{i}") for op in ALL for i, c in enumerate(op.cases)]
 
 
+FENCE = 2**16  # bytes before and behind all memory that compiled code is given
+
+
 @pytest.fixture(autouse=True)
 def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRIVIUM_CACHE_DIR", "")
+
+
+@pytest.fixture(autouse=True)
+def _fences(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compiled code that writes outside of its arrays is found."""
+    fences: list[tuple[Any, int, int]] = []
+
+    def fenced(size: int) -> Any:
+        raw = np.full(size + 2 * FENCE + 64, 0xA5, np.uint8)
+        start = -program.address_of(raw) % 64 + FENCE
+        raw[start : start + size] = 0
+        fences.append((raw, start, start + size))
+        return raw[start : start + size]
+
+    def empty(array: program.Array) -> Any:
+        dtype = tv.dtype.as_dtype(array.dtype).numpy
+        count = int(np.prod(array.shape))
+        return fenced(count * dtype.itemsize).view(dtype).reshape(array.shape)
+
+    for module in (program, run):
+        monkeypatch.setattr(module, "room", fenced)
+    monkeypatch.setattr(run, "empty", empty)
+    yield
+    for raw, start, stop in fences:
+        assert (raw[:start] == 0xA5).all()
+        assert (raw[stop:] == 0xA5).all()
 
 
 def on(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -165,6 +195,54 @@ def test_convolutions_of_any_shape(data: Any) -> None:
     back = pullback(graph, [v.name for v in graph.inputs])
     g = rng.standard_normal(graph.outputs[0].shape).astype(np.float32)
     agree(back, [x, w, g], 4e-6)
+
+
+LARGE = {  # images, kernels, attributes: large enough that threads share them and tiles are full
+    "plain": ((8, 32, 26, 26), (64, 32, 3, 3), {}),
+    "padded, one channel": ((16, 1, 32, 32), (16, 1, 3, 3), {"padding": 1}),
+    "strided": ((8, 16, 29, 29), (32, 16, 3, 3), {"stride": 2, "padding": 1}),
+    "a stem": ((4, 3, 56, 56), (32, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "pointwise": ((8, 48, 28, 28), (40, 48, 1, 1), {}),
+    "dilated": ((8, 16, 28, 28), (32, 16, 3, 3), {"dilation": 2, "padding": 2}),
+    "grouped": ((8, 32, 28, 28), (64, 8, 3, 3), {"groups": 4, "padding": 1}),
+    "depthwise": ((8, 40, 28, 28), (40, 1, 3, 3), {"groups": 40, "padding": 1}),
+    "depthwise, strided": ((8, 32, 29, 29), (32, 1, 3, 3), {"groups": 32, "stride": 2}),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_convolutions_are_tiles(name: str) -> None:
+    """Right, within their fences, and no way back to one number at a time."""
+    images, kernels, attrs = LARGE[name]
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in (images, kernels))
+    graph = graph_of(lambda x, w: tv.relu(tv.conv(x, w, **attrs)), x, w)
+    # An image of one channel is where a model begins: nobody asks for its gradient.
+    back = pullback(graph, [v.name for v in graph.inputs[images[1] == 1 :]])
+    g = rng.standard_normal(graph.outputs[0].shape).astype(np.float32)
+    function = agree(back, [x, w, g], 4e-6)
+    (frames,) = function._frames.values()
+    plans = [p for phase in frames.program._build().phases for p in phase.plans]
+    products = [p for p in plans if p.nest.kind == "sum" and p.nest.body.op == "multiply"]
+    assert len(products) >= 2
+    assert {p.how for p in products} == {"tile"}
+
+
+@pytest.mark.parametrize("optimizer", [tv.optim.SGD(0.1), tv.optim.Adam(0.1)])
+def test_training_steps_are_tiles_with_any_optimizer(optimizer: Any) -> None:
+    """An optimizer's slots lie as their parameter does, and so do the gradients."""
+    nn = tv.nn
+    first = nn.Conv2d(16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    model = nn.Sequential(
+        *first, nn.Conv2d(32, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(10)
+    )
+    x, y = tv.Spec("float32", (32, 1, 16, 16)), tv.Spec("int64", (32,))
+    loss = tv.trace(lambda x, y: tv.cross_entropy(model(x), y), x, y, training=True)
+    build = Build(training_step(loss, optimizer.update()), True, host())
+    plans = [p for phase in build.phases for p in phase.plans]
+    products = [p for p in plans if p.nest.kind == "sum" and p.nest.body.op == "multiply"]
+    assert len(products) >= 7
+    assert {p.how for p in products if p.nest.iterations > 10_000} == {"tile"}
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -337,8 +415,6 @@ assert status == 0 and open(sys.argv[1]).read() == repr(found), (status, found)
 
 
 def test_specialisations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trivium.native import run
-
     monkeypatch.setattr(run, "KEPT", 3)
     tv.seed(0)
     model = tv.nn.Linear(2)

@@ -241,7 +241,7 @@ def _batch(nest: Nest) -> Var | None:
         pair = contract.factors(nest.body)
         assert pair is not None
         x, y = (f.vars() & set(nest.loops) - {v} for f in pair)
-        if not x - y or not y - x:
+        if not (x ^ y if x & y else x and y):
             return None  # without the batch there is nothing to put into a tile's rows
     return v
 
@@ -256,9 +256,13 @@ def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
     groups = -(-n.extent // group)
     part = Buffer(f"partial_{w.stores[0].buffer}", w.body.dtype,
                   (groups, *(v.extent for v in w.loops)), "arena")  # fmt: skip
-    # An optimizer's slots have no layout yet: they will lie as the parameter does, and so does this.
+    # An optimizer's slots have no layout yet: they will lie as the parameter does.
     settled = next((s for s in w.stores if s.buffer.axes is not None), w.stores[0])
     order = sorted(range(len(w.loops)), key=lambda k: _position(settled, w.loops[k]))
+    # What lies side by side in a factor, most of all, lies so in the sums: then they are vectors.
+    along = [k for k in order if _in_line(w.body, w.loops[k])]
+    longest = max(along, key=lambda k: w.loops[k].extent, default=order[-1])
+    order = [*(k for k in order if k != longest), longest]
     part.axes = tuple(Axis(a, 1, part.shape[a]) for a in (0, *(k + 1 for k in order)))
     loops = [Var(v.name, v.extent) for v in w.loops]
     env = dict(zip(w.loops, map(Index.of, loops), strict=True))
@@ -272,6 +276,12 @@ def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
     w.body = fused.make.make("load", part.dtype, (), (part, (Index.of(g), *map(Index.of, w.loops))))
     w.reduce = [g]
     return [first, w]
+
+
+def _in_line(body: Expr, v: Var) -> bool:
+    """Does a factor lie side by side along this variable?"""
+    flats = [e.extra[0].flat(e.extra[1]) for e in parts(body) if e.op == "load" and e.extra[0].axes]
+    return any(i.affine_in(v) and i.coefficient(v) == 1 for i in flats)
 
 
 def _read_in(e: Expr) -> set[Buffer]:
@@ -361,7 +371,7 @@ def _phases(planned: list[tuple[Work, Plan | None]]) -> list[Phase]:
             for w, p in choice:
                 if p is None:
                     continue
-                if now.batch and p.nest.batch is not None and p.nest.batch.extent == now.batch:
+                if now.batch and _by_batch(p) and p.levels[0].extent == now.batch:
                     if _aligned(p, written) and not (writes(w) & touched):
                         pick = (w, p)
                         break
@@ -394,14 +404,18 @@ def _is_check(w: Work) -> bool:
     return isinstance(w, Nest) and w.name.startswith("check_")
 
 
+def _by_batch(p: Plan) -> bool:
+    return bool(p.levels) and p.levels[0] is p.nest.batch
+
+
 def _opened(p: Plan | None, w: Work) -> Phase:
     if p is None:
         assert isinstance(w, Kernel)
         return Phase(kernel=w)
     if _cycles(p) < GRAIN:
         return Phase([p])
-    if p.nest.batch is not None and p.levels and p.levels[0] is p.nest.batch:
-        return Phase([p], batch=p.nest.batch.extent)
+    if _by_batch(p):
+        return Phase([p], batch=p.levels[0].extent)
     return Phase([p], tasks=0)
 
 

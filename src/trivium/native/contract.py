@@ -3,7 +3,8 @@
 Matrix products in all transposes, convolutions and both their gradients are one kind of nest:
 ``sum of A[...] * B[...]``. One variable of the results, on which only B depends, lies along the
 vector lanes; others, on which only A depends, are the rows of a tile, each a number of A broadcast
-to all lanes. Everything else is a loop (batch-reduce GEMM: Georganas et al., "High-Performance Deep
+to all lanes. In a depthwise convolution A depends on the lanes too, the channels: there a row of it
+is a vector. Everything else is a loop (batch-reduce GEMM: Georganas et al., "High-Performance Deep
 Learning via a Single Building Block", 2019).
 """
 
@@ -89,15 +90,17 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
     pair = factors(nest.body)
     assert pair is not None
     a, b = pair
-    swapped = vec in a.vars()
+    swapped = _spread(a, b, vec, nest)
     if swapped:
         a, b = b, a
-    if vec in a.vars() or vec not in b.vars() or any(vec in c[0].vars() for c in b.conditions):
+    if vec not in b.vars() or any(vec in c[0].vars() for c in (*a.conditions, *b.conditions)):
+        return None
+    if vec in a.vars() and (a.buffer.axes is None or not _in_line(a, vec)):
         return None
     copies: list[Nest] = []
     _open_layout(nest, a, b, vec)
     before = (nest.body, nest.stores, nest.loops, nest.reduce)
-    if b.flat().coefficient(vec) != 1 or not b.flat().affine_in(vec):
+    if not _in_line(b, vec):
         made = _relaid(nest, make, b, vec)
         if made is None:
             return None
@@ -121,6 +124,18 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
         return again[0], [*copies, padded, *again[1]]
     copies += _packed(nest, make, made_plan, a, b, {c.stores[0].buffer for c in copies})
     return made_plan, copies
+
+
+def _spread(x: Factor, y: Factor, vec: Var, nest: Nest) -> bool:
+    """Is the first factor the one whose numbers lie along the lanes (B)?"""
+    if (vec in x.vars()) != (vec in y.vars()):
+        return vec in x.vars()
+    own = [f.vars() & set(nest.loops) for f in (x, y)]  # the rows are the other's
+    return len(own[0]) < len(own[1])
+
+
+def _in_line(f: Factor, vec: Var) -> bool:
+    return f.flat().coefficient(vec) == 1 and f.flat().affine_in(vec)
 
 
 def _lay_out(nest: Nest) -> None:
@@ -211,7 +226,7 @@ def _padded(nest: Nest, make: Exprs, f: Factor) -> Nest | None:
         size[axis] = max(last + 1, stop) - low[axis]
     if not f.conditions or math.prod(size) > 4 * source.size:
         return None
-    if nest.iterations < 8 * math.prod(size):
+    if nest.iterations < 4 * math.prod(size):
         return None
     axes = source.axes or ()
     if any(x.divisor != 1 or x.extent != source.shape[x.axis] for x in axes):
@@ -303,6 +318,8 @@ def _shape(nest: Nest, a: Factor, b: Factor, vec: Var, order: list[Var], target:
     if best is None:
         return None
     _, rows, height, width = best
+    if vec in a.vars() and not rows:
+        return None  # nothing that B could be kept in registers for
     unrolled = _unrolled(nest, a, rows)
     if unrolled is None:
         return None

@@ -240,10 +240,21 @@ class Tile:
             moves = zip(t.plan.rows, row, first, strict=True)
             step = sum(flat.coefficient(v) * (x - y) for v, x, y in moves)
             at = base if step == 0 else b.gep(kind, base, V("i64", str(step)))
-            x = b.splat(b.load(kind, at, size), self.lanes)
+            if t.plan.vec not in t.a.vars():
+                x = [b.splat(b.load(kind, at, size), self.lanes)] * self.width
+            else:
+                x = [self._vector(kind, at, j) for j in range(self.width)]
             for j, column in enumerate(columns):
-                out[k * self.width + j] = b.fma(x, column, out[k * self.width + j])
+                out[k * self.width + j] = b.fma(x[j], column, out[k * self.width + j])
         return out
+
+    def _vector(self, kind: str, at: V, j: int) -> V:
+        """The vector number j of those that begin here."""
+        b, size, mask = self.b, self.dtype.itemsize, self._mask(j)
+        at = b.gep(kind, at, V("i64", str(j * self.lanes))) if j else at
+        if mask is None:
+            return b.load(self.type, at, size)
+        return b.masked_load(self.type, at, size, mask, V(self.type, "zeroinitializer"))
 
     def _address(self, f: Factor, row: tuple[int, ...]) -> tuple[V, tuple[int, ...]]:
         spot = Place(self.b, self.t.w.pointers, self.env | self._row_env(row))
@@ -252,17 +263,9 @@ class Tile:
 
     def _column(self, j: int) -> V:
         """One vector of B."""
-        b, f = self.b, self.t.f
-        spot = Place(b, self.t.w.pointers, self.env)
-        kind, size = memory_type(f.buffer.dtype), f.buffer.dtype.itemsize
-        start, flat = spot.where(f.buffer, f.load.extra[1])
-        at = b.gep(kind, start, spot.scalar(flat))
-        if j:
-            at = b.gep(kind, at, V("i64", str(j * self.lanes)))
-        mask = self._mask(j)
-        if mask is None:
-            return b.load(self.type, at, size)
-        return b.masked_load(self.type, at, size, mask, V(self.type, "zeroinitializer"))
+        f, spot = self.t.f, Place(self.b, self.t.w.pointers, self.env)
+        kind, (start, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
+        return self._vector(kind, self.b.gep(kind, start, spot.scalar(flat)), j)
 
     def _mask(self, j: int) -> V | None:
         if j < self.width - 1 or not self.ragged:

@@ -46,6 +46,11 @@ def room(size: int) -> Any:
     return raw[start : start + size]
 
 
+def empty(array: Array) -> Any:
+    """Room for a result, in the caller's hands from then on."""
+    return np.empty(array.shape, as_dtype(array.dtype).numpy)
+
+
 class View:
     """An array in a program's memory: read as a copy, written in place, however its axes lie."""
 

@@ -13,7 +13,7 @@ from trivium.dtype import as_dtype
 from trivium.graph import Graph
 from trivium.interpret import bound_dims
 from trivium.native.build import FIRST, POOL, axes_of
-from trivium.native.program import Frame, Frames, Program, address_of, room
+from trivium.native.program import Frame, Frames, Program, address_of, empty, room
 from trivium.native.threads import pool
 from trivium.transforms.replay import specialize
 from trivium.transforms.step import Update, initial_slots, training_step
@@ -202,7 +202,7 @@ class NativeFunction:
             special.updates = {}
             frames = self._frames[sizes] = Frames(Program(special, False))
         program = frames.program
-        outputs = [np.empty(a.shape, as_dtype(a.dtype).numpy) for a in program.recipe.outputs]
+        outputs = [empty(a) for a in program.recipe.outputs]
         slots: list[Any] = [None] * program.recipe.slots
         places = (*program.recipe.inputs, *program.recipe.outputs)
         for a, array in zip(places, (*arrays, *outputs), strict=True):

@@ -182,7 +182,7 @@ def plan(nest: Nest, make: Exprs, target: Target) -> Plan:
         if nest.iterations >= 2**16 and _few(levels):
             pieces = min(PIECES, turned.extent // lanes)
             outer, turned = _divided(nest, make, turned, lanes, pieces)
-            levels = outer + levels
+            levels[fixed:fixed] = outer
         return Plan(nest, "transpose", levels, vec, lanes, rows=[turned])
     return Plan(nest, "map", levels, vec, lanes if vec is not None else 0)
 
