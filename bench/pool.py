@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from bench.machine import cores, cpus
+from bench.machine import cpus
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 600  # seconds that a worker may take to answer

@@ -245,6 +245,29 @@ def test_training_steps_are_tiles_with_any_optimizer(optimizer: Any) -> None:
     assert {p.how for p in products if p.nest.iterations > 10_000} == {"tile"}
 
 
+ROWS = {  # what makes one number of a row, and then a row of it
+    "softmax": (lambda x, g, b: tv.softmax(x, axis=-1), 1, 2),
+    "log_softmax": (lambda x, g, b: tv.log_softmax(x, axis=-1), 1, 1),
+    "layer_norm": (lambda x, g, b: tv.layer_norm(x, g, b), 1, 3),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_softmax_and_norms_are_one_pass_over_rows(name: str) -> None:
+    """A few rows at a time go through everything; backwards, sums over all rows come after."""
+    function, forward, backward = ROWS[name]
+    rng = np.random.default_rng(0)
+    x, g = (rng.standard_normal((96, 500)).astype(np.float32) for _ in range(2))
+    scale, shift = (rng.standard_normal(500).astype(np.float32) for _ in range(2))
+    graph = graph_of(function, x, scale, shift)
+    read = {id(v) for n in graph.nodes for v in n.inputs}
+    used = [v.name for v in graph.inputs if id(v) in read]
+    back = pullback(graph, used)
+    for made, arrays, most in ((graph, [], forward), (back, [g], backward)):
+        agree(made, [x, scale, shift, *arrays], 2e-5)
+        assert len(Build(made, False, host()).phases) <= most
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(sizes, min_size=1, max_size=4), st.data())
 def test_reductions_and_broadcasts_of_any_shape(shape: list[int], data: Any) -> None:

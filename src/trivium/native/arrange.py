@@ -233,17 +233,31 @@ def _batch(nest: Nest) -> Var | None:
     v = next(iter(first.terms), None) if first is not None and len(first.terms) == 1 else None
     if not isinstance(v, Var) or first != Index.of(v) or v.extent < 4:
         return None
-    if any(s.at[0] != first for s in nest.stores if s.at) or len(nest.loops) < 2:
+    if any(s.at[0] != first for s in nest.stores if s.at):
+        return None
+    if len(nest.loops) < 2 and not _by_rows(nest, v):
         return None
     if any(s.buffer.place == "held" for s in nest.stores):
         return None  # parameters lie as products want them
-    if contract.is_product(nest):
+    if contract.is_product(nest) and len(nest.loops) > 1:
         pair = contract.factors(nest.body)
         assert pair is not None
         x, y = (f.vars() & set(nest.loops) - {v} for f in pair)
         if not (x ^ y if x & y else x and y):
             return None  # without the batch there is nothing to put into a tile's rows
     return v
+
+
+def _by_rows(nest: Nest, v: Var) -> bool:
+    """Is a row of what is read reduced to one number?"""
+    if nest.body is None:
+        return False
+    loads = [e for e in nest.reads() if e.op == "gather" or v in _vars(e)]
+    return all(e.op == "load" and e.extra[1][0] == Index.of(v) for e in loads)
+
+
+def _vars(load: Expr) -> set[Var]:
+    return {v for i in load.extra[1] for v in i.vars()}
 
 
 def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
@@ -312,7 +326,12 @@ def _summed(nest: Nest) -> Var | None:
             if not isinstance(v, Var) or index != Index.of(v):
                 return None
             found.add(v)
-    return found.pop() if len(found) == 1 else None
+    if len(found) != 1:
+        return None
+    n = found.pop()
+    loads = (e for e in parts(nest.body) if e.op == "load")
+    elsewhere = any(n in i.vars() for e in loads for i in e.extra[1][1:])
+    return None if elsewhere else n
 
 
 def _group_size(nest: Nest) -> int:
@@ -377,12 +396,12 @@ def _phases(planned: list[tuple[Work, Plan | None]]) -> list[Phase]:
                         break
                 elif _is_check(w) != now.checks:
                     continue
-                elif not now.batch and now.tasks == 1 and _cycles(p) < GRAIN:
+                elif not now.batch and now.tasks == 1 and _small(p):
                     pick = (w, p)
                     break
         if pick is None:
             small: list[tuple[Work, Plan | None]] = [
-                (w, p) for w, p in choice if p is not None and _cycles(p) < GRAIN
+                (w, p) for w, p in choice if p is not None and _small(p)
             ]
             small.sort(key=lambda item: not _is_check(item[0]))  # before anything is changed
             pick = small[0] if small and not (now and now.batch) else choice[0]
@@ -404,6 +423,14 @@ def _is_check(w: Work) -> bool:
     return isinstance(w, Nest) and w.name.startswith("check_")
 
 
+def _small(p: Plan) -> bool:
+    """Is it done sooner than another thread would be awake?
+
+    What goes over a batch rarely comes alone: its readers follow image by image.
+    """
+    return _cycles(p) < (GRAIN / 4 if _by_batch(p) else GRAIN)
+
+
 def _by_batch(p: Plan) -> bool:
     return bool(p.levels) and p.levels[0] is p.nest.batch
 
@@ -412,7 +439,7 @@ def _opened(p: Plan | None, w: Work) -> Phase:
     if p is None:
         assert isinstance(w, Kernel)
         return Phase(kernel=w)
-    if _cycles(p) < GRAIN:
+    if _small(p):
         return Phase([p])
     if _by_batch(p):
         return Phase([p], batch=p.levels[0].extent)
