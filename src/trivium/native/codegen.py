@@ -6,32 +6,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from trivium.dtype import DType
-from trivium.native.express import Place, memory_type, neutral, operate
-from trivium.native.index import ZERO, Index, Var
-from trivium.native.ir import Function, Module, V, type_of, vector
-from trivium.native.nest import Buffer, Expr, Nest
+from trivium.native.express import Place, neutral, operate
+from trivium.native.function import Env, NestFunction, arrays
+from trivium.native.index import Var
+from trivium.native.ir import Module, V, type_of, vector
+from trivium.native.microkernel import Tiles
 from trivium.native.schedule import Plan
-
-Env = dict[Var, V | int]
-
-
-def arrays(nest: Nest) -> dict[Buffer, int]:
-    """The arrays that a nest touches: its function's pointers, in this order.
-
-    With each the element that its pointer points to, the first that is touched if that is known:
-    so the nests of steps or layers that differ in nothing else are one function.
-    """
-    found: dict[Buffer, int] = {}
-    loads = ((e.extra[0], e.extra[1]) for e in nest.reads())
-    for buffer, at in [*((s.buffer, s.at) for s in nest.stores), *loads]:
-        start = buffer.flat([i or ZERO for i in at]).const
-        inside = 0 <= start < math.prod(buffer.shape)
-        found[buffer] = min(found.get(buffer, start), start) if inside else 0
-    return found
 
 
 def power_of_two(n: int, most: int) -> int:
@@ -42,24 +25,8 @@ def power_of_two(n: int, most: int) -> int:
     return lanes
 
 
-class Writer:
+class Writer(NestFunction):
     """Writes one plan's function."""
-
-    def __init__(self, module: Module, plan: Plan, name: str):
-        self.plan, self.nest = plan, plan.nest
-        starts = arrays(plan.nest)
-        pointers = [
-            f"ptr noalias {'' if self._stored(x) else 'readonly '}captures(none)" for x in starts
-        ]
-        self.b = Function(module, name, [*pointers, "i64", "i64"], attributes="nounwind noinline")
-        self.pointers = {x: (at, starts[x]) for x, at in zip(starts, self.b.args, strict=False)}
-
-    def _stored(self, buffer: Buffer) -> bool:
-        return any(s.buffer is buffer for s in self.nest.stores)
-
-    def scratch(self, count: int, type: str) -> V:
-        """Room on the stack for so many values, reserved once where the function begins."""
-        return self.b.reserve(f"[{count} x {type}]", 64)
 
     def write(self) -> str:
         """The whole function, and its name."""
@@ -133,22 +100,17 @@ class Writer:
         vec = self.plan.vec if lanes else None
         return Place(self.b, self.pointers, env, vec, lanes, mask, acc)
 
-    def _store(self, spot: Place) -> None:
-        values = [(s, spot.emit(s.value)) for s in self.nest.stores]
-        for s, x in values:
-            spot.store(s.buffer, s.at, x, s.value.dtype)
-
     # -- maps ------------------------------------------------------------------------------------
     def _map(self, env: Env) -> None:
         vec = self.plan.vec
         if vec is None:
-            self._store(self._spot(env, 0))
+            self.store(self._spot(env, 0))
             return
         lanes = power_of_two(vec.extent, self.plan.lanes)
 
         def body(base: V | int, count: int, rest: int | None) -> None:
             at = base if isinstance(base, V) else V("i64", str(base))
-            self._store(self._spot(env | {vec: at}, lanes, self._mask(lanes, rest)))
+            self.store(self._spot(env | {vec: at}, lanes, self._mask(lanes, rest)))
 
         self._along(vec, lanes, 1, body)
 
@@ -207,29 +169,6 @@ class Writer:
 
         return self.b.loop(V("i64", "0"), V("i64", str(variables[0].extent)), 1, carried, one, True)
 
-    def _start(self, lanes: int, spot: Place) -> V:
-        """What the reduction starts from: nothing, or the partial sum so far."""
-        nest = self.nest
-        assert nest.body is not None
-        type = vector(type_of(nest.body.dtype), lanes)
-        start = Function.const(type, neutral(nest.kind, nest.body.dtype))
-        if not nest.partial:
-            return start
-        assert nest.batch is not None
-        b = self.b
-        n = spot.scalar(Index.of(nest.batch) % nest.partial)
-        first = b.compare("icmp", "eq", n, V("i64", "0"))
-        so_far = spot.emit(
-            Expr("load", nest.body.dtype, (), (nest.stores[0].buffer, nest.stores[0].at))
-        )
-        return b.select(first, start, b.splat(so_far, lanes))
-
-    def _join(self, x: V, y: V, dtype: DType) -> V:
-        op = {"sum": "add", "max": "maximum", "min": "minimum"}[self.nest.kind]
-        if dtype == "bool":
-            return self.b.op("or" if self.nest.kind == "max" else "and", x, y)
-        return operate(self.b, op, [x, y], dtype, dtype)
-
     def _rows(self, env: Env) -> None:
         """Results in the lanes, several vectors at once: their additions overlap."""
         vec = self.plan.vec
@@ -266,10 +205,10 @@ class Writer:
                 out.append(self._join(acc, x, body.dtype))
             return out
 
-        first = [self._start(lanes, self._spot(p, lanes, mask)) for p in places]
+        first = [self.start(lanes, self._spot(p, lanes, mask)) for p in places]
         accs = self._reduced(nest.reduce, {}, first, step)
         for place, acc in zip(places, accs, strict=True):
-            self._store(self._spot(place, lanes, mask, acc))
+            self.store(self._spot(place, lanes, mask, acc))
 
     def _argmax(self, env: Env) -> None:
         vec, nest, b = self.plan.vec, self.nest, self.b
@@ -292,9 +231,9 @@ class Writer:
 
             start = here | {nest.reduce[0]: 0}
             first = self._spot(start, lanes, mask).wide(body, None)
-            zero = Function.const(vector("i64", lanes), 0)
+            zero = self.b.const(vector("i64", lanes), 0)
             found = self._reduced(nest.reduce, {}, [first, zero], step)
-            self._store(self._spot(here, lanes, mask, found[1]))
+            self.store(self._spot(here, lanes, mask, found[1]))
 
         if vec is None:
             run(None, 1, None)
@@ -307,7 +246,7 @@ class Writer:
         body = nest.body
         assert body is not None and vec is not None
         lanes = power_of_two(vec.extent, self.plan.lanes)
-        start = Function.const(vector(type_of(body.dtype), lanes), neutral(nest.kind, body.dtype))
+        start = self.b.const(vector(type_of(body.dtype), lanes), neutral(nest.kind, body.dtype))
         accs = [start] * (4 if vec.extent >= 4 * lanes else 1)
 
         def value(place: Env, base: V, k: int, rest: int | None) -> V:
@@ -343,8 +282,14 @@ class Writer:
         total = self._fold(accs[0], body.dtype)
         spot = self._spot(env, 0, None, total)
         if nest.partial:
-            spot.acc = self._join(self._start(0, self._spot(env, 0)), total, body.dtype)
-        self._store(spot)
+            spot.acc = self._join(self.start(0, self._spot(env, 0)), total, body.dtype)
+        self.store(spot)
+
+    def _join(self, x: V, y: V, dtype: DType) -> V:
+        op = {"sum": "add", "max": "maximum", "min": "minimum"}[self.nest.kind]
+        if dtype == "bool":
+            return self.b.op("or" if self.nest.kind == "max" else "and", x, y)
+        return operate(self.b, op, [x, y], dtype, dtype)
 
     def _fold(self, x: V, dtype: DType) -> V:
         """All lanes into one number, halves onto halves."""
@@ -358,8 +303,6 @@ class Writer:
         return b.value(x.element, f"extractelement {x}, i64 0")
 
     def _tile(self, env: Env) -> None:
-        from trivium.native.microkernel import Tiles
-
         Tiles(self).write(env)
 
 
@@ -368,4 +311,4 @@ def write(module: Module, plan: Plan, name: str) -> str:
     return Writer(module, plan, name).write()
 
 
-__all__ = ["Env", "Writer", "arrays", "memory_type", "write"]
+__all__ = ["arrays", "write"]

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import TYPE_CHECKING
 
 from trivium.native.contract import Factor, factors
 from trivium.native.express import Place, memory_type
+from trivium.native.function import Env, NestFunction
 from trivium.native.index import Index, Var
 from trivium.native.ir import Function, V, type_of, vector
 from trivium.native.nest import Condition
-
-if TYPE_CHECKING:
-    from trivium.native.codegen import Env, Writer
 
 Kind = tuple[V | None, int, bool]
 UNROLL = 16  # multiply-adds that a step of the innermost loop should have at least
@@ -28,7 +25,7 @@ LONG = 12  # the cost from which an epilogue is a loop
 class Tiles:
     """All tiles of one plan."""
 
-    def __init__(self, writer: Writer):
+    def __init__(self, writer: NestFunction):
         self.w, self.b, self.plan, self.nest = writer, writer.b, writer.plan, writer.nest
         pair = factors(self.nest.body)
         assert pair is not None and self.plan.vec is not None
@@ -156,7 +153,7 @@ class Tile:
             return [Function.const(self.type, 0)] * count
         out = []
         for row, j in itertools.product(self.rows, range(self.width)):
-            out.append(self.t.w._start(self.lanes, self._spot(row, j, None)))
+            out.append(self.t.w.start(self.lanes, self._spot(row, j, None)))
         return out
 
     def _bound(self, c: Condition, bound: set[Var]) -> bool:
@@ -286,7 +283,7 @@ class Tile:
         long = sum(s.value.cost for s in self.t.nest.stores) > LONG and len(self.t.plan.rows) == 1
         if not long or len(self.rows) == 1:
             for (row, j), acc in zip(places, accs, strict=True):
-                self.t.w._store(self._spot(row, j, acc))
+                self.t.w.store(self._spot(row, j, acc))
             return
         b, kind = self.b, type_of(self.dtype)
         size = self.lanes * self.dtype.itemsize
@@ -302,7 +299,7 @@ class Tile:
                 k = b.op("mul nsw", i, V("i64", str(self.width * self.lanes)))
                 k = b.op("add nsw", k, V("i64", str(j * self.lanes)))
                 acc = b.load(self.type, b.gep(kind, scratch, k), size)
-                self.t.w._store(self._spot(None, j, acc))
+                self.t.w.store(self._spot(None, j, acc))
             return []
 
         b.loop(V("i64", "0"), V("i64", str(len(self.rows))), 1, [], one, True)
