@@ -236,14 +236,14 @@ class _bar:
         )
         self._progress.start()
         task = self._progress.add_task("", total=self.total)
-        shown = [0.0]
+        shown, done = 0.0, 0
 
         def advance(text: str) -> None:
-            now = time.monotonic()
-            if now - shown[0] > 0.1:  # redrawing costs more than a small step
-                self._progress.update(task, description=text)
-                shown[0] = now
-            self._progress.advance(task)
+            nonlocal shown, done
+            now, done = time.monotonic(), done + 1
+            if now - shown > 0.1 or done == self.total:  # redrawing costs more than a small step
+                self._progress.update(task, description=text, completed=done)
+                shown = now
 
         return advance
 
