@@ -273,6 +273,7 @@ def test_softmax_and_norms_are_one_pass_over_rows(name: str) -> None:
 def test_reductions_and_broadcasts_of_any_shape(shape: list[int], data: Any) -> None:
     axes = data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
     order = data.draw(st.permutations(range(len(shape))))
+    count = max(1, int(np.prod([shape[i] for i in axes])))
     rng = np.random.default_rng(sum(shape))
     x = rng.standard_normal(shape).astype(np.float32)
     y = rng.standard_normal([1 if i in axes else s for i, s in enumerate(shape)]).astype(np.float32)
@@ -280,9 +281,18 @@ def test_reductions_and_broadcasts_of_any_shape(shape: list[int], data: Any) -> 
     def function(x: Any, y: Any) -> Any:
         z = tv.tanh(x * y) + y
         total = tv.sum(z, axis=tuple(axes))
-        return total, tv.exp(z - tv.sum(z * 0.01, axis=tuple(axes), keepdims=True)).permute(*order)
+        middle = tv.sum(z, axis=tuple(axes), keepdims=True) / count
+        return total, tv.exp(z - middle).permute(*order)
 
     agree(graph_of(function, x, y), [x, y], 1e-5)
+
+
+@pytest.mark.parametrize("axis", [None, 0, (0, 1), (1, 2), 2])
+def test_large_sums(axis: Any) -> None:
+    """Long enough to be made in groups, over all axes or some, and on from there."""
+    x = np.random.default_rng(0).standard_normal((24, 70, 90)).astype(np.float32)
+    graph = graph_of(lambda x: x - tv.sum(tv.tanh(x), axis=axis, keepdims=True), x)
+    agree(graph, [x], 1e-5)
 
 
 def test_inputs_however_they_lie() -> None:

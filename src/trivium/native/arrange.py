@@ -275,8 +275,9 @@ def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
     order = sorted(range(len(w.loops)), key=lambda k: _position(settled, w.loops[k]))
     # What lies side by side in a factor, most of all, lies so in the sums: then they are vectors.
     along = [k for k in order if _in_line(w.body, w.loops[k])]
-    longest = max(along, key=lambda k: w.loops[k].extent, default=order[-1])
-    order = [*(k for k in order if k != longest), longest]
+    if along:
+        longest = max(along, key=lambda k: w.loops[k].extent)
+        order = [*(k for k in order if k != longest), longest]
     part.axes = tuple(Axis(a, 1, part.shape[a]) for a in (0, *(k + 1 for k in order)))
     loops = [Var(v.name, v.extent) for v in w.loops]
     env = dict(zip(w.loops, map(Index.of, loops), strict=True))
