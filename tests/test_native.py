@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import trivium as tv
+from trivium.engines import NumpyTrainer
+from trivium.fit import captured
 from trivium.graph import OPS, Graph
 from trivium.interpret import Interpreter
 from trivium.native import program, run
@@ -28,6 +30,7 @@ from trivium.native.build import Build, assemble
 from trivium.native.run import NativeFunction, NativeTrainer
 from trivium.native.target import TARGETS, host
 from trivium.op import Case, Op
+from trivium.shape import ShapeError
 from trivium.transforms.grad import pullback
 from trivium.transforms.step import training_step
 
@@ -484,3 +487,43 @@ def test_steps_of_a_loop_share_their_code() -> None:
         return text.count("@nest_", 0) - text.count("call void @nest_")
 
     assert functions(6) == functions(12)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.data())
+def test_training_steps_of_any_model(data: Any) -> None:
+    """Layers in any order, any optimizer: three steps as on the NumPy engine."""
+    draw, nn = data.draw, tv.nn
+    tv.seed(draw(st.integers(0, 99)))
+    layers: list[Any] = []
+    for _ in range(draw(st.integers(0, 3))):
+        stride, padding = draw(st.integers(1, 2)), draw(st.integers(0, 2))
+        layers.append(nn.Conv2d(draw(st.integers(1, 20)), draw(st.integers(1, 3)), stride=stride,
+                                padding=padding, bias=draw(st.booleans())))  # fmt: skip
+        more = [nn.BatchNorm2d(), nn.ReLU(), nn.Tanh(), nn.MaxPool2d(2, padding=1), nn.AvgPool2d(2)]
+        layers += draw(st.lists(st.sampled_from(more), max_size=2, unique_by=type))
+    layers.append(nn.Flatten())
+    for _ in range(draw(st.integers(0, 2))):
+        layers.append(nn.Linear(draw(st.integers(1, 40))))
+        layers += draw(
+            st.lists(st.sampled_from([nn.ReLU(), nn.Tanh(), nn.LayerNorm()]), max_size=1)
+        )
+    model = nn.Sequential(*layers, nn.Linear(5))
+    optimizers = [tv.optim.SGD(0.05), tv.optim.SGD(0.05, momentum=0.9), tv.optim.Adam(0.01)]
+    optimizer = draw(st.sampled_from(optimizers))
+    batch, channels = draw(st.integers(2, 9)), draw(st.integers(1, 5))
+    size = [draw(st.integers(14, 19)) for _ in range(2)]
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((batch, channels, *size)).astype(np.float32)
+    y = rng.integers(0, 5, batch)
+    specs = tv.Spec("float32", x.shape), tv.Spec("int64", y.shape)
+    try:
+        loss = tv.trace(lambda x, y: tv.cross_entropy(model(x), y), *specs, training=True)
+    except ShapeError:
+        reject()  # a window larger than what is left of the image
+    values = {name: p.data for name, p in captured(loss).items()}
+    ours, numpy = (make(loss, values, optimizer.update()) for make in (NativeTrainer, NumpyTrainer))
+    for _ in range(3):
+        assert ours.step([x, y], optimizer.lr) == pytest.approx(
+            numpy.step([x, y], optimizer.lr), rel=1e-3, abs=1e-4
+        )
