@@ -464,6 +464,16 @@ def test_specialisations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(function._frames) == 3
 
 
+def test_bias_activation_and_residual_are_a_products_last_words() -> None:
+    rng = np.random.default_rng(0)
+    x, w, b, r = (rng.standard_normal(s).astype(np.float32)
+                  for s in ((64, 32), (32, 48), (48,), (64, 48)))  # fmt: skip
+    graph = graph_of(lambda x, w, b, r: tv.relu(x @ w + b) + r, x, w, b, r)
+    source = agree(graph, [x, w, b, r], 4e-6).source
+    assert source.count("acc = 0") == source.count("# phase") == 1
+    assert "add_1[i, j] = relu(acc + x2[j]) + x3[i, j]" in source
+
+
 def test_the_source_can_be_read() -> None:
     trainer = NativeTrainer(
         tv.trace(lambda x, y: tv.mse_loss(tv.nn.Linear(1)(x), y), tv.Spec("float32", ("n", 2)),

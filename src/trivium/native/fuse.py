@@ -264,7 +264,7 @@ class Fusion:
         node = v.node
         short = node is not None and node.op == "argmax" and node in self.short
         kept = dt.int8 if short and v not in self.results else v.dtype  # a place among a few
-        label = node.op if node is not None else "value"
+        label = _label(v)
         self.named[label] = self.named.get(label, 0) + 1
         buffer = Buffer(f"{label}_{self.named[label]}", kept, v.shape, "arena")
         if not self.held and any(v is o for o in self.graph.outputs):
@@ -436,8 +436,9 @@ def _places(v: Value) -> tuple[list[Var], meaning.At]:
 
 
 def _label(v: Value) -> str:
-    assert v.node is not None
-    return v.node.op
+    if v.node is None:
+        return "value"
+    return "relaid" if is_relaid(v.node) else v.node.op
 
 
 def _unit(v: Value) -> str:
