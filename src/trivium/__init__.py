@@ -8,8 +8,6 @@ from trivium.convert import (
     from_mxnet,
     from_onnx,
     from_torch,
-    load,
-    save,
     to_jax,
     to_keras,
     to_mxnet,
@@ -34,6 +32,7 @@ from trivium.dtype import (
     uint64,
 )  # fmt: skip
 from trivium.engines import engines
+from trivium.files import load, save
 from trivium.fit import Callback, History, TrainStep, compile
 from trivium.functional import grad, value_and_grad
 from trivium.graph import MODE, Graph, GraphError, UnsupportedError

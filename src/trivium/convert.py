@@ -1,4 +1,4 @@
-"""Into Trivium from every framework and out to each; source, files, and proof on the way.
+"""Into Trivium from every framework and out to each; source, and proof on the way.
 
 A conversion is verified before it is handed over, unless ``verify=False``: the model that comes
 back was compared with the one that went in, and ``model.report`` is the evidence.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,71 +239,8 @@ OUT: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-# -- files -----------------------------------------------------------------------------------------
-def save(model: Any, path: str | Path, *examples: Any) -> None:
-    """Write a model: ``.tv`` (its Graph and numbers, as safetensors), ``.onnx`` or ``.keras``."""
-    path = Path(path)
-    match path.suffix:
-        case ".tv" | ".safetensors":
-            from safetensors.numpy import save_file
-
-            module = as_module(model, *examples)
-            graph = graph_of(module, *examples)
-            arrays = {n: np.ascontiguousarray(a) for n, a in module.state_dict().items()}
-            save_file(arrays, str(path), metadata={"trivium": "1", "graph": str(graph)})
-        case ".onnx":
-            import onnx
-
-            onnx.save(to_onnx(model, *examples), str(path))
-        case ".keras":
-            to_keras(model, *examples).save(str(path))
-        case other:
-            raise ValueError(f"no format for the ending {other!r}: .tv, .onnx and .keras are there")
-
-
-def load(path: str | Path) -> Module:
-    """A model from a file; its ending says the format. Nothing in a file is ever executed."""
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no {path}")
-    match path.suffix:
-        case ".tv" | ".safetensors":
-            return _load_tv(path)
-        case ".onnx":
-            return from_onnx(path)
-        case ".keras":
-            return _at("keras", "read").read_file(path)  # type: ignore[no-any-return]
-        case ".json":
-            return from_mxnet(path)
-        case other:
-            raise ValueError(
-                f"no format for the ending {other!r}: .tv, .onnx, .keras, -symbol.json"
-            )
-
-
-def _load_tv(path: Path) -> Module:
-    from safetensors import SafetensorError, safe_open
-
-    from trivium.check import check
-    from trivium.text import parse
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            text = (file.metadata() or {}).get("graph")
-            if text is None:
-                raise ValueError(f"{path} holds numbers but no Graph: it is not a Trivium model")
-            values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    graph = check(parse(text))
-    if missing := [v.name for v in graph.of_kind("param", "state") if v.name not in values]:
-        raise ValueError(f"{path} is damaged: it lacks {missing[0]!r}")
-    return GraphModule(graph, values)
-
-
 __all__ = [
     "OUT", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx",
-    "from_torch", "graph_of", "load", "save", "side_of", "to_jax", "to_keras", "to_mxnet",
-    "to_onnx",
+    "from_torch", "graph_of", "side_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
     "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip
