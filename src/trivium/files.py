@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trivium.atomic import writable, write
 from trivium.convert import as_module, from_mxnet, from_onnx, graph_of, to_keras, to_onnx
 from trivium.nn.module import GraphModule, Module
 
 
 def save(model: Any, path: str | Path, *examples: Any) -> None:
-    """Write a model: ``.tv`` (its Graph and numbers, as safetensors), ``.onnx`` or ``.keras``."""
+    """Write a model: ``.tv`` (its Graph and numbers, as safetensors), ``.onnx`` or ``.keras``.
+
+    The file is there whole or not at all: what was there before stays until then. OSError: the disk
+    is full, or nobody may write there.
+    """
     path = Path(path)
-    match path.suffix:
-        case ".tv" | ".safetensors":
-            from safetensors.numpy import save_file
+    if path.suffix not in _CONTENT:
+        raise ValueError(
+            f"no format for the ending {path.suffix!r}: {', '.join(_CONTENT)} are there"
+        )
+    writable(path)
+    write(path, _CONTENT[path.suffix](model, *examples))
 
-            module = as_module(model, *examples)
-            graph = graph_of(module, *examples)
-            arrays = {n: np.ascontiguousarray(a) for n, a in module.state_dict().items()}
-            save_file(arrays, str(path), metadata={"trivium": "1", "graph": str(graph)})
-        case ".onnx":
-            import onnx
 
-            onnx.save(to_onnx(model, *examples), str(path))
-        case ".keras":
-            to_keras(model, *examples).save(str(path))
-        case other:
-            raise ValueError(f"no format for the ending {other!r}: .tv, .onnx and .keras are there")
+def _tv(model: Any, *examples: Any) -> bytes:
+    from safetensors.numpy import save
+
+    module = as_module(model, *examples)
+    graph = graph_of(module, *examples)
+    arrays = {n: np.ascontiguousarray(a) for n, a in module.state_dict().items()}
+    return save(arrays, metadata={"trivium": "1", "graph": str(graph)})  # type: ignore[no-any-return]
+
+
+def _onnx(model: Any, *examples: Any) -> bytes:
+    return to_onnx(model, *examples).SerializeToString()  # type: ignore[no-any-return]
+
+
+def _keras(model: Any, *examples: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="trivium-") as folder:  # Keras writes to a path only
+        file = Path(folder, "model.keras")
+        to_keras(model, *examples).save(str(file))
+        return file.read_bytes()
+
+
+_CONTENT: dict[str, Callable[..., bytes]] = {
+    ".tv": _tv, ".safetensors": _tv, ".onnx": _onnx, ".keras": _keras,
+}  # fmt: skip
 
 
 def load(path: str | Path) -> Module:

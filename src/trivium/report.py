@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from trivium.atomic import together, write
+
 
 class VerificationError(AssertionError):
     """A model is not what it was carried from. ``.report`` has the evidence."""
@@ -94,5 +96,6 @@ class Report:
     def save(self, path: str | Path) -> None:
         """Write the report beside what it is about: JSON and, with the ending .txt, text."""
         path = Path(path)
-        path.write_text(self.to_json())
-        path.with_suffix(".txt").write_text(f"{self.verdict}\n{self.table()}\n")
+        with together():
+            write(path, self.to_json())
+            write(path.with_suffix(".txt"), f"{self.verdict}\n{self.table()}\n")

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import trivium as tv
+from trivium.atomic import write
 from trivium.convert import OUT
 from trivium.engines import DEFAULT, ENGINES
 from trivium.report import Report
@@ -102,7 +103,7 @@ def _road(name: str, model: Any, example: Any, out: Path) -> Road:
             report = _report_in_onnxruntime(path, model, example)
         else:
             path = out / f"digits_{name}.py"
-            path.write_text(tv.emit(model, name, example))
+            write(path, tv.emit(model, name, example))
             report = _report(OUT[name](model, example))
     except (tv.VerificationError, tv.UnsupportedError) as error:
         return Road(name, "REFUSED", where=str(error).splitlines()[0], ok=False)

@@ -1,8 +1,8 @@
 """Compiled programs on disk: found again by what they were made from.
 
 An entry is one file: a digest of what follows, and that. A program's is a header in JSON, the
-constants, the object code. It is written beside and moved into place, so that processes may share
-the folder. A file whose digest is wrong is removed and made anew. The folder holds machine code
+constants, the object code. It appears whole or not at all, so that processes may share the
+folder. A file whose digest is wrong is removed and made anew. The folder holds machine code
 that will run: it belongs to the user alone (mode 700), and is not used otherwise.
 """
 
@@ -15,12 +15,12 @@ import json
 import os
 import platform
 import stat
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trivium.atomic import write
 from trivium.native.build import Array, Recipe
 from trivium.native.target import Target
 
@@ -100,15 +100,8 @@ def save(key: str, body: bytes) -> None:
     if where is None:
         return
     with contextlib.suppress(OSError):
-        handle, name = tempfile.mkstemp(dir=where, prefix="making-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(hashlib.sha256(body).digest() + body)
-            os.replace(name, where / f"{key}.bin")
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        # Its digest tells what was torn: a sync would only cost time.
+        write(where / f"{key}.bin", hashlib.sha256(body).digest() + body, sync=False)
         _bound(where)
 
 
