@@ -24,8 +24,8 @@ STOREYS: list[list[set[str]]] = [
     [{"interpret"}],
     [{"tensor", "nn", "optim", "data", "functional"}, {"frameworks"}, {"native"}],
     [{"engines"}],
-    [{"report", "inputs"}],
-    [{"session", "fit", "verify", "compare"}],
+    [{"proof"}],
+    [{"session", "fit", "compare"}],
     [{"convert", "files"}],
     [{"cli", "tour", "__main__", "__init__"}],
 ]
@@ -155,7 +155,7 @@ def test_a_file_fits_in_the_head(path: Path) -> None:
         ("trivium.nn.layers", "trivium.frameworks.torch.read", "through the wall"),
         ("trivium.native.codegen", "trivium.tensor", "through the wall"),
         ("trivium.frameworks.torch.run", "trivium.engines", "an arrow up"),
-        ("trivium.engines.numpy", "trivium.verify", "an arrow up"),
+        ("trivium.engines.numpy", "trivium.proof.verify", "an arrow up"),
         ("trivium.attic", "trivium.graph", "attic has no storey"),
     ],
 )

@@ -98,7 +98,7 @@ from trivium.ops.shape import (
     stack,
     transpose,
 )  # fmt: skip
-from trivium.report import Report, VerificationError
+from trivium.proof.report import Report, VerificationError
 from trivium.session import Session, variable
 from trivium.shape import Dim, ShapeError
 from trivium.tensor import Spec, Tensor, arange, asarray, full, no_grad, ones, placeholder, zeros

@@ -1,150 +1,107 @@
 """Into Trivium from every framework and out to each; source, and proof on the way.
 
-A conversion is verified before it is handed over, unless ``verify=False``: the model that comes
-back was compared with the one that went in, and ``model.report`` is the evidence.
+A conversion is verified before it is handed over, unless ``verify=False``: what was read is
+compared with the model itself, running in its own framework, and what comes out with both;
+``model.report`` is the evidence.
 """
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from trivium.graph import Graph, UnsupportedError
-from trivium.nn.module import GraphModule, Module, trace
-from trivium.report import Report, VerificationError
-from trivium.tensor import Spec, spec_of
-from trivium.verify import GraphRunner, Side, compare_sides
+from trivium.nn.module import Module
+from trivium.proof.report import Report, VerificationError
+from trivium.proof.sources import (
+    READ,
+    Source,
+    arrays,
+    at,
+    builder_of,
+    framework_of,
+    graph_of,
+    ran_by,
+    source_of,
+)
+from trivium.proof.verify import compare_sides, doubt
+from trivium.proof.witness import Side
 
 TARGETS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
 
 
-def _at(framework: str, part: str) -> Any:
-    return importlib.import_module(f"trivium.frameworks.{framework}.{part}")
-
-
 # -- in --------------------------------------------------------------------------------------------
-def from_torch(module: Any, *examples: Any) -> Module:
+def from_torch(module: Any, *examples: Any, training: bool | None = None,
+               verify: bool = True) -> Module:  # fmt: skip
     """A torch.nn.Module as a Trivium Module, with its parameter names, trainable.
 
     ``examples`` are inputs (tensors or arrays) as ``module`` takes them; the batch stays open.
+    ``training`` True or False reads one mode alone, for a module whose two modes differ in more
+    than dropout and batch norm. ``verify``: the module is run beside what was read, and
+    VerificationError says where they part.
     """
-    return _at("torch", "read").read(module, *examples)  # type: ignore[no-any-return]
+    return _read("torch", module, examples, verify, training=training)
 
 
-def from_keras(model: Any) -> Module:
-    """A Keras 3 model as a Trivium Module; layer paths are kept, kernels are (out, in, ...)."""
-    return _at("keras", "read").read(model)  # type: ignore[no-any-return]
+def from_keras(model: Any, *examples: Any, verify: bool = True) -> Module:
+    """A Keras 3 model, or a ``.keras`` file; layer paths are kept, kernels are (out, in, ...).
+
+    ``examples`` are wanted by a model that is not built yet.
+    """
+    return _read("keras", model, examples, verify)
 
 
-def from_mxnet(block: Any, *examples: Any) -> Module:
+def from_mxnet(block: Any, *examples: Any, verify: bool = True) -> Module:
     """A Gluon block, or the path of a ``-symbol.json`` file, as a Trivium Module."""
-    return _at("mxnet", "read").read(block, *examples)  # type: ignore[no-any-return]
+    return _read("mxnet", block, examples, verify)
 
 
-def from_onnx(model: Any) -> Module:
+def from_onnx(model: Any, *, verify: bool = True) -> Module:
     """An ONNX ModelProto, or the path of one, as a Trivium Module."""
-    return _at("onnx", "read").read(model)  # type: ignore[no-any-return]
+    return _read("onnx", model, (), verify)
 
 
-def _is(model: Any, module: str, name: str) -> bool:
-    """isinstance without importing a framework that is not there yet."""
-    found = sys.modules.get(module)
-    cls: Any = found
-    for part in name.split("."):
-        cls = getattr(cls, part, None)
-    return isinstance(cls, type) and isinstance(model, cls)
+def _read(
+    framework: str, model: Any, examples: Sequence[Any], check: bool, **options: Any
+) -> Module:
+    source = _source(model, *examples, framework=framework, **options)
+    report = Report(source.name, "our reading", ran={source.name: READ})
+    if check and source.itself is not None:
+        report = doubt(source.side(), arrays(source.examples))
+        if not report.ok:
+            raise VerificationError(report)
+    source.module.report = report
+    return source.module
 
 
-def framework_of(model: Any) -> str:
-    """Which framework a model belongs to: "trivium", "torch", "keras", "mxnet" or "onnx"."""
-    if isinstance(model, Module):
-        return "trivium"
-    for framework, module, name in (
-        ("torch", "torch", "nn.Module"), ("keras", "keras", "Model"),
-        ("mxnet", "mxnet.gluon", "Block"), ("onnx", "onnx", "ModelProto"),
-    ):  # fmt: skip
-        if _is(model, module, name):
-            return framework
-    raise UnsupportedError(
-        f"a {type(model).__name__} is no model Trivium knows",
-        remedy="it reads trivium, torch, keras, gluon and ONNX models",
-    )
+def _source(model: Any, *examples: Any, **options: Any) -> Source:
+    """A model, or the file at a path, read; the model itself is kept to be run."""
+    if isinstance(model, (str, Path)) and framework_of(model) == "trivium":
+        from trivium.files import load  # our own format: what is read is what runs
+
+        source = source_of(load(model), *examples, **options)
+        source.name = Path(model).name
+        return source
+    return source_of(model, *examples, **options)
 
 
 def as_module(model: Any, *examples: Any) -> Module:
-    """Any model as a Trivium Module."""
-    match framework_of(model):
-        case "torch":
-            return from_torch(model, *examples)
-        case "keras":
-            return from_keras(model)
-        case "mxnet":
-            return from_mxnet(model, *examples)
-        case "onnx":
-            return from_onnx(model)
-    return model  # type: ignore[no-any-return]
-
-
-# -- the Graph of a model, and its sides -----------------------------------------------------------
-def graph_of(model: Module, *examples: Any) -> Graph:
-    """A module's Graph, its mode and its batch open.
-
-    A model that has not seen data yet needs ``examples`` (arrays or Specs).
-    """
-    if isinstance(model, GraphModule):
-        return model.graph
-    if not examples:
-        raise ValueError(
-            "this model learns its sizes from data: pass an example input or a tv.Spec"
-        )
-    specs = [spec_of(x, batch=True) for x in examples]
-    return trace(model, *specs, name=type(model).__name__)
-
-
-def side_of(model: Any, *examples: Any) -> Side:
-    """A model of any framework, ready to be compared."""
-    framework = framework_of(model)
-    module = as_module(model, *examples)
-    graph = graph_of(module, *examples)
-    values = module.state_dict()
-    if framework == "trivium":
-        return Side(
-            "trivium",
-            graph,
-            values,
-            GraphRunner(graph, values),
-            rebuild=lambda g: GraphRunner(g, values),
-        )
-    if framework == "onnx":
-        from trivium.engines.onnxruntime import OnnxRunner
-
-        return Side("onnx", graph, values, OnnxRunner(model), differentiable=False)
-    runner = _at(framework, "run").foreign(model, module)
-    return Side(framework, graph, values, runner, rebuild=_builder(framework, values))
+    """Any model, or file, as a Trivium Module: read, not run."""
+    return _source(model, *examples).module
 
 
 def verify(a: Any, b: Any, *inputs: Any, gradients: bool = True, steps: int = 3) -> Report:
-    """Are two models, of any frameworks, the same? Outputs, gradients and training steps say.
+    """Are two models, or files, of any frameworks the same? Outputs, gradients and steps say.
 
-    ``inputs`` are examples; both take them. Parameters are matched by name. The report is true when
-    every comparison held; ``report.table()`` shows it.
+    Each is run in its own framework and compared with our reading of it, then the readings with
+    each other, so that the order of the two does not matter. ``inputs`` are examples; both take
+    them. Parameters are matched by name. The report is true when every comparison held;
+    ``report.table()`` shows it.
     """
-    return compare_sides(
-        side_of(a, *inputs), side_of(b, *inputs), _arrays(inputs), gradients, steps
-    )
-
-
-def _arrays(examples: Sequence[Any]) -> list[Any]:
-    return [
-        x.detach().cpu().numpy() if hasattr(x, "detach") and hasattr(x, "cpu")
-        else x.asnumpy() if hasattr(x, "asnumpy") else np.asarray(x)
-        for x in examples
-        if not isinstance(x, Spec) and not (isinstance(x, tuple) and x and isinstance(x[0], str))
-    ]  # fmt: skip
+    first, second = _source(a, *inputs), _source(b, *inputs)
+    if first.name == second.name:
+        first.name, second.name = f"{first.name} (a)", f"{second.name} (b)"
+    return compare_sides(first.side(), second.side(), arrays(first.examples), gradients, steps)
 
 
 # -- out -------------------------------------------------------------------------------------------
@@ -153,29 +110,25 @@ def emit(model: Any, target: str, *examples: Any) -> str:
     if target not in TARGETS or target == "onnx":
         raise ValueError(f"no source for {target!r}; there is {', '.join(TARGETS[:-1])}")
     graph = graph_of(as_module(model, *examples), *examples)
-    source: str = _at(target, "emit").emit(graph).source
+    source: str = at(target, "emit").emit(graph).source
     return source
-
-
-def _builder(framework: str, values: Any) -> Callable[[Graph], Any]:
-    engine = _at(framework, "run")
-    runner = getattr(engine, f"{framework.capitalize()}Runner")
-    return lambda graph: runner(*engine.build(graph, values))
 
 
 def _carry(
     model: Any, target: str, examples: Sequence[Any], check: bool
 ) -> tuple[Any, Report | None]:
-    engine = _at(target, "run")
-    side = side_of(model, *examples)
+    engine = at(target, "run")
+    source = _source(model, *examples)
+    side = source.side()
     native, weights = engine.build(side.graph, side.values)
     cls = getattr(engine, f"{target.capitalize()}Runner")
     runner = cls(native, weights)
     report = None
     if check:
-        rebuild = _builder(target, side.values)
-        there = Side(target, side.graph, side.values, runner, rebuild=rebuild)
-        report = compare_sides(side, there, _arrays(examples))
+        rebuild = builder_of(target, side.values)
+        there = Side(_other(target, side), side.graph, side.values, runner, ran_by(target),
+                     rebuild=rebuild)  # fmt: skip
+        report = compare_sides(side, there, arrays(source.examples))
         if not report.ok:
             raise VerificationError(report)
     return native, report
@@ -221,16 +174,20 @@ def to_jax(model: Any, *examples: Any, verify: bool = True) -> Any:
 
 def to_onnx(model: Any, *examples: Any, verify: bool = True) -> Any:
     """The model, in inference, as an ONNX ModelProto; verified in ONNX Runtime."""
-    side = side_of(model, *examples)
-    proto = _at("onnx", "emit").write(side.graph, side.values, side.graph.name)
+    source = _source(model, *examples)
+    side = source.side()
+    proto = at("onnx", "emit").write(side.graph, side.values, side.graph.name)
     if verify:
-        from trivium.engines.onnxruntime import OnnxRunner
-
-        there = Side("onnx", side.graph, side.values, OnnxRunner(proto), differentiable=False)
-        report = compare_sides(side, there, _arrays(examples), gradients=False)
+        runner = at("onnx", "run").OnnxRunner(proto)
+        there = Side(_other("onnx", side), side.graph, side.values, runner, ran_by("onnx"), False)
+        report = compare_sides(side, there, arrays(source.examples), gradients=False)
         if not report.ok:
             raise VerificationError(report)
     return proto
+
+
+def _other(target: str, side: Side) -> str:
+    return target if side.name != target else f"{target} (carried)"
 
 
 OUT: dict[str, Callable[..., Any]] = {
@@ -241,6 +198,6 @@ OUT: dict[str, Callable[..., Any]] = {
 
 __all__ = [
     "OUT", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx",
-    "from_torch", "graph_of", "side_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
+    "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
     "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

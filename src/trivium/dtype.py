@@ -69,6 +69,16 @@ float16, bfloat16, float32, float64 = map(DType, ("float16", "bfloat16", "float3
 ALL = tuple(map(DType, _NUMPY))
 
 
+def eps(dtype: DType) -> float:
+    """The distance from 1 to the next number of a floating dtype.
+
+    >>> eps(bfloat16)
+    0.0078125
+    """
+    info: Any = ml_dtypes.finfo
+    return float(info(dtype.numpy).eps)
+
+
 def promote(*dtypes: DType) -> DType:
     """The dtype that a mixture becomes. Kinds mix only where the array API says how.
 

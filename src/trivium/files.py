@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from trivium.atomic import writable, write
-from trivium.convert import as_module, from_mxnet, from_onnx, graph_of, to_keras, to_onnx
+from trivium.convert import (
+    as_module,
+    from_keras,
+    from_mxnet,
+    from_onnx,
+    graph_of,
+    to_keras,
+    to_onnx,
+)
 from trivium.nn.module import GraphModule, Module
 
 
@@ -63,13 +71,11 @@ def load(path: str | Path) -> Module:
         case ".tv" | ".safetensors":
             return _load_tv(path)
         case ".onnx":
-            return from_onnx(path)
+            return from_onnx(path, verify=False)
         case ".keras":
-            from trivium.frameworks.keras.read import read_file
-
-            return read_file(path)
+            return from_keras(path, verify=False)
         case ".json":
-            return from_mxnet(path)
+            return from_mxnet(path, verify=False)
         case other:
             raise ValueError(
                 f"no format for the ending {other!r}: .tv, .onnx, .keras, -symbol.json"

@@ -311,7 +311,7 @@ def spec_of(item: Any, batch: bool = False) -> Spec:
         return item
     if isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
         return Spec(*item)
-    array = asarray(item)
+    array = item if isinstance(item, Operators) else asarray(item)
     shape = array.shape
     return Spec(array.dtype, (Dim("batch"), *shape[1:]) if batch and shape else shape)
 

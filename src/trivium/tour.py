@@ -15,7 +15,7 @@ import trivium as tv
 from trivium.atomic import write
 from trivium.convert import OUT
 from trivium.engines import DEFAULT, ENGINES
-from trivium.report import Report
+from trivium.proof.report import Report
 
 GOAL = 0.97
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from trivium.frameworks.onnx.emit import write
-from trivium.frameworks.runner import Pulled
-from trivium.graph import Graph, UnsupportedError
+from trivium.frameworks.onnx.run import session
+from trivium.graph import Graph
 
 Array = np.ndarray[Any, Any]
 
@@ -30,18 +30,7 @@ class OnnxRuntime:
 
     def session(self, model: Any) -> Any:
         """An InferenceSession of a ModelProto."""
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ImportError("this engine needs ONNX Runtime: pip install onnxruntime") from error
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; its warnings are about its own rewriting
-        if self.threads is not None:
-            options.intra_op_num_threads = self.threads
-            options.inter_op_num_threads = 1
-        return onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        return session(model, self.threads)
 
     def function(self, graph: Graph, values: Mapping[str, Any]) -> Callable[..., list[Array]]:
         """``graph`` in inference mode with these parameters, as a function of its data inputs.
@@ -62,31 +51,3 @@ class OnnxRuntime:
             return found
 
         return run
-
-
-class OnnxRunner:
-    """An ONNX model, as the proofs see it: it has outputs, and no gradients."""
-
-    def __init__(self, model: Any):
-        self.session = OnnxRuntime().session(model)
-        self.inputs = [(i.name, i.type) for i in self.session.get_inputs()]
-
-    def values(self) -> dict[str, Array]:
-        """None: its numbers are part of it."""
-        return {}
-
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Refused: a session cannot change its numbers."""
-        raise UnsupportedError("an ONNX model in ONNX Runtime cannot be trained")
-
-    def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
-        """The outputs in inference."""
-        feed = {n: np.asarray(x) for (n, _), x in zip(self.inputs, inputs, strict=True)}
-        found: list[Array] = self.session.run(None, feed)
-        return found
-
-    def pull(
-        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
-    ) -> Pulled:
-        """Refused: ONNX Runtime does not differentiate here."""
-        raise UnsupportedError("an ONNX model in ONNX Runtime has no gradients")

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.graph import MODE, OPS, Graph, Value, current
+from trivium.graph import MODE, OPS, Graph, Operators, Value, current
 from trivium.op import lift
 from trivium.shape import Dim, Shape, ShapeError, bind, subs
 from trivium.tensor import Spec, Tensor, asarray, spec_of
@@ -109,6 +109,10 @@ class Module:
     _path = ""
     _training: bool = True
     _seed: int | None = None
+    inputs_seen: tuple[Spec, ...] = ()
+    """What the model was last called, built or fitted with, its batch open."""
+    report: Any = None
+    """The evidence, of a model that was read from another framework."""
 
     def forward(self, *args: Any) -> Any:
         """The outputs for these inputs."""
@@ -119,11 +123,17 @@ class Module:
         if _root[0] is not None:
             return self._forward(graph, args)
         _root[0] = self
+        self._remember(args)
         try:
             self._name_children("", _default_seed if self._seed is None else self._seed)
             return self._forward(graph, args)
         finally:
             _root[0] = None
+
+    def _remember(self, args: tuple[Any, ...]) -> None:
+        arrays = [a for a in args if isinstance(a, (np.ndarray, Operators))]
+        if len(arrays) == len(args):
+            self.inputs_seen = tuple(spec_of(a, batch=True) for a in arrays)
 
     def _forward(self, graph: Graph | None, args: tuple[Any, ...]) -> Any:
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
@@ -71,6 +72,7 @@ class KerasRunner:
 
     def __init__(self, model: Any, weights: Weights):
         self.keras, self.model, self.weights = load(), model, weights
+        self.structure: tuple[str, ...] | None = None
         from keras.src.models.functional import Functional
 
         self.recorded = (Functional, self.keras.Sequential)
@@ -95,6 +97,40 @@ class KerasRunner:
     def _ours(self, name: str, value: Any) -> Array:
         return np.array(self.weights[name][1].back(self._numpy(value)))
 
+    @contextmanager
+    def quiet(self) -> Iterator[list[float]]:
+        """Dropouts pass everything on while this is open; the list gets the rates they have."""
+        rates: list[float] = []
+
+        def passed(layer: Any, call: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(layer, (self.keras.layers.Dropout, BaseSpatialDropout)):
+                return call(layer, inputs, *args, **kwargs)
+            if layer.rate and kwargs.get("training", args[0] if args else True) is not False:
+                rates.append(float(layer.rate))
+            return inputs
+
+        from keras.src.layers.regularization.spatial_dropout import BaseSpatialDropout
+
+        with _calls_through(self.keras, passed):
+            yield rates
+
+    def intermediates(
+        self, inputs: Sequence[Array], training: bool = False
+    ) -> list[tuple[str, Array]]:
+        """What every layer and operation computes, in order."""
+        found: list[tuple[str, Array]] = []
+
+        def told(item: Any, call: Any, *args: Any, **kwargs: Any) -> Any:
+            result = call(item, *args, **kwargs)
+            for y in self.keras.tree.flatten(result)[:1]:
+                if not isinstance(y, self.keras.KerasTensor):
+                    found.append((f"{type(item).__name__} {item.name}", self._numpy(y)))
+            return result
+
+        with _calls_through(self.keras, told):
+            self.outputs(inputs, training)
+        return found
+
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
         return {n: self._ours(n, v) for n, v in self.variables.items()}
@@ -107,9 +143,12 @@ class KerasRunner:
     def _call(self, inputs: Sequence[Any], training: bool) -> list[Any]:
         """The outputs as a list; a functional model takes its inputs as it was given them."""
         if isinstance(self.model, self.recorded):
-            inputs = [self.keras.tree.pack_sequence_as(self.model.input, list(inputs))]
+            # A Sequential that was never called has no input of its own, only its recording has.
+            recorded = getattr(self.model, "_functional", None) or self.model
+            inputs = [self.keras.tree.pack_sequence_as(recorded.input, list(inputs))]
         found = self.model(*inputs, training=training)
         if isinstance(found, Mapping):
+            self.structure = tuple(found)
             return list(found.values())
         return list(found) if isinstance(found, (tuple, list)) else [found]
 
@@ -151,6 +190,20 @@ class KerasRunner:
         rest = iter(dense[len(wanted) :])
         by_input = [next(rest) if x.dtype.is_floating else None for x in xs]
         return Pulled([self._numpy(y) for y in outputs], params, by_input, states)
+
+
+@contextmanager
+def _calls_through(keras: Any, around: Callable[..., Any]) -> Iterator[None]:
+    """Every layer and operation is called as ``around(it, its own __call__, ...)``."""
+    kinds = (keras.Layer, keras.Operation)
+    kept = [(k, k.__call__) for k in kinds if "__call__" in vars(k)]
+    for kind, call in kept:
+        kind.__call__ = lambda self, *a, _call=call, **k: around(self, _call, *a, **k)
+    try:
+        yield
+    finally:
+        for kind, call in kept:
+            kind.__call__ = call
 
 
 class KerasTrainer:

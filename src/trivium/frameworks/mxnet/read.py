@@ -68,11 +68,9 @@ def read(block_or_path: Any, *examples: Any) -> GraphModule:
 
 
 # -- files ---------------------------------------------------------------------------------------
-def _from_file(path: Path) -> _Source:
-    stem = re.sub(r"(-symbol\.json|-\d{4}\.params)$", "", path.name)
-    if stem == path.name:
-        raise UnsupportedError("this is neither NAME-symbol.json nor NAME-0000.params", str(path),
-                               "give one of the two files that export() writes")  # fmt: skip
+def files(path: Path) -> tuple[Path, Path]:
+    """The symbol and the parameters that ``export`` wrote, given either of the two."""
+    stem = _stem(path)
     described = path.with_name(f"{stem}-symbol.json")
     if path.suffix == ".params":
         numbers = [path]
@@ -82,17 +80,30 @@ def _from_file(path: Path) -> _Source:
         found = ", ".join(p.name for p in numbers) or "none"
         raise UnsupportedError(f"one file of parameters is wanted, found: {found}", str(path),
                                "give the path of the .params file")  # fmt: skip
+    return described, numbers[0]
+
+
+def _stem(path: Path) -> str:
+    stem = re.sub(r"(-symbol\.json|-\d{4}\.params)$", "", path.name)
+    if stem == path.name:
+        raise UnsupportedError("this is neither NAME-symbol.json nor NAME-0000.params", str(path),
+                               "give one of the two files that export() writes")  # fmt: skip
+    return stem
+
+
+def _from_file(path: Path) -> _Source:
+    described, numbers = files(path)
     try:
         text = described.read_bytes().decode()
     except UnicodeDecodeError:
         raise UnsupportedError("this is no MXNet symbol: not UTF-8", str(described)) from None
     symbol = parse_symbol(text, str(described))
-    stored = read_params(numbers[0])
+    stored = read_params(numbers)
     arrays = {name.split(":", 1)[-1]: a for name, a in stored.items()}
     if len(arrays) != len(stored):
-        raise UnsupportedError("an argument and a state have one name", str(numbers[0]))
+        raise UnsupportedError("an argument and a state have one name", str(numbers))
     states = {name.removeprefix("aux:") for name in stored if name.startswith("aux:")}
-    return _Source(symbol, stem, arrays, states)
+    return _Source(symbol, _stem(path), arrays, states)
 
 
 def _literally(text: str) -> str:

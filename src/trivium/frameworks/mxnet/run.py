@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,10 @@ class MxnetRunner:
         self.device = self.mx.Context(device)
         types: tuple[Any, Any] = getattr(block, "types", (None, None))
         self.takes, self.gives = types
+        self._rates: list[float] | None = None
+        # Only a HybridBlock has a graph in which a dropout can be passed over.
+        hybrid = isinstance(block, self.mx.gluon.HybridBlock)
+        self.quiet = self._quiet if hybrid else None
 
     def parameters(self) -> dict[str, Any]:
         """Our names -> Gluon's parameters."""
@@ -117,8 +121,10 @@ class MxnetRunner:
     def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
         """The outputs, the states left as they were."""
         mode = self.mx.autograd.train_mode if training else self.mx.autograd.predict_mode
+        xs = self.arrays(inputs)
         with self._states_kept(), mode():
-            return self._results(listed(self.block(*self.arrays(inputs))))
+            block = self._training(xs) if training else self.block
+            return self._results(listed(block(*xs)))
 
     def predicting(self, xs: Sequence[Any]) -> Any:
         """The block as it predicts, in a form that may be differentiated while MXNet is training.
@@ -126,6 +132,55 @@ class MxnetRunner:
         In prediction mode MXNet 1.9.1 keeps nothing for the way back: the gradient of a max pool on
         a CPU then goes to the wrong elements.
         """
+
+        def at_rest(op: str, attrs: dict[str, str]) -> None:
+            if op == "BatchNorm":
+                attrs["use_global_stats"] = "True"
+            elif op in ("Dropout", "RNN") and attrs.get("mode") != "always":
+                attrs["p"] = "0"
+
+        return self._rewritten(xs, at_rest)
+
+    @contextmanager
+    def _quiet(self) -> Iterator[list[float]]:
+        self._rates = []
+        try:
+            yield self._rates
+        finally:
+            self._rates = None
+
+    def _training(self, xs: Sequence[Any]) -> Any:
+        """The block as it trains; with its dropouts passing everything on where that was asked."""
+        rates = self._rates
+        if rates is None:
+            return self.block
+
+        def passing(op: str, attrs: dict[str, str]) -> None:
+            if op == "Dropout":
+                rates.append(float(attrs.get("p", 0.5)))
+                attrs["p"] = "0"
+
+        return self._rewritten(xs, passing)
+
+    def intermediates(
+        self, inputs: Sequence[Array], training: bool = False
+    ) -> list[tuple[str, Array]]:
+        """What every operator of the block computes, in order."""
+        xs = self.arrays(inputs)
+        data = [self.mx.sym.var(f"data{i}", dtype=x.dtype) for i, x in enumerate(xs)]
+        inner = self.mx.sym.Group(listed(self.block(*data))).get_internals()
+        known = {*(d.name for d in data), *self.block.collect_params()}
+        names = [n for n in inner.list_outputs() if n not in known]
+        told = self.mx.gluon.SymbolBlock(
+            [inner[n] for n in names], data, self.block.collect_params()
+        )
+        mode = self.mx.autograd.train_mode if training else self.mx.autograd.predict_mode
+        with self._states_kept(), mode():
+            found = [y.asnumpy() for y in listed(told(*xs))]
+        return list(zip((n.removesuffix("_output") for n in names), found, strict=True))
+
+    def _rewritten(self, xs: Sequence[Any], change: Callable[[str, dict[str, str]], None]) -> Any:
+        """The block with the attributes of its operators changed, on the same parameters."""
         if not isinstance(self.block, self.mx.gluon.HybridBlock):
             raise UnsupportedError("gradients in inference mode of a Block that is no HybridBlock",
                                    type(self.block).__name__, "make it a HybridBlock")  # fmt: skip
@@ -134,11 +189,7 @@ class MxnetRunner:
         outputs = [self.mx.sym.identity(o) for o in listed(self.block(*data))]
         graph = json.loads(self.mx.sym.Group(outputs).tojson())
         for node in graph["nodes"]:
-            attrs = node.get("attrs", {})
-            if node["op"] == "BatchNorm":
-                attrs["use_global_stats"] = "True"
-            elif node["op"] in ("Dropout", "RNN") and attrs.get("mode") != "always":
-                attrs["p"] = "0"
+            change(node["op"], node.setdefault("attrs", {}))
         symbol = self.mx.sym.load_json(json.dumps(graph))
         return self.mx.gluon.SymbolBlock(symbol, data, params=self.block.collect_params())
 
@@ -147,8 +198,8 @@ class MxnetRunner:
     ) -> Pulled:
         """Outputs and gradients by MXNet's autograd."""
         mx = self.mx
-        block = self.block if training else self.predicting(self.arrays(inputs))
         xs = self.arrays(inputs)
+        block = self._training(xs) if training else self.predicting(xs)
         for x in xs:
             if x.dtype in (np.float32, np.float64, np.float16):
                 x.attach_grad()

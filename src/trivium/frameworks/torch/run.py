@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.frameworks.torch.emit import emit
+from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
 from trivium.transforms.replay import specialize
 from trivium.transforms.step import Update, by_mode
@@ -41,6 +43,7 @@ class TorchRunner:
     def __init__(self, module: Any, weights: Mapping[str, tuple[str, Weight]], device: str = "cpu"):
         self.torch = load_torch()
         self.module, self.weights, self.device = module.to(device), weights, device
+        self.structure: tuple[str, ...] | None = None
 
     def _tensors(self) -> dict[str, Any]:
         named = dict(self.module.named_parameters(remove_duplicate=False))
@@ -63,6 +66,29 @@ class TorchRunner:
                 new = np.array(w.to(np.asarray(values[ours])))
                 named[theirs].copy_(self.torch.from_numpy(new))
 
+    def trained(self) -> dict[str, bool]:
+        """Which parameters have gradients."""
+        named = self._tensors()
+        return {ours: bool(named[t].requires_grad) for ours, (t, _) in self.weights.items()}
+
+    def quiet(self) -> AbstractContextManager[list[float]]:
+        """Dropouts pass everything on while this is open; the list gets the rates they have."""
+        return quiet(self.module)
+
+    def intermediates(
+        self, inputs: Sequence[Array], training: bool = False
+    ) -> list[tuple[str, Array]]:
+        """What every operator computes, in order, with the module it belongs to."""
+        with watching(self.module) as found:
+            self.outputs(inputs, training)
+        return found
+
+    def _listed(self, outputs: Any) -> list[Any]:
+        if isinstance(outputs, Mapping):
+            self.structure = tuple(outputs)
+            return list(outputs.values())
+        return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+
     def _inputs(self, inputs: Sequence[Array]) -> list[Any]:
         return [self.torch.from_numpy(np.array(x)).to(self.device) for x in inputs]
 
@@ -71,7 +97,7 @@ class TorchRunner:
         kept = {k: v.clone() for k, v in self.module.state_dict().items()}
         was = self.module.training
         with self.torch.no_grad():
-            found = _listed(self.module.train(training)(*self._inputs(inputs)))
+            found = self._listed(self.module.train(training)(*self._inputs(inputs)))
         self.module.load_state_dict(kept)
         self.module.train(was)
         return [t.detach().cpu().numpy() for t in found]
@@ -86,7 +112,7 @@ class TorchRunner:
         for x in xs:
             if x.is_floating_point():
                 x.requires_grad_(True)
-        outputs = _listed(self.module.train(training)(*xs))
+        outputs = self._listed(self.module.train(training)(*xs))
         named = {o: t for o, (t, _) in self.weights.items()}
         tensors = self._tensors()
         wanted = {o: tensors[t] for o, t in named.items() if tensors[t].requires_grad}
@@ -118,12 +144,6 @@ class TorchRunner:
             [next(rest) if x.requires_grad else None for x in xs],
             states,
         )
-
-
-def _listed(outputs: Any) -> list[Any]:
-    if isinstance(outputs, Mapping):
-        return list(outputs.values())
-    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
 class TorchTrainer:

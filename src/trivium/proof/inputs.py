@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,3 +95,43 @@ def draw_masks(masked: Graph, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
         shape = tuple(int(subs(s, dims)) for s in v.shape)
         masks.append(((rng.random(shape) >= rate) / (1 - rate)).astype(np.float32))
     return masks
+
+
+class Points:
+    """Where two models are compared: examples, and inputs drawn at random in several sizes.
+
+    ``other`` is the second model's Graph; a size that is open here and fixed there is fixed.
+    """
+
+    def __init__(self, graph: Graph, examples: Sequence[Any] = (), other: Graph | None = None):
+        self.graph, self.examples = graph, [np.asarray(x) for x in examples]
+        self.fixed: dict[str, int] = {}
+        pairs = zip(graph.of_kind("data"), (other or graph).of_kind("data"), strict=False)
+        for v, w in pairs:
+            for mine, theirs in zip(v.shape, w.shape, strict=False):
+                if isinstance(mine, Dim) and isinstance(theirs, int):
+                    self.fixed |= {n: theirs for n in mine.names() if mine == Dim(n)}
+        self.has_batch = "batch" in graph.dims() - self.fixed.keys()
+
+    def drawn(self, how: str, batch: int, seed: int = 0) -> list[Any]:
+        """Inputs of one kind."""
+        dims = dims_of(self.graph, batch, self.examples) | self.fixed
+        return draw(self.graph, dims, how, seed)
+
+    def named(self, kinds: Iterable[tuple[str, int]]) -> list[tuple[str, list[Any]]]:
+        """The examples and inputs of these kinds and batches, each with what it is called."""
+        sets = [("given", list(self.examples))] if self.examples else []
+        for how, batch in kinds:
+            if self.has_batch or batch != 3 or not self.examples:
+                label = f"{how}, batch {batch}" if self.has_batch else how
+                sets.append((label, self.drawn(how, batch)))
+        return sets
+
+    def stream(
+        self, batch: int, given: bool = False, start: int = 1, masked: Graph | None = None
+    ) -> Iterator[list[Any]]:
+        """One point after another, the examples first if ``given``; with masks for ``masked``."""
+        for seed in itertools.count(start):
+            first = given and self.examples and seed == start
+            x = list(self.examples) if first else self.drawn("normal", batch, seed)
+            yield x + (draw_masks(masked, self.graph, x) if masked else [])

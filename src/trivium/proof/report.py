@@ -19,7 +19,12 @@ class VerificationError(AssertionError):
 
 @dataclass
 class Row:
-    """One comparison: its kind ("output", "gradient", ...), name, and both sides' errors."""
+    """One comparison: its kind ("output", "gradient", ...), its name, and the errors.
+
+    ``source_error`` and ``target_error`` are those of each model against our reading of it in
+    float64, ``apart`` is between the two readings (0 where both are one Graph). None may pass
+    ``limit``, which comes from what rounding can explain at that point.
+    """
 
     kind: str
     name: str
@@ -27,11 +32,14 @@ class Row:
     source_error: float
     target_error: float
     limit: float
+    apart: float = 0.0
+    detail: str = ""
+    """What differs, in words, where it is not a matter of numbers."""
 
     @property
     def ok(self) -> bool:
-        """Is the target as close to the oracle as it has to be?"""
-        return bool(self.target_error <= self.limit)
+        """Do the model, its counterpart and their readings agree?"""
+        return bool(max(self.source_error, self.target_error, self.apart) <= self.limit)
 
 
 @dataclass
@@ -42,8 +50,12 @@ class Report:
     target: str
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    ran: dict[str, str] = field(default_factory=dict)
+    """What ran each model: "PyTorch 2.13", or "read, not run"."""
     first_divergence: str | None = None
-    """Where the two first differ, node by node; None when they agree."""
+    """Where the two first differ: a node, or else an output, a parameter, a layer's state."""
+    shared: bool = True
+    """Was the target made from our reading of the source?"""
 
     @property
     def ok(self) -> bool:
@@ -54,14 +66,28 @@ class Report:
         return self.ok
 
     @property
+    def misread(self) -> list[str]:
+        """The models that, running, are not what our reader made of them."""
+        found = []
+        if any(not r.source_error <= r.limit for r in self.rows):
+            found.append(self.source)
+        if not self.shared and any(not r.target_error <= r.limit for r in self.rows):
+            found.append(self.target)
+        return found
+
+    @property
     def verdict(self) -> str:
         """One line."""
         bad = [r for r in self.rows if not r.ok]
+        names = f"{self.source} and {self.target}"
         if self.ok:
-            return f"{self.source} and {self.target} agree in {len(self.rows)} comparisons"
+            return f"{names} agree in {len(self.rows)} comparisons"
         where = f"; first divergence: {self.first_divergence}" if self.first_divergence else ""
         count = f"{len(bad)} of {len(self.rows)} comparisons"
-        return f"{self.source} and {self.target} differ in {count}{where}"
+        if self.misread:
+            who = " and ".join(dict.fromkeys(self.misread))
+            return f"{who} was misread: the model itself differs from our reading in {count}{where}"
+        return f"{names} differ in {count}{where}"
 
     def worst(self, kind: str) -> float | None:
         """The target's largest error among the rows of a kind; None if nothing was compared."""
@@ -73,17 +99,14 @@ class Report:
         lines = [f"{'what':<12} {'compared':>8} {'source error':>13} {'target error':>13}  verdict"]
         for kind in dict.fromkeys(r.kind for r in self.rows):
             rows = [r for r in self.rows if r.kind == kind]
-            source, target = (
-                max(getattr(r, f"{s}_error") for r in rows) for s in ("source", "target")
-            )
+            source = max(r.source_error for r in rows)
+            target = max(max(r.target_error, r.apart) for r in rows)
             verdict = "ok" if all(r.ok for r in rows) else "DIFFERS"
             lines.append(f"{kind:<12} {len(rows):>8} {source:>13.1e} {target:>13.1e}  {verdict}")
         bad = [r for r in self.rows if not r.ok]
-        for r in bad[:most]:
-            lines.append(
-                f"  {r.kind} {r.name} [{r.case}]: {r.target_error:.1e}, at most {r.limit:.1e}"
-            )
+        lines += [f"  {_words(r)}" for r in bad[:most]]
         lines += [f"  and {len(bad) - most} more"] * (len(bad) > most)
+        lines += [f"ran: {name}: {by}" for name, by in self.ran.items()]
         lines += [f"note: {n}" for n in self.notes]
         return "\n".join(lines)
 
@@ -91,7 +114,8 @@ class Report:
 
     def to_json(self) -> str:
         """Everything, for machines."""
-        return json.dumps(asdict(self) | {"ok": self.ok, "verdict": self.verdict}, indent=1)
+        more = {"ok": self.ok, "verdict": self.verdict, "misread": self.misread}
+        return json.dumps(asdict(self) | more, indent=1)
 
     def save(self, path: str | Path) -> None:
         """Write the report beside what it is about: JSON and, with the ending .txt, text."""
@@ -99,3 +123,12 @@ class Report:
         with together():
             write(path, self.to_json())
             write(path.with_suffix(".txt"), f"{self.verdict}\n{self.table()}\n")
+
+
+def _words(row: Row) -> str:
+    what = f"{row.kind} {row.name} [{row.case}]"
+    if row.detail:
+        return f"{what}: {row.detail}"
+    errors = {"source": row.source_error, "target": row.target_error, "readings apart": row.apart}
+    bad = ", ".join(f"{n} {e:.1e}" for n, e in errors.items() if not e <= row.limit)
+    return f"{what}: {bad}, at most {row.limit:.1e}"

@@ -1,0 +1,83 @@
+"""A torch module as it runs: with its dropouts passing everything on, or telling every result."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+_RATES = {"dropout": "p", "alpha_dropout": "p", "feature_dropout": "p", "dropout1d": "p",
+          "dropout2d": "p", "dropout3d": "p", "feature_alpha_dropout": "p",
+          "scaled_dot_product_attention": "dropout_p"}  # fmt: skip
+"""torch's functions that drop at random, and what each calls its rate."""
+_AT = {"scaled_dot_product_attention": 4}  # where the rate stands among the positional arguments
+
+
+@contextlib.contextmanager
+def quiet(module: Any) -> Iterator[list[float]]:
+    """Every dropout is passed over, wherever it is called from; the list gets the rates."""
+    from torch.overrides import TorchFunctionMode
+
+    rates: list[float] = []
+
+    class Quiet(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = dict(kwargs or {})
+            name = getattr(func, "__name__", "").rstrip("_")
+            if name not in _RATES:
+                return func(*args, **kwargs)
+            at, key = _AT.get(name, 1), _RATES[name]
+            rate = kwargs.get(key, args[at] if len(args) > at else (0.0 if at > 1 else 0.5))
+            on = at > 1 or kwargs.get(
+                "training", kwargs.get("train", args[2] if len(args) > 2 else True)
+            )
+            if rate and on:
+                rates.append(float(rate))
+            if at == 1:
+                return args[0] if args else kwargs["input"]
+            args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
+            return func(*args, **(kwargs | ({} if len(args) > at else {key: 0.0})))
+
+    with Quiet():
+        yield rates
+
+
+@contextlib.contextmanager
+def watching(module: Any) -> Iterator[list[tuple[str, Any]]]:
+    """The list gets every operator's result and where it belongs: ("aten.relu in layer1.0", y)."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    found: list[tuple[str, Any]] = []
+    inside: list[str] = [""]
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            result = func(*args, **(kwargs or {}))
+            first = result[0] if isinstance(result, (tuple, list)) and result else result
+            told = len(inside) > 1 and isinstance(first, torch.Tensor)
+            if told and first.is_floating_point():
+                name = f"{func}".rpartition(".")[0] or f"{func}"
+                array = np.array(first.detach().to(torch.float64).cpu().numpy())
+                found.append((f"{name} in {inside[-1] or 'the top scope'}", array))
+            return result
+
+    def leave(*_: Any) -> None:
+        inside.pop()
+
+    hooks = []
+    for name, child in module.named_modules():
+        hooks.append(child.register_forward_pre_hook(lambda *_, name=name: inside.append(name)))
+        hooks.append(child.register_forward_hook(leave))
+    try:
+        with Watch():
+            yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

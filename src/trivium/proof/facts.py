@@ -1,0 +1,102 @@
+"""What a model says beside its numbers: what is frozen, in which dtypes, how often dropout drops,
+what its outputs are called, which sizes are open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.graph import Graph
+from trivium.proof.report import Row
+from trivium.proof.witness import Side
+from trivium.shape import Dim
+
+
+def _row(name: str, source: Any, target: Any, whose: str = "") -> Row:
+    """A row that says whether two things are equal; ``whose`` was not read as it is."""
+    wrong = float("inf") if source != target else 0.0
+    errors = {"source_error": 0.0, "target_error": 0.0} | (
+        {f"{whose}_error": wrong} if whose else {}
+    )
+    detail = f"{_said(source)} against {_said(target)}" if wrong else ""
+    apart = 0.0 if whose else wrong
+    return Row("said", name, "model", limit=0.0, apart=apart, detail=detail, **errors)
+
+
+def _said(item: Any) -> str:
+    return "nothing" if item is None else str(item)
+
+
+def rates(graph: Graph) -> list[float]:
+    """The rates of the dropouts that are on while training, in no order."""
+    found = (n for n in graph.nodes if n.op == "dropout" and n.attrs["training"] is not False)
+    return sorted(float(n.attrs["rate"]) for n in found)
+
+
+def _names(graph: Graph) -> Any:
+    """The outputs' names, where they have any, else how many there are."""
+    named = isinstance(graph.structure, tuple)
+    return graph.structure if named else len(graph.outputs)
+
+
+def _open(graph: Graph) -> list[tuple[bool, ...]]:
+    return [tuple(isinstance(s, Dim) for s in v.shape) for v in graph.of_kind("data")]
+
+
+def compared(a: Graph, b: Graph) -> Iterator[Row]:
+    """Two readings side by side."""
+    yield _row("outputs", _names(a), _names(b))
+    yield _row("dropout rates", rates(a), rates(b))
+    for kind, of in (("trained", _trained), ("dtype", _dtypes)):
+        mine, theirs = of(a), of(b)
+        differing = [n for n in mine if n in theirs and mine[n] != theirs[n]]
+        for name in differing or ["every parameter"]:
+            yield _row(f"{kind}: {name}", mine.get(name), theirs.get(name))
+    for i, (v, x, y) in enumerate(zip(a.of_kind("data"), _open(a), _open(b), strict=False)):
+        yield _row(f"open batch of input {v.name or i}", x[:1], y[:1])
+    kinds = [[str(v.dtype) for v in g.of_kind("data")] for g in (a, b)]
+    yield _row("dtypes of inputs", kinds[0], kinds[1])
+
+
+def _trained(graph: Graph) -> dict[str, bool]:
+    return {
+        v.name: v.kind == "param" and getattr(v, "trainable", True)
+        for v in graph.of_kind("param", "state")
+    }
+
+
+def _dtypes(graph: Graph) -> dict[str, str]:
+    return {v.name: str(v.dtype) for v in graph.of_kind("param", "state")}
+
+
+def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
+    """What the real model says, beside what was read of it: flags, dtypes, rates, names."""
+    graph, runner = side.graph, side.runner
+    if (says := getattr(runner, "trained", None)) is not None:
+        yield from _both("trained", says(), _trained(graph), whose)
+    if held := runner.values():
+        dtypes = {n: str(dt.as_dtype(np.asarray(a).dtype)) for n, a in held.items()}
+        yield from _both("dtype", dtypes, _dtypes(graph), whose)
+        for name, array in held.items():
+            if not np.array_equal(array, side.values[name], equal_nan=_floating(array)):
+                yield _row(f"numbers: {name}", "other numbers", "as read", whose)
+    if (quiet := getattr(runner, "quiet", None)) is not None:
+        with quiet() as dropped:
+            runner.outputs(inputs, True)
+        yield _row("dropout rates", sorted(dropped), rates(graph), whose)
+    if (names := getattr(runner, "structure", None)) is not None:
+        yield _row("outputs", names, _names(graph), whose)
+
+
+def _floating(array: Any) -> bool:
+    return bool(dt.as_dtype(np.asarray(array).dtype).is_floating)
+
+
+def _both(kind: str, real: Mapping[str, Any], read: Mapping[str, Any], whose: str) -> Iterator[Row]:
+    wrong = [n for n in read if n in real and real[n] != read[n]]
+    for name in wrong or ["every parameter"]:
+        yield _row(f"{kind}: {name}", real.get(name), read.get(name), whose)

@@ -1,0 +1,179 @@
+"""Any model, an object of any framework or a file: what we read of it, and itself, running."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trivium.engines import ENGINES, Engine
+from trivium.graph import Graph, UnsupportedError
+from trivium.nn.module import GraphModule, Module, trace
+from trivium.proof.facts import rates
+from trivium.proof.live import ModuleRunner
+from trivium.proof.witness import GraphRunner, Side
+from trivium.tensor import Spec, asarray, spec_of
+
+READ = "read, not run"
+
+_KINDS = (
+    ("torch", "torch", "nn.Module"), ("keras", "keras", "Layer"),
+    ("mxnet", "mxnet.gluon", "Block"), ("onnx", "onnx", "ModelProto"),
+)  # fmt: skip
+_ENDINGS = {".onnx": "onnx", ".keras": "keras", ".json": "mxnet", ".params": "mxnet"}
+_OWN = (".tv", ".safetensors")
+_RUNTIME = {"onnx": "onnxruntime"}  # who runs a framework's models, where not itself
+
+
+def at(framework: str, part: str) -> Any:
+    """A module of a framework's room."""
+    return importlib.import_module(f"trivium.frameworks.{framework}.{part}")
+
+
+def _is(model: Any, module: str, name: str) -> bool:
+    """isinstance without importing a framework that is not there yet."""
+    cls: Any = sys.modules.get(module)
+    for part in name.split("."):
+        cls = getattr(cls, part, None)
+    return isinstance(cls, type) and isinstance(model, cls)
+
+
+def framework_of(model: Any) -> str:
+    """Which framework a model, or the file at a path, belongs to."""
+    if isinstance(model, Module):
+        return "trivium"
+    if isinstance(model, (str, Path)):
+        ending = Path(model).suffix
+        if ending in _OWN:
+            return "trivium"
+        if ending in _ENDINGS:
+            return _ENDINGS[ending]
+        raise ValueError(
+            f"no format for the ending {ending!r}: .tv, .onnx, .keras and -symbol.json are read"
+        )
+    for framework, module, name in _KINDS:
+        if _is(model, module, name):
+            return framework
+    raise UnsupportedError(
+        f"a {type(model).__name__} is no model Trivium knows",
+        remedy="it reads trivium, torch, keras, gluon and ONNX models, and their files",
+    )
+
+
+@dataclass
+class Source:
+    """A model and what we read of it. ``itself`` is None where nothing here can run it."""
+
+    framework: str
+    name: str
+    module: Module
+    itself: Any
+    examples: list[Any]
+
+    @property
+    def graph(self) -> Graph:
+        """The reading."""
+        return graph_of(self.module, *self.examples)
+
+    def side(self) -> Side:
+        """Ready to be compared."""
+        graph, values = self.graph, self.module.state_dict()
+        if self.framework == "trivium":
+            return self._own(graph, values)
+        builder = builder_of(self.framework, values) if self.framework != "onnx" else None
+        trains = self.framework != "onnx"
+        if self.itself is None:
+            runner: Any = GraphRunner(graph, values)
+            return Side(self.name, graph, values, runner, READ, trains, builder)
+        runner = at(self.framework, "run").foreign(self.itself, self.module)
+        return Side(self.name, graph, values, runner, ran_by(self.framework), trains, builder)
+
+    def _own(self, graph: Graph, values: Mapping[str, Any]) -> Side:
+        """A Trivium module runs eagerly; a Graph, or a module that drops at random, on NumPy."""
+        runner: Any = GraphRunner(graph, values)
+        if not isinstance(self.module, GraphModule) and not rates(graph):
+            runner = ModuleRunner(self.module, graph)
+        return Side(self.name, graph, values, runner,
+                    rebuild=lambda g: GraphRunner(g, values))  # fmt: skip
+
+
+def source_of(model: Any, *examples: Any, framework: str | None = None, **options: Any) -> Source:
+    """Read a model, or the file at a path; the model itself is kept to be run."""
+    framework, given = framework or framework_of(model), arrays_or_specs(examples)
+    if framework == "trivium":
+        return Source("trivium", "trivium", model, None, given)
+    name = Path(model).name if isinstance(model, (str, Path)) else framework
+    itself, module = at(framework, "open").opened(model, *given, **options)
+    if engine_of(framework).version() is None:
+        itself = None
+    return Source(framework, name, module, itself, given)
+
+
+def engine_of(framework: str) -> Engine:
+    """The engine that runs a framework's models."""
+    return ENGINES[_RUNTIME.get(framework, framework)]
+
+
+def ran_by(framework: str) -> str:
+    """ "torch 2.13.0" """
+    engine = engine_of(framework)
+    return f"{engine.name} {engine.version()}"
+
+
+def graph_of(model: Module, *examples: Any) -> Graph:
+    """A module's Graph, its mode and its batch open.
+
+    A model that has not seen data yet needs ``examples`` (arrays or Specs); one that was called,
+    built or fitted remembers what it was given.
+    """
+    if isinstance(model, GraphModule):
+        return model.graph
+    specs = [spec_of(x, batch=True) for x in examples] or list(model.inputs_seen)
+    if not specs:
+        raise ValueError(
+            "this model learns its sizes from data: pass an example input or a tv.Spec, or call it"
+        )
+    return trace(model, *specs, name=type(model).__name__)
+
+
+def arrays_or_specs(examples: Sequence[Any]) -> list[Any]:
+    """Examples of any framework as NumPy arrays; Specs, and pairs that mean one, as they are."""
+    return [
+        x if isinstance(x, Spec) or _is_spec(x) else _array(x)
+        for x in examples
+    ]  # fmt: skip
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2 and isinstance(x[0], str)
+
+
+def _array(x: Any) -> Any:
+    if isinstance(x, (np.ndarray, np.generic)):
+        return np.asarray(x)
+    if hasattr(x, "asnumpy"):
+        return x.asnumpy()
+    if hasattr(x, "detach") and hasattr(x, "cpu"):
+        x = x.detach().cpu()
+    return np.asarray(asarray(x))
+
+
+def arrays(examples: Sequence[Any]) -> list[Any]:
+    """Those examples that are numbers."""
+    return [x for x in examples if isinstance(x, np.ndarray)]
+
+
+def builder_of(framework: str, values: Any) -> Callable[[Graph], Any]:
+    """Graphs with these parameters, built and run in a framework."""
+    engine = at(framework, "run")
+    runner = getattr(engine, f"{framework.capitalize()}Runner")
+    return lambda graph: runner(*engine.build(graph, values))
+
+
+__all__ = ["READ", "Source", "arrays", "at", "builder_of", "framework_of", "graph_of", "ran_by",
+           "source_of"]  # fmt: skip

@@ -1,0 +1,256 @@
+"""Who is asked: the real model in its own framework, our reading of it in float64, and that reading
+moved by rounding, which says how much rounding can explain at this point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from trivium import dtype as dt
+from trivium.frameworks.runner import Array, Pulled, Runner
+from trivium.graph import Graph, UnsupportedError
+from trivium.interpret import Interpreter
+from trivium.transforms.grad import pullback
+from trivium.transforms.replay import specialize
+
+
+@dataclass
+class Side:
+    """A model as the comparison needs it: our reading of it, its numbers, and itself running."""
+
+    name: str
+    graph: Graph
+    values: Mapping[str, Any]
+    runner: Runner
+    ran_by: str = "NumPy"
+    """What ran it, in words."""
+    differentiable: bool = True
+    rebuild: Callable[[Graph], Runner] | None = None
+    """Another Graph with the same parameters, built in the same framework."""
+
+
+class GraphRunner:
+    """A Graph on NumPy: in its own dtypes or, as the oracle, in float64."""
+
+    def __init__(self, graph: Graph, values: Mapping[str, Any], floating: dt.DType | None = None):
+        self.graph, self.floating = graph, floating
+        self._values = dict(values)
+        self._made: dict[Any, Any] = {}
+
+    def values(self) -> dict[str, Any]:
+        """Every parameter and state."""
+        return dict(self._values)
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Take these numbers."""
+        self._values |= values
+
+    def _arrays(self, graph: Graph, given: Sequence[Any]) -> list[Any]:
+        it = iter(given)
+        key = np.zeros(2, np.uint64)
+        return [
+            next(it) if v.kind == "data" else key if v.kind == "rng" else self._values[v.name]
+            for v in graph.inputs
+        ]
+
+    def outputs(self, inputs: Sequence[Any], training: bool = False) -> list[Any]:
+        """The outputs."""
+        if training not in self._made:
+            self._made[training] = Interpreter(self.graph, self.floating, training)
+        return list(
+            self._made[training](*self._arrays(self.graph, inputs))[: len(self.graph.outputs)]
+        )
+
+    def pull(
+        self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool = False
+    ) -> Pulled:
+        """Outputs and gradients by our own derivation."""
+        params = [v.name for v in self.graph.of_kind("param")]
+        floats = [v for v in self.graph.of_kind("data") if v.dtype.is_floating]
+        key = ("pull", training)
+        if key not in self._made:
+            special = specialize(self.graph, training=training)
+            back = pullback(special, params + [v.name for v in floats])
+            self._made[key] = (back, Interpreter(back, self.floating))
+        back, run = self._made[key]
+        found = run(*self._arrays(back, [*inputs, *cotangents]))
+        n = len(self.graph.outputs)
+        outputs, rest = found[:n], found[n : len(back.outputs)]
+        states = dict(zip((v.name for v in back.updates), found[len(back.outputs) :], strict=True))
+        given = iter(rest[len(params) :])
+        return Pulled(
+            outputs,
+            dict(zip(params, rest, strict=False)),
+            [next(given) if v.dtype.is_floating else None for v in self.graph.of_kind("data")],
+            states,
+        )
+
+
+def rounded(arrays: Sequence[Any], rng: np.random.Generator) -> list[Any]:
+    """Every floating number moved to one of its two neighbours, at random."""
+    return [
+        np.nextafter(a, np.where(rng.random(a.shape) < 0.5, -np.inf, np.inf).astype(a.dtype))
+        if a.dtype.kind == "f"
+        else a
+        for a in map(np.asarray, arrays)
+    ]
+
+
+@dataclass
+class Seen:
+    """What one side gives at one point, by name: itself, its reading, and the reading moved."""
+
+    real: dict[str, Array | None]
+    exact: dict[str, Array | None]
+    moved: dict[str, Array | None]
+    raised: str | None = None
+    """What the model said where it could not compute."""
+
+
+Group = dict[str, Seen]
+"""By kind: outputs, states, gradients by parameters and by inputs."""
+
+
+@dataclass
+class Witness:
+    """One side, asked at points. ``like``: the other side, whose reading is the same Graph."""
+
+    side: Side
+    like: Witness | None = None
+    oracle: GraphRunner = field(init=False)
+    probe: GraphRunner = field(init=False)
+
+    def __post_init__(self) -> None:
+        same = self.like is not None and self.like.side.graph is self.side.graph
+        if same and self.like is not None:
+            self.oracle, self.probe = self.like.oracle, self.like.probe
+        else:
+            self.like = None
+            self.oracle = GraphRunner(self.side.graph, self.side.values, dt.float64)
+            self.probe = GraphRunner(self.side.graph, self.side.values)
+        self._last: tuple[Any, Any, Any] | None = None
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Let the model and its reading take these numbers."""
+        mine = {v.name: v.dtype.numpy for v in self.side.graph.of_kind("param", "state")}
+        new = {n: np.asarray(a).astype(mine[n]) for n, a in values.items() if n in mine}
+        self.side.runner.load(new)
+        self._last = None
+        if self.like is None:
+            self.oracle.load(new)
+            self.probe.load(new)
+
+    def cotangents(self, inputs: Sequence[Any], training: bool) -> list[Any]:
+        """Random numbers in the shapes and dtypes of the floating outputs."""
+        rng = np.random.default_rng(7)
+        types = [v.dtype for v in self.side.graph.outputs]
+        found = self.oracle.outputs(inputs, training)
+        return [
+            rng.standard_normal(o.shape).astype(t.numpy)
+            for o, t in zip(found, types, strict=True)
+            if t.is_floating
+        ]
+
+    def outputs(self, inputs: Sequence[Any], training: bool = False) -> Seen:
+        """The outputs at a point, by their numbers."""
+        exact, moved = self._reading(inputs, training, "outputs")
+        try:
+            real = self.side.runner.outputs(inputs, training)
+        except OWN:
+            raise
+        except Exception as error:
+            return Seen({}, numbered(exact), numbered(moved), _line(error))
+        return Seen(numbered(real), numbered(exact), numbered(moved))
+
+    def pull(self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool) -> Group:
+        """Outputs, states and gradients at a point."""
+        exact, moved = self._reading(inputs, training, "pull", cotangents)
+        try:
+            real = self.side.runner.pull(inputs, cotangents, training)
+        except OWN:
+            raise
+        except Exception as error:
+            kinds = ("outputs", "states", "parameters", "inputs")
+            return {kind: Seen({}, {}, {}, _line(error)) for kind in kinds}
+
+        def seen(of: Callable[[Pulled], dict[str, Any]]) -> Seen:
+            return Seen(of(real), of(exact), of(moved))
+
+        group = {
+            "outputs": seen(lambda p: numbered(p.outputs)),
+            "states": seen(lambda p: dict(p.states)),
+            "parameters": seen(lambda p: dict(p.parameters)),
+            "inputs": seen(lambda p: {f"input {i}": g for i, g in enumerate(p.inputs)}),
+        }
+        # A buffer that nothing changes while training is a state there and none in the Graph.
+        known = group["states"].exact
+        group["states"].real = {n: a for n, a in group["states"].real.items() if n in known}
+        return group
+
+    def _reading(self, inputs: Sequence[Any], training: bool, what: str, *more: Any) -> Any:
+        """The reading at a point, exact and moved; kept for the other side, if it shares it."""
+        if self.like is not None:
+            kept = self.like._last
+            if kept is not None and kept[0] is inputs and kept[1] == (training, what):
+                return kept[2]
+        exact = getattr(self.oracle, what)(inputs, *more, training)
+        rng = np.random.default_rng(11)
+        before = self.probe.values()
+        given = before.keys() & {v.name for v in self.side.graph.of_kind("param", "state")}
+        names = sorted(given)
+        moved = rounded([before[n] for n in names], rng)
+        self.probe.load(dict(zip(names, moved, strict=True)))
+        moved = getattr(self.probe, what)(rounded(inputs, rng), *more, training)
+        self.probe.load(before)
+        self._last = (inputs, (training, what), (exact, moved))
+        return exact, moved
+
+
+OWN = (UnsupportedError, ImportError, MemoryError)
+"""What a runner says for itself, with a remedy; anything else is the model's."""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+def numbered(outputs: Sequence[Any]) -> dict[str, Any]:
+    """Outputs by their numbers, as text."""
+    return {str(i): o for i, o in enumerate(outputs)}
+
+
+def magnitude(arrays: Sequence[Any]) -> float:
+    """The largest finite absolute number."""
+    finite = [
+        np.abs(a[np.isfinite(a)]).max() for a in arrays if a is not None and np.isfinite(a).any()
+    ]
+    return float(max(finite, default=0.0))
+
+
+def error(got: Any, want: Any, group: float, probe: Any = None) -> float:
+    """The largest absolute error over the largest magnitude (and a little of the whole group's).
+
+    Where ``want`` is infinite or no number, ``got`` has to be the same; where the ``probe`` is not
+    finite though ``want`` is, the dtype cannot hold the number, and nothing is asked.
+    """
+    if np.shape(got) != np.shape(want):
+        return float("inf")
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    if got.size == 0:
+        return 0.0
+    asked = np.ones(want.shape, np.bool_)
+    if probe is not None and np.shape(probe) == want.shape:
+        asked = np.isfinite(np.asarray(probe, np.float64)) | ~np.isfinite(want)
+    strange = ~np.isfinite(want)
+    if not np.array_equal(np.isnan(got) & asked, np.isnan(want) & asked) or not np.array_equal(
+        got[strange & ~np.isnan(want)], want[strange & ~np.isnan(want)]
+    ):
+        return float("inf")
+    skip = strange | ~asked
+    got, want = np.where(skip, 0, got), np.where(skip, 0, want)
+    scale = max(float(np.max(np.abs(want))), 1e-3 * group, 1e-30)
+    return float(np.max(np.abs(got - want))) / scale
