@@ -18,6 +18,7 @@ import pytest
 import trivium as tv
 from trivium.graph import OPS, Graph, Node
 from trivium.nn.module import GraphModule
+from trivium.transforms.replay import prune
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.standard_normal((3, 2, 6, 8)).astype(np.float32)
@@ -74,6 +75,7 @@ def bypassed(op: str, which: int = 0, at: int = 0) -> Misreading:
         for n in graph.nodes:
             n.inputs = tuple(stand_in if v is node.outputs[0] else v for v in n.inputs)
         graph.outputs = [stand_in if v is node.outputs[0] else v for v in graph.outputs]  # type: ignore[misc]
+        prune(graph)
 
     return misread
 
@@ -109,6 +111,7 @@ def no_updates(graph: Graph, values: dict[str, Any]) -> None:
 
 def frozen_norm(graph: Graph, values: dict[str, Any]) -> None:
     nodes(graph, "batch_norm")[0].attrs["training"] = False
+    graph.updates = {}
 
 
 def untied(graph: Graph, values: dict[str, Any]) -> None:
@@ -125,7 +128,7 @@ def untied(graph: Graph, values: dict[str, Any]) -> None:
 def constant(graph: Graph, values: dict[str, Any]) -> None:
     """A constant folded wrongly."""
     node = next(n for n in graph.nodes if n.op in ("constant", "full"))
-    node.attrs["value"] = node.attrs["value"] + np.float32(1)
+    node.attrs["value"] = node.attrs["value"] + 1
 
 
 # -- models: small, each with what can be misread in it; no size twice -----------------------------
@@ -183,7 +186,7 @@ def torch_rows() -> Any:
             y = F.gelu(y)
             y = torch.cat([y, torch.tanh(v)], 1)
             y = self.out(F.leaky_relu(y, 0.2))
-            return y.mean(1), torch.clamp(y.amax(1), -0.5, 0.5)
+            return y[:, :4].mean(1), torch.clamp(y[:, 3:].amax(1), -0.5, 0.5)
 
     torch.manual_seed(1)
     return Rows()
@@ -319,9 +322,8 @@ PLANTED: list[tuple[str, str, Misreading, bool]] = [
     ("torch_images", "a number folded wrongly", constant, True),
     ("torch_rows", "softmax's axis", another("softmax", axis=1), True),
     ("torch_rows", "layer norm's epsilon", another("layer_norm", epsilon=1e-3), True),
-    ("torch_rows", "gelu's form", another("gelu", approximate=lambda a: not a), True),
+    ("torch_rows", "gelu's form", another("gelu", approximate="tanh"), True),
     ("torch_rows", "leaky relu's slope", another("leaky_relu", slope=0.01), True),
-    ("torch_rows", "swapped factors", swapped("matmul"), True),
     ("torch_rows", "concat in another order", swapped("concat"), True),
     ("torch_rows", "outputs in another order", outputs_swapped, True),
     ("torch_rows", "max for mean", another_op("max", "mean", axis=(1,)), True),

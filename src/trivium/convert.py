@@ -67,11 +67,16 @@ def _read(
     source = _source(model, *examples, framework=framework, **options)
     report = Report(source.name, "our reading", ran={source.name: READ})
     if check and source.itself is not None:
-        report = doubt(source.side(), arrays(source.examples))
-        if not report.ok:
-            raise VerificationError(report)
+        report = _believed(source.side(), source)
     source.module.report = report
     return source.module
+
+
+def _believed(side: Side, source: Source, gradients: bool = False) -> Report:
+    report = doubt(side, arrays(source.examples), gradients)
+    if not report.ok:
+        raise VerificationError(report)
+    return report
 
 
 def _source(model: Any, *examples: Any, **options: Any) -> Source:
@@ -120,7 +125,12 @@ def _carry(
     engine = at(target, "run")
     source = _source(model, *examples)
     side = source.side()
-    native, weights = engine.build(side.graph, side.values)
+    try:
+        native, weights = engine.build(side.graph, side.values)
+    except Exception:
+        if check:  # what cannot be written may have been misread: that comes first
+            _believed(side, source, gradients=True)
+        raise
     cls = getattr(engine, f"{target.capitalize()}Runner")
     runner = cls(native, weights)
     report = None

@@ -56,27 +56,37 @@ def _between(a: Side, b: Side, inputs: Sequence[Any], training: bool) -> str | N
 
 
 def where_misread(side: Side, inputs: Sequence[Any], training: bool) -> str | None:
-    """After which operation of the real model our reading parts from it.
+    """At which operation of the real model our reading parts from it.
 
-    The framework tells its own intermediate results in the order they were computed; behind the
-    last one that our reading has, in any order of axes, stands what was misread.
+    The framework tells its own intermediate results in the order they were computed. Ours that it
+    has too, in any order of axes, are right, and so is what leads to one of them (a framework may
+    do two of our nodes in one); the first of the others was misread.
     """
     tell = getattr(side.runner, "intermediates", None)
     if tell is None:
         return None
     real: list[tuple[str, Any]] = tell(inputs, training)
     ours = _values(side, inputs, training)
-    met: set[int] = set()
-    last = -1
+    met: dict[int, int] = {}  # our node -> the last real result that is the same
     for i, (_, array) in enumerate(real):
-        same = {j for j, (_, v) in enumerate(ours) if _alike(v, array, 1e-3)}
-        if same:
-            met, last = met | same, i
-    node = next((n for j, (n, _) in enumerate(ours) if j not in met), None)
+        met |= {j: i for j, (_, v) in enumerate(ours) if _alike(v, array, 1e-3)}
+    right = _leading_to({ours[j][0] for j in met}, side.graph)
+    wrong = next((j for j, (n, _) in enumerate(ours) if n not in right), None)
+    last = max((i for j, i in met.items() if wrong is None or j < wrong), default=-1)
     there = real[last + 1][0] if last + 1 < len(real) else None
-    if node is None and there is None:
-        return None
-    return " read as ".join(w for w in (there, None if node is None else place(node)) if w)
+    words = [there, None if wrong is None else place(ours[wrong][0])]
+    return " read as ".join(w for w in words if w) or None
+
+
+def _leading_to(nodes: set[Node], graph: Graph) -> set[Node]:
+    """These nodes and all that one of them needs."""
+    found = set(nodes)
+    wanted = {v for n in nodes for v in n.inputs}
+    for node in reversed(graph.nodes):
+        if any(v in wanted for v in node.outputs):
+            found.add(node)
+            wanted |= set(node.inputs)
+    return found
 
 
 def place(node: Node) -> str:
@@ -103,4 +113,7 @@ def _alike(a: Any, b: Any, near: float) -> bool:
     if np.size(a) != np.size(b):
         return False
     a, b = (np.sort(np.asarray(x, np.float64), axis=None) for x in (a, b))
-    return bool(np.allclose(a, b, rtol=near, atol=near * magnitude([a]), equal_nan=True))
+    sizes = np.abs(a[np.isfinite(a) & (a != 0)])
+    usual = 100 * float(np.median(sizes)) if sizes.size else 0.0  # a mask's -1e9 hides the rest
+    scale = min(magnitude([a]), usual)
+    return bool(np.allclose(a, b, rtol=near, atol=near * scale, equal_nan=True))

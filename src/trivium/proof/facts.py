@@ -81,6 +81,10 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
     if held := runner.values():
         dtypes = {n: str(dt.as_dtype(np.asarray(a).dtype)) for n, a in held.items()}
         yield from _both("dtype", dtypes, _dtypes(graph), whose)
+        for name in side.values.keys() ^ held.keys():
+            yield _row(
+                f"parameter {name}", name in held or None, name in side.values or None, whose
+            )
         for name, array in held.items():
             if not np.array_equal(array, side.values[name], equal_nan=_floating(array)):
                 yield _row(f"numbers: {name}", "other numbers", "as read", whose)

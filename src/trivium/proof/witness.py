@@ -4,6 +4,7 @@ moved by rounding, which says how much rounding can explain at this point.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,9 +92,9 @@ class GraphRunner:
 
 
 def rounded(arrays: Sequence[Any], rng: np.random.Generator) -> list[Any]:
-    """Every floating number moved to one of its two neighbours, at random."""
+    """Every floating number but 0 moved to one of its two neighbours, at random."""
     return [
-        np.nextafter(a, np.where(rng.random(a.shape) < 0.5, -np.inf, np.inf).astype(a.dtype))
+        np.where(a == 0, a, np.nextafter(a, rng.choice([-np.inf, np.inf], a.shape).astype(a.dtype)))
         if a.dtype.kind == "f"
         else a
         for a in map(np.asarray, arrays)
@@ -109,6 +110,8 @@ class Seen:
     moved: dict[str, Array | None]
     raised: str | None = None
     """What the model said where it could not compute."""
+    shaken: Callable[[], dict[str, Array | None]] = dict
+    """The model itself at the moved point, asked only where the reading moves far."""
 
 
 Group = dict[str, Seen]
@@ -164,7 +167,9 @@ class Witness:
             raise
         except Exception as error:
             return Seen({}, numbered(exact), numbered(moved), _line(error))
-        return Seen(numbered(real), numbered(exact), numbered(moved))
+        shaken = self._shaken(inputs, lambda xs: self.side.runner.outputs(xs, training))
+        return Seen(numbered(real), numbered(exact), numbered(moved), None,
+                    lambda: numbered(shaken()))  # fmt: skip
 
     def pull(self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool) -> Group:
         """Outputs, states and gradients at a point."""
@@ -177,8 +182,10 @@ class Witness:
             kinds = ("outputs", "states", "parameters", "inputs")
             return {kind: Seen({}, {}, {}, _line(error)) for kind in kinds}
 
+        shaken = self._shaken(inputs, lambda xs: self.side.runner.pull(xs, cotangents, training))
+
         def seen(of: Callable[[Pulled], dict[str, Any]]) -> Seen:
-            return Seen(of(real), of(exact), of(moved))
+            return Seen(of(real), of(exact), of(moved), None, lambda: of(shaken()))
 
         group = {
             "outputs": seen(lambda p: numbered(p.outputs)),
@@ -186,10 +193,35 @@ class Witness:
             "parameters": seen(lambda p: dict(p.parameters)),
             "inputs": seen(lambda p: {f"input {i}": g for i, g in enumerate(p.inputs)}),
         }
-        # A buffer that nothing changes while training is a state there and none in the Graph.
-        known = group["states"].exact
-        group["states"].real = {n: a for n, a in group["states"].real.items() if n in known}
+        # A state that the reading leaves alone has to stay as it is.
+        states, held = group["states"], self.oracle.values()
+        for name in states.real.keys() - states.exact.keys():
+            states.exact[name] = states.moved[name] = held.get(name)
         return group
+
+    def _shaken(self, inputs: Sequence[Any], ask: Callable[[Sequence[Any]], Any]) -> Any:
+        """The model itself with its inputs, and what of its numbers can be set, moved likewise."""
+
+        @functools.cache
+        def shaken() -> Any:
+            runner, rng = self.side.runner, np.random.default_rng(13)
+            before = runner.values()
+            if not before:
+                return ask(rounded(inputs, rng))
+            runner.load(before | self._rounded(before, rng))
+            try:
+                return ask(rounded(inputs, rng))
+            finally:
+                runner.load(before)
+
+        return shaken
+
+    def _rounded(self, values: Mapping[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        """The numbers that training changes, moved; a mask or a table is what it is."""
+        graph = self.side.graph
+        changing = [*graph.of_kind("param"), *graph.updates]
+        names = [v.name for v in changing if v.name in values]
+        return dict(zip(names, rounded([values[n] for n in names], rng), strict=True))
 
     def _reading(self, inputs: Sequence[Any], training: bool, what: str, *more: Any) -> Any:
         """The reading at a point, exact and moved; kept for the other side, if it shares it."""
@@ -200,10 +232,7 @@ class Witness:
         exact = getattr(self.oracle, what)(inputs, *more, training)
         rng = np.random.default_rng(11)
         before = self.probe.values()
-        given = before.keys() & {v.name for v in self.side.graph.of_kind("param", "state")}
-        names = sorted(given)
-        moved = rounded([before[n] for n in names], rng)
-        self.probe.load(dict(zip(names, moved, strict=True)))
+        self.probe.load(self._rounded(before, rng))
         moved = getattr(self.probe, what)(rounded(inputs, rng), *more, training)
         self.probe.load(before)
         self._last = (inputs, (training, what), (exact, moved))

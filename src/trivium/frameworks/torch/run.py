@@ -190,4 +190,7 @@ class TorchTrainer:
 def foreign(model: Any, module: Any) -> TorchRunner:
     """A torch model of the user's own; ``module`` is what reading it gave."""
     names = {n: module.source_names.get(n, n) for n in module.state_dict()}
+    there = {*dict(model.named_parameters(remove_duplicate=False)),
+             *dict(model.named_buffers(remove_duplicate=False))}  # fmt: skip
+    names = {n: theirs for n, theirs in names.items() if theirs in there}
     return TorchRunner(model, {n: (theirs, Weight("", n, theirs)) for n, theirs in names.items()})
