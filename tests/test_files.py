@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import stat
 import subprocess
 import sys
@@ -15,6 +17,10 @@ import pytest
 
 import trivium as tv
 from trivium import atomic
+from trivium.check import check
+from trivium.graph import OPS, Graph
+from trivium.interpret import Interpreter
+from trivium.shape import size_product, subs
 
 SRC = Path(__file__).parents[1] / "src"
 X = np.random.default_rng(0).standard_normal((2, 6)).astype(np.float32)
@@ -104,6 +110,10 @@ LOOP = """
 import sys
 from pathlib import Path
 from trivium import atomic
+from trivium.check import check
+from trivium.graph import OPS, Graph
+from trivium.interpret import Interpreter
+from trivium.shape import size_product, subs
 folder = Path(sys.argv[1])
 size = 3_000_000
 print("ready", flush=True)
@@ -240,3 +250,175 @@ def test_where_nobody_may_write_is_said_before_the_work(
     assert (tmp_path / "mine.tv").read_bytes() == b"keep"
     with pytest.raises(ValueError, match=r"'.pt'.*\.tv, .*\.onnx, \.keras"):
         tv.save(model(), tmp_path / "m.pt", X)
+
+
+# -- text that parses and cannot run ---------------------------------------------------------------
+HEAD = """def graph(
+    x: data("x", float32, (2, 3, 4, 4)),
+    n: data("n", int64, (2,)),
+    m: data("m", float32, (2,)),
+    b: data("b", bool, (2, 3)),
+    k: data("k", uint64, (3,)),
+    w: param("w", float32, (5, 3, 3, 3)),
+):
+"""
+
+
+def refused(path: Path, *lines: str, head: str = HEAD) -> str:
+    """What ``load`` says of a model with these lines."""
+    from safetensors.numpy import save
+
+    text = head + "".join(f"    {line}\n" for line in lines) + "    return y"
+    arrays = {"w": np.ones((5, 3, 3, 3), "f")}
+    path.write_bytes(save(arrays, metadata={"trivium": "1", "graph": text}))
+    with pytest.raises(ValueError) as refusal:
+        tv.load(path)
+    said = str(refusal.value)
+    assert "Traceback" not in said and len(said) > 20
+    return said
+
+
+CONV = "y = conv(x, w, stride={}, padding={}, dilation={}, groups={}, layout={})"
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("y = concat(axis=0)", "nothing to join"),
+        ("y = stack(axis=0)", "nothing to join"),
+        ("y = full(shape=(1000000, 1000000), value=1.5, dtype=float32)", "4,000,000,000,000 bytes"),
+        ('y = full(shape=("batch*1000000", 1000000), value=1.5, dtype=float32)', "bytes or more"),
+        ('y = full(shape=("batch",), value=1.5, dtype=float32)', "no input says .* 'batch'"),
+        ("y = full(shape=((2, 3), 4), value=1.5, dtype=float32)", "a size is an int or a name"),
+        ("y = full(shape=(2,), value=-1, dtype=uint8)", "-1 is no uint8"),
+        ("y = full(shape=(2,), value=nan, dtype=int64)", "nan is no int64"),
+        ("y = full(shape=(-2,), value=1.5, dtype=float32)", "negative size"),
+        ("y = arange(stop=5, start=0, step=0, dtype=int64)", "step=0"),
+        ("y = arange(stop=10000000000000, start=0, step=1, dtype=int8)", "bytes or more"),
+        ("y = sum(x, axis=(1,), keepdims=1.5)", "keepdims=1.5"),
+        ("y = max(x, axis=array([1.0], float32, (1,)), keepdims=False)", "axis"),
+        ("y = mean(x, axis=(7,), keepdims=False)", "axis 7 is out of range"),
+        ("y = layer_norm(x, axes=7, epsilon=1e-05)", "layer_norm"),
+        ("y = layer_norm(x, axes=1, epsilon='a')", "epsilon"),
+        ("y = subtract(x, 'x')", "not defined"),
+        ("y = subtract(x, None)", "an array is missing"),
+        ("y = subtract(b, b)", "bools"),
+        ("y = add(m, n)", "one dtype"),
+        ("y = argmax(x, axis=9)", "axis 9"),
+        ("y = take(x, x, axis=0)", "integer indices"),
+        ("y = take_grad(x, n, axis=5, size=5)", "take_grad"),
+        ("y = random_uniform(k, shape=(2,), salt=0, dtype=float32)", "two uint64"),
+        ("y = dropout(x, k, rate=0.5, training=MODE, salt=0)", "two uint64"),
+        ("y = one_hot(n, classes=-2, dtype=float32)", "negative size"),
+        ("y = one_hot(n, classes=3, dtype=1.5)", "dtype"),
+        ("y = pad(x, low=(1,), high=(1,), interior=(0,), value=0.0)", "do not fit"),
+        ("y = pad(x, low=(9999999999, 0, 0, 0), high=(-9999999999, 0, 0, 0), "
+         "interior=(0, 0, 0, 0), value=0.0)", "bytes or more"),
+        ("y = reshape(x, shape=('2//0', 3))", "divides by zero"),
+        (f"y = reshape(x, shape=('{'*'.join(['(a+b+c+d+e+f+g)'] * 9)}',))", "terms"),
+        (f"y = reshape(x, shape=('{'-' * 100_000}1',))", "no size|no printed Graph"),
+        (f"y = sum(x, axis={'(' * 90}1{',)' * 90}, keepdims=False)", "axis"),
+        ("y = flatten(x, start=y)", "not an attribute"),
+        ("y = rnn(x, w, w, activation='no')", "rnn"),
+        (CONV.format("(0, 1)", "((0, 0), (0, 0))", "(1, 1)", "1", "'NCHW'"), "1 or more"),
+        (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(-1, 1)", "1", "'NCHW'"), "1 or more"),
+        (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(1, 1)", "0", "'NCHW'"), "wants 0 channels"),
+        (CONV.format("(1,)", "((0, 0), (0, 0))", "(1, 1)", "1", "'NCHW'"), "2 axes"),
+        (CONV.format("(1, 1)", "((0, 0),)", "(1, 1)", "1", "'NCHW'"), "padding of 2 axes"),
+        (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(1, 1)", "1", "'NCW'"), "layout 'NCW'"),
+        (CONV.format("(9999999, 1)", "((99999999999, 0), (0, 0))", "(1, 1)", "1", "'NCHW'"),
+         "bytes or more"),
+    ],
+)  # fmt: skip
+def test_what_could_not_run_is_refused_when_read(line: str, why: str, tmp_path: Path) -> None:
+    said = refused(tmp_path / "m.tv", line)
+    assert re.search(why, said), said
+
+
+def test_an_input_that_is_too_large_and_numbers_that_are_others(tmp_path: Path) -> None:
+    huge = HEAD.replace("(2, 3, 4, 4)", "(1000000, 1000000)")
+    assert "input 'x'" in refused(tmp_path / "m.tv", "y = tanh(m)", head=huge)
+    for change in (
+        ("(5, 3, 3, 3)", "(5, 3, 3, 2)"),
+        ('w: param("w", float32', 'w: param("w", int8'),
+    ):
+        said = refused(tmp_path / "m.tv", "y = tanh(x)", head=HEAD.replace(*change))
+        assert "its 'w' is not" in said
+
+
+POOL = """
+0 1 -1 2 3 7 1000000 -99999999999999999999 1.5 nan inf None True () (1,) (1,2) ((1,2),(3,4))
+'batch' 'batch-5' '-batch' 'batch*1000000' 'x' 'NHWC' 'NCHW' '' '1//0' float32 int64 bool uint8
+bfloat16 MODE array([1.0,2.0],float32,(2,)) array([],float32,(0,)) graph
+"""
+
+
+def texts() -> list[str]:
+    """A Graph for every case of every op."""
+    found = []
+    for op in OPS.values():
+        for one in getattr(op, "cases", ()):
+            graph = Graph()
+            with graph:
+                arrays = [
+                    None if a is None else graph.input("data", a.dtype, a.shape, f"x{i}")
+                    for i, a in enumerate(one.arrays)
+                ]
+                made = op(*arrays, **one.attrs)
+                graph.outputs = list(made) if isinstance(made, tuple) else [made]
+            found.append(str(graph))
+    return found
+
+
+def spoilt(text: str, rng: random.Random) -> str:
+    """``text`` with one to three of its words, or of its attributes, replaced."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        words = list(re.finditer(r'"[^"]*"|\d+\.\d+(?:e-?\d+)?|\d+|[A-Za-z_]\w*|[(),=:-]', text))
+        attributes = list(re.finditer(r"(?<==)(\([^()]*\)|[^\s(),]+)(?=[,)])", text))
+        at = rng.choice(attributes if attributes and rng.random() < 0.6 else words)
+        new = rng.choice(POOL.split()) if rng.random() < 0.7 else rng.choice(words).group()
+        text = text[: at.start()] + new + text[at.end() :]
+    return text
+
+
+def test_what_is_read_runs() -> None:
+    """Spoilt texts of every op: each is refused in words, or runs and makes what it says."""
+    rng, originals, ran = random.Random(20), texts(), 0
+    for _ in range(2500):
+        text = spoilt(rng.choice(originals), rng)
+        try:
+            graph = check(tv.parse(text))
+        except ValueError as error:  # GraphError and ShapeError are ValueErrors
+            assert str(error), text
+            continue
+        dims = dict.fromkeys(graph.dims(), 2)
+        shapes = [tuple(subs(s, dims) for s in v.shape) for v in graph.inputs]
+        if any(s < 0 for shape in shapes for s in shape) or sum(map(size_product, shapes)) > 1e6:
+            continue
+        inputs = [np.zeros(s, v.dtype.numpy) for s, v in zip(shapes, graph.inputs, strict=True)]
+        try:
+            results = Interpreter(graph, training=True)(*inputs)
+        except (tv.ShapeError, IndexError) as error:  # what the numbers alone decide, in words
+            assert dims or "is out of range for" in str(error), text
+            continue
+        ran += 1
+        for value, result in zip(graph.results(), results, strict=True):
+            assert result.dtype == value.dtype.numpy, text
+            assert dims or result.shape == value.shape, text
+    assert ran > 100
+
+
+def test_a_damaged_file_is_refused_in_words(tmp_path: Path) -> None:
+    rng, path = random.Random(1), tmp_path / "m.tv"
+    tv.save(model(), path, X)
+    whole, refusals = path.read_bytes(), 0
+    for turn in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.choice((1, 3))):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+        path.write_bytes(content if turn % 4 else content[: rng.randrange(len(content))])
+        try:
+            tv.load(path)(X)
+        except ValueError:
+            refusals += 1
+    assert refusals > 150

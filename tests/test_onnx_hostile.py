@@ -111,14 +111,15 @@ def test_unknown_operators_and_missing_attributes() -> None:
 def test_sizes_that_would_take_all_memory() -> None:
     huge = np.array([1 << 40], np.int64)
     shape = helper.make_node("ConstantOfShape", ["n"], ["y"])
-    graph = read(model_of([shape], {}, weights={"n": huge}, y=1)).graph  # a shape so far, no memory
-    assert graph.outputs[0].shape == (1 << 40,)
+    with pytest.raises(GraphError, match=r"4,398,046,511,104 bytes or more, this machine has"):
+        read(model_of([shape], {}, weights={"n": huge}, y=1))
     many = {"n": huge, "v": np.array([1], np.int64)}
     nodes = [
         helper.make_node("Expand", ["v", "n"], ["e"]),
         helper.make_node("Cast", ["e"], ["y"], to=FLOAT),
     ]
-    assert read(model_of(nodes, {}, weights=many, y=1)).graph.outputs[0].shape == (1 << 40,)
+    with pytest.raises((GraphError, UnsupportedError), match="bytes or more"):
+        read(model_of(nodes, {}, weights=many, y=1))
     tile = helper.make_node("Tile", ["x", "n"], ["y"])
     with pytest.raises(UnsupportedError, match="tiling"):
         read(model_of([tile], {"x": (2,)}, weights={"n": huge}, y=1))

@@ -104,6 +104,15 @@ def promote(*dtypes: DType) -> DType:
     return result
 
 
+def holds(value: Any, dtype: DType) -> None:
+    """A TypeError for a number that no element of this dtype can be (-1 as uint8, nan as int64)."""
+    try:
+        with np.errstate(all="ignore"):
+            np.array(value, dtype.numpy)
+    except (OverflowError, ValueError, TypeError) as error:
+        raise TypeError(f"{value!r} is no {dtype}") from error
+
+
 def of_scalar(value: bool | int | float, like: DType | None) -> DType:
     """The dtype a Python scalar takes beside an array of dtype ``like`` (None: on its own)."""
     if isinstance(value, bool):

@@ -19,6 +19,7 @@ from trivium.convert import (
     to_keras,
     to_onnx,
 )
+from trivium.dtype import as_dtype
 from trivium.nn.module import GraphModule, Module
 
 
@@ -99,6 +100,9 @@ def _load_tv(path: Path) -> Module:
     graph = check(parse(text))
     if missing := [v.name for v in graph.of_kind("param", "state") if v.name not in values]:
         raise ValueError(f"{path} is damaged: it lacks {missing[0]!r}")
+    for v in graph.of_kind("param", "state"):
+        if (as_dtype(values[v.name].dtype), values[v.name].shape) != v.type:
+            raise ValueError(f"{path} is damaged: its {v.name!r} is not the Graph's {v.type}")
     return GraphModule(graph, values)
 
 

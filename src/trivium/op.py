@@ -19,7 +19,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType, as_dtype
 from trivium.graph import OPS, Graph, GraphError, Operators, Type, Value, current
-from trivium.shape import Dim, ShapeError, broadcast
+from trivium.shape import Dim, ShapeError, broadcast, possible
 
 FRAMEWORKS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
 
@@ -200,6 +200,8 @@ class Op:
         try:
             attrs = self.normalize(types, attrs)
             out = self.infer(types, attrs)
+            for t in out:
+                possible(t.shape, t.dtype.itemsize)
         except (ShapeError, TypeError) as error:
             where = f" in {graph.scope}" if graph.scope else ""
             raise type(error)(f"{self.name}{where}: {error}") from None

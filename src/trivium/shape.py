@@ -8,6 +8,8 @@ be a constant *is* an int: Dims never hide one.
 from __future__ import annotations
 
 import ast
+import operator
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
@@ -32,6 +34,7 @@ class Quotient:
 
 
 Atom = str | Quotient
+_MOST_TERMS = 1000  # a product of sums grows without end, and no model has such a size
 Monomial = tuple[Atom, ...]
 
 
@@ -62,8 +65,11 @@ class Dim:
 
     def __mul__(self, other: Size) -> Size:
         total: dict[Monomial, int] = {}
+        others = tuple(_terms(other))
+        if len(self.terms) * len(others) > _MOST_TERMS:
+            raise ShapeError(f"a size of more than {_MOST_TERMS} terms")
         for mono, coefficient in self.terms:
-            for mono2, coefficient2 in _terms(other):
+            for mono2, coefficient2 in others:
                 key = tuple(sorted(mono + mono2, key=str))
                 total[key] = total.get(key, 0) + coefficient * coefficient2
         return _dim(total)
@@ -83,6 +89,8 @@ class Dim:
     def __floordiv__(self, other: Size) -> Size:
         if isinstance(other, Dim):
             return _exact_quotient(self, other)
+        if other == 0:
+            raise ShapeError(f"'{self}' is divided by zero")
         # (k*q + r) // k == q + r // k: the divisible terms leave the quotient.
         whole = {m: c // other for m, c in self.terms if c % other == 0}
         rest = {m: c for m, c in self.terms if c % other}
@@ -206,9 +214,40 @@ def size_product(sizes: Iterable[Size]) -> Size:
     return product
 
 
+def _memory() -> int:
+    """Bytes of this machine's memory; 1 TiB where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 1 << 40
+
+
+MEMORY = _memory()
+
+
+def possible(shape: Shape, itemsize: int) -> None:
+    """A ShapeError for a shape that no array here can have, before anybody tries to make one.
+
+    ``itemsize`` in bytes. Open sizes count as 1.
+    """
+    least = [s.subs(dict.fromkeys(s.names(), 1)) if isinstance(s, Dim) else s for s in shape]
+    for size, low in zip(shape, least, strict=True):
+        if not isinstance(size, Dim) and low < 0:
+            raise ShapeError(f"the shape {shape} has a negative size")
+    count = size_product(s for s in least if s > 0)
+    if 0 not in shape and count * itemsize > MEMORY:
+        raise ShapeError(
+            f"the shape {shape} is {count * itemsize:,} bytes or more, this machine has {MEMORY:,}"
+        )
+
+
 def subs(size: Size, env: Mapping[str, Size]) -> Size:
     """``size`` with names replaced."""
     return size.subs(env) if isinstance(size, Dim) else size
+
+
+def _zero(spec: str) -> int:
+    raise ShapeError(f"{spec!r} divides by zero")
 
 
 def parse_size(spec: int | str | Dim) -> Size:
@@ -235,20 +274,33 @@ def parse_size(spec: int | str | Dim) -> Size:
             case ast.BinOp(left, ast.Mult(), right):
                 return walk(left) * walk(right)
             case ast.BinOp(left, ast.FloorDiv(), right):
-                return walk(left) // walk(right)
+                return walk(left) // (walk(right) or _zero(spec))
         raise ShapeError(f"{spec!r} is no size: names, integers, + - * // only")
 
     try:
         return walk(ast.parse(spec, mode="eval").body)
-    except SyntaxError as error:
-        raise ShapeError(f"{spec!r} is no size: {error.msg}") from None
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: depth
+        if isinstance(error, ShapeError):
+            raise
+        raise ShapeError(f"{spec[:60]!r} is no size: {error}") from None
 
 
 def as_shape(spec: Any) -> Shape:
     """A shape from ints, names and Dims."""
     if isinstance(spec, (int, str, Dim)):
         spec = (spec,)
-    return tuple(parse_size(s) if isinstance(s, (str, Dim)) else int(s) for s in spec)
+    if not isinstance(spec, Iterable):
+        raise ShapeError(f"a shape is sizes in a tuple, not {spec!r}")
+    return tuple(map(_size, spec))
+
+
+def _size(spec: Any) -> Size:
+    if isinstance(spec, (str, Dim)):
+        return parse_size(spec)
+    try:
+        return operator.index(spec)
+    except TypeError:
+        raise ShapeError(f"a size is an int or a name, not {spec!r}") from None
 
 
 def broadcast(*shapes: Shape) -> Shape:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
+from trivium.check import lacks, words
 from trivium.graph import KINDS, MODE, OPS, Graph, GraphError, Value
 from trivium.shape import as_shape
 
@@ -29,18 +30,36 @@ def parse(text: str) -> Graph:
         return _Reader().graph(definition, {})
     except GraphError:
         raise
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: depth
-        raise GraphError(f"this is no printed Graph: {error}") from None
+    except Exception as error:  # the text is anybody's, and depth ends in a MemoryError
+        raise GraphError(f"this is no printed Graph: {words(error)}") from None
 
 
 def _fail(node: ast.AST, why: str) -> GraphError:
-    return GraphError(f"line {getattr(node, 'lineno', '?')}: {why}: {ast.unparse(node)}")
+    line = ast.unparse(node)
+    shown = line if len(line) <= 200 else f"{line[:200]} ..."
+    return GraphError(f"line {getattr(node, 'lineno', '?')}: {why}: {shown}")
+
+
+class _Names(dict[str, Value | None]):
+    """What each name stands for, and per op the first number that is free."""
+
+    def __init__(self) -> None:
+        super().__init__({"None": None})
+        self.free: dict[str, int] = {}
+
+    def numbered(self, op: str) -> str:
+        """The name that the next result of ``op`` has when it has none of its own."""
+        number = self.free.get(op, 1)
+        while f"{op}_{number}" in self:
+            number += 1
+        self.free[op] = number
+        return f"{op}_{number}"
 
 
 class _Reader:
     def graph(self, definition: ast.FunctionDef, outer: dict[str, Graph]) -> Graph:
         graph = Graph(definition.name)
-        names: dict[str, Value | None] = {"None": None}
+        names = _Names()
         for arg in definition.args.args:
             match arg.annotation:
                 case ast.Call(
@@ -57,7 +76,7 @@ class _Reader:
         self,
         body: list[ast.stmt],
         graph: Graph,
-        names: dict[str, Value | None],
+        names: _Names,
         inner: dict[str, Graph],
     ) -> None:
         for statement in body:
@@ -86,40 +105,41 @@ class _Reader:
                 case _:
                     raise _fail(statement, "not a line of a printed Graph")
 
-    def look(self, where: ast.AST, names: dict[str, Value | None], name: str) -> Value | None:
+    def look(self, where: ast.AST, names: _Names, name: str) -> Value | None:
         if name not in names:
             raise _fail(where, f"{name!r} is not defined above")
         return names[name]
 
     def node(
-        self, line: ast.Assign, graph: Graph, names: dict[str, Value | None],
+        self, line: ast.Assign, graph: Graph, names: _Names,
         inner: dict[str, Graph], target: ast.expr, op: str, args: list[ast.expr],
         keywords: list[ast.keyword],
     ) -> None:  # fmt: skip
         if op not in OPS or not hasattr(OPS[op], "append"):
             raise _fail(line, f"there is no op {op!r}")
         inputs = [
-            None if isinstance(a, ast.Constant) else self.look(line, names, getattr(a, "id", "?"))
+            None
+            if getattr(a, "value", "?") is None
+            else self.look(line, names, getattr(a, "id", "?"))
             for a in args
         ]
         inputs += [None] * (len(OPS[op].arrays) - len(inputs))
+        if lacks(OPS[op], inputs):
+            raise _fail(line, f"{op}: an array is missing")
         attrs = {k.arg or "": self.value(k.value, inner) for k in keywords}
         origin = attrs.pop("origin", None)
         try:
             _, attrs = OPS[op].bind(inputs, attrs)
             outputs = OPS[op].append(graph, inputs, attrs, origin)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise _fail(line, str(error)) from None
+        except Exception as error:
+            raise _fail(line, words(error)) from None
         lefts = target.elts if isinstance(target, ast.Tuple) else [target]
         if len(lefts) != len(outputs):
             raise _fail(line, f"{op} gives {len(outputs)} results")
         for left, value in zip(lefts, outputs, strict=True):
             name = getattr(left, "id", "")
-            number = 1
-            while f"{op}_{number}" in names:
-                number += 1
+            value.name = "" if name == names.numbered(op) else name  # "": numbered when printed
             names[name] = value
-            value.name = "" if name == f"{op}_{number}" else name  # "": numbered when printed
 
     def value(self, node: ast.expr, inner: dict[str, Graph]) -> Any:
         match node:

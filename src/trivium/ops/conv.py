@@ -14,7 +14,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from trivium.graph import Type
 from trivium.op import Refused, S, case, primitive
-from trivium.shape import ShapeError, Size
+from trivium.ops.linalg import product
+from trivium.shape import ShapeError, Size, possible
 
 _GRADIENT = Refused("a gradient: the framework derives its own")
 _LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
@@ -24,12 +25,19 @@ def pairs(value: Any, n: int) -> tuple[tuple[Size, Size], ...]:
     """Padding as (low, high) per axis, from an int, one int per axis, or pairs."""
     if isinstance(value, int):
         return ((value, value),) * n
-    return tuple((v, v) if isinstance(v, int) else (v[0], v[1]) for v in value)
+    found = tuple((v, v) if isinstance(v, int) else (v[0], v[1]) for v in value)
+    return _as_many("padding", found, n)
 
 
 def each(value: Any, n: int) -> tuple[int, ...]:
     """One int per axis."""
-    return (value,) * n if isinstance(value, int) else tuple(value)
+    return (value,) * n if isinstance(value, int) else _as_many("one each", tuple(value), n)
+
+
+def _as_many(what: str, found: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+    if len(found) != n:
+        raise ShapeError(f"{what} of {n} axes, got {found}")
+    return found
 
 
 def spatial(rank: int, layout: str) -> tuple[int, ...]:
@@ -55,6 +63,9 @@ def window_size(
     size: Size, kernel: Any, stride: int, pad: tuple[Size, Size], dilation: int
 ) -> Size:
     """How many windows fit: floor((size + pads - dilation * (kernel - 1) - 1) / stride) + 1."""
+    for number in (kernel, stride, dilation):
+        if isinstance(number, int) and number < 1:
+            raise ShapeError(f"kernel, stride and dilation are 1 or more, got {number}")
     count: Size = (size + pad[0] + pad[1] - dilation * (kernel - 1) - 1) // stride + 1
     if isinstance(count, int) and count < 1:
         raise ShapeError(f"a window of {dilation * (kernel - 1) + 1} is larger than {size} + {pad}")
@@ -77,11 +88,22 @@ def _conv_rule(x: Type, w: Type, b: Type | None = None, *, stride: Any, padding:
     if b is not None and b != Type(x.dtype, (w.shape[0],)):
         error = TypeError if b.dtype != x.dtype else ShapeError
         raise error(f"the bias is {b}, wants {Type(x.dtype, (w.shape[0],))}")
+    if groups < 1:
+        raise ShapeError(f"groups={groups}: there is one or more")
+    _held(x, layout, padding)
     shape = list(x.shape)
     shape[channel] = w.shape[0]
     for i, axis in enumerate(axes):
         shape[axis] = window_size(x.shape[axis], w.shape[i + 2], stride[i], padding[i], dilation[i])
     return Type(x.dtype, tuple(shape))
+
+
+def _held(x: Type, layout: str, padding: Any) -> None:
+    """Images with their padding have to be possible, whatever the stride leaves of them."""
+    shape = list(x.shape)
+    for axis, (low, high) in zip(spatial(len(shape), layout), padding, strict=True):
+        shape[axis] = low + shape[axis] + high
+    possible(tuple(shape), x.dtype.itemsize)
 
 
 def _channels_first(x: Any, layout: str) -> Any:
@@ -145,7 +167,7 @@ def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, di
     )
     columns = columns.reshape(groups, n * int(np.prod(out)), -1)
     kernels = w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
-    y = np.matmul(columns, kernels).reshape(groups, n, *out, -1)
+    y = product(columns, kernels).reshape(groups, n, *out, -1)
     y = np.moveaxis(y, 0, -2).reshape(n, *out, w.shape[0])
     if b is not None:
         y = y + b
@@ -164,12 +186,21 @@ def _conv_vjp(g: Any, out: Any, x: Any, w: Any, b: Any = None, **attrs: Any) -> 
     )
 
 
-def _input_grad_rule(g: Type, w: Type, *, size: Any, groups: int, layout: str, **_: Any) -> Type:
+def _transposed(result: Type, found: Type, wants: Type) -> Type:
+    """``result``, if what it is the gradient of would give ``wants``."""
+    if found != wants:
+        raise ShapeError(f"the gradient {wants} belongs to no {result}: that would give {found}")
+    return result
+
+
+def _input_grad_rule(g: Type, w: Type, *, size: Any, **attrs: Any) -> Type:
+    groups, layout = attrs["groups"], attrs["layout"]
     shape = list(g.shape)
     shape[layout.index("C")] = w.shape[1] * groups
     for axis, s in zip(spatial(len(g.shape), layout), size, strict=True):
         shape[axis] = s
-    return Type(g.dtype, tuple(shape))
+    x = Type(g.dtype, tuple(shape))
+    return _transposed(x, _conv_rule(x, w, **attrs), g)
 
 
 _GRAD_CASES = [
@@ -210,9 +241,12 @@ def _input_grad_vjp(t: Any, out: Any, g: Any, w: Any, *, size: Any, **attrs: Any
     return conv(t, w, **attrs), conv_weight_grad(t, g, kernel=w.shape[2:], **attrs)
 
 
-def _weight_grad_rule(x: Type, g: Type, *, kernel: Any, groups: int, layout: str, **_: Any) -> Type:
-    c = layout.index("C")
-    return Type(x.dtype, (g.shape[c], x.shape[c] // groups, *kernel))
+def _weight_grad_rule(x: Type, g: Type, *, kernel: Any, **attrs: Any) -> Type:
+    groups, c = attrs["groups"], attrs["layout"].find("C")
+    if groups < 1 or len(g.shape) != len(x.shape) or not spatial(len(x.shape), attrs["layout"]):
+        raise ShapeError(f"{x}, {g} and groups={groups} do not fit")
+    w = Type(x.dtype, (g.shape[c], x.shape[c] // groups, *kernel))
+    return _transposed(w, _conv_rule(x, w, **attrs), g)
 
 
 @primitive(
@@ -240,7 +274,7 @@ def conv_weight_grad(x: Any, g: Any, *, kernel: Any, stride: Any = 1, padding: A
     columns = columns.reshape(groups, -1, c // groups * int(np.prod(kernel)))
     rows = g.reshape(n, groups, g.shape[1] // groups, -1).transpose(1, 2, 0, 3)
     rows = rows.reshape(groups, g.shape[1] // groups, -1)
-    return np.matmul(rows, columns).reshape(g.shape[1], c // groups, *kernel)
+    return product(rows, columns).reshape(g.shape[1], c // groups, *kernel)
 
 
 @conv_weight_grad.vjp

@@ -7,14 +7,10 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.dtype import DType, as_dtype
+from trivium.dtype import DType, as_dtype, holds
 from trivium.graph import Type
 from trivium.op import S, case, composite, primitive, zero_gradient
-from trivium.shape import Size, as_shape, parse_size
-
-
-def _filled(*, shape: Any, dtype: DType, **_: Any) -> Type:
-    return Type(dtype, as_shape(shape))
+from trivium.shape import Dim, ShapeError, Size, as_shape, parse_size, possible
 
 
 def _full_normal(*, shape: Any, value: Any, dtype: Any) -> dict[str, Any]:
@@ -24,13 +20,20 @@ def _full_normal(*, shape: Any, value: Any, dtype: Any) -> dict[str, Any]:
     return {"shape": as_shape(shape), "value": value, "dtype": as_dtype(dtype)}
 
 
+def _full_rule(*, shape: Any, value: Any, dtype: DType) -> Type:
+    if not isinstance(value, Dim):
+        holds(value, dtype)
+    return Type(dtype, as_shape(shape))
+
+
 @primitive(
-    rule=_filled,
+    rule=_full_rule,
     normal=_full_normal,
     vjp=zero_gradient,
     cases=[
         case(shape=(2, 3), value=1.5, dtype=dt.float32),
         case(shape=(), value=2, dtype=dt.int64),
+        case(shape=(2,), value=True, dtype=dt.bool_),
     ],
     torch="torch.full({shape}, {value}, dtype={dtype})",
     keras="ops.full({shape}, {value}, dtype={dtype})",
@@ -63,9 +66,15 @@ def constant(*, value: Any) -> Any:
 
 
 def _arange_normal(*, stop: Any, start: Any, step: Any, dtype: Any) -> dict[str, Any]:
+    if isinstance(step, int) and step == 0:
+        raise ShapeError("a range with step=0 has no end")
+    stop, start = parse_size(stop), parse_size(start)
+    for end in (stop, start):
+        if isinstance(end, int):
+            holds(end, dt.int64)
     return {
-        "stop": parse_size(stop),
-        "start": parse_size(start),
+        "stop": stop,
+        "start": start,
         "step": step,
         "dtype": as_dtype(dtype),
     }
@@ -76,8 +85,14 @@ def _count(stop: Any, start: Any, step: Any) -> Size:
     return max(count, 0) if isinstance(count, int) else count
 
 
+def _arange_rule(*, stop: Any, start: Any, step: Any, dtype: DType) -> Type:
+    shape = (_count(stop, start, step),)
+    possible(shape, dt.int64.itemsize)  # it is counted in integers first
+    return Type(dtype, shape)
+
+
 @primitive(
-    rule=lambda *, stop, start, step, dtype: Type(dtype, (_count(stop, start, step),)),
+    rule=_arange_rule,
     normal=_arange_normal,
     vjp=zero_gradient,
     cases=[case(stop=5), case(stop=11, start=2, step=3, dtype=dt.float32)],

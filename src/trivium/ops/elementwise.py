@@ -16,6 +16,13 @@ _ONE = [case(S(2, 3)), case(S(4, low=-6, high=6)), case(S())]
 _POSITIVE = [case(S(2, 3, low=0.3, high=4))]
 
 
+def arithmetic(*types: Type) -> Type:
+    """Type rule: the arrays broadcast, the dtype stays, and is no bool."""
+    if any(t.dtype == bool_ for t in types):
+        raise TypeError("bools are not subtracted, negated or raised: cast first")
+    return elementwise(*types)
+
+
 # -- arithmetic ------------------------------------------------------------------------------------
 @primitive(
     promotes=True,
@@ -35,6 +42,7 @@ def add(x: Any, y: Any) -> Any:
 
 
 @primitive(
+    rule=arithmetic,
     promotes=True,
     vjp=lambda g, out, x, y: (g, -g),
     cases=_TWO,
@@ -79,6 +87,7 @@ def divide(x: Any, y: Any) -> Any:
 
 
 @primitive(
+    rule=arithmetic,
     promotes=True,
     cases=[case(S(2, 3, low=0.5, high=3), S(3)), case(S(2, 3, low=0.5), S(2, 1, low=1, high=3))],
     torch="{x} ** {y}", keras="{x} ** {y}", tensorflow="{x} ** {y}",
@@ -125,6 +134,7 @@ def minimum(x: Any, y: Any) -> Any:
 
 
 @primitive(
+    rule=arithmetic,
     vjp=lambda g, out, x: (-g,), cases=_ONE,
     torch="-{x}", keras="-{x}", tensorflow="-{x}", mxnet="-{x}", jax="-{x}", onnx="Neg",
 )  # fmt: skip
@@ -144,6 +154,7 @@ def abs(x: Any) -> Any:
 
 
 @primitive(
+    rule=arithmetic,
     vjp=zero_gradient, cases=[case(S(2, 3))],
     torch="torch.sign({x})", keras="ops.sign({x})", tensorflow="tf.sign({x})",
     mxnet="F.sign({x})", jax="jnp.sign({x})", onnx="Sign",
@@ -251,6 +262,7 @@ def sigmoid(x: Any) -> Any:
 
 
 @primitive(
+    rule=arithmetic,
     vjp=lambda g, out, x: (g * (x > 0).astype(g.dtype),), cases=_ONE,
     torch="F.relu({x})", keras="ops.relu({x})", tensorflow="tf.nn.relu({x})",
     mxnet="F.relu({x})", jax="jax.nn.relu({x})", onnx="Relu",

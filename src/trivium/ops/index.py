@@ -9,7 +9,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import Type
 from trivium.op import Refused, S, case, composite, primitive
-from trivium.shape import normalize_axes
+from trivium.shape import ShapeError, normalize_axes
 
 
 def _take_rule(x: Type, indices: Type, *, axis: int) -> Type:
@@ -53,7 +53,10 @@ def _take_vjp(g: Any, out: Any, x: Any, indices: Any, *, axis: int) -> Any:
 
 def _take_grad_rule(g: Type, indices: Type, *, axis: int, size: Any) -> Type:
     after = g.shape[axis + len(indices.shape) :]
-    return Type(g.dtype, (*g.shape[:axis], size, *after))
+    x = Type(g.dtype, (*g.shape[:axis], size, *after))
+    if not 0 <= axis < len(x.shape) or _take_rule(x, indices, axis=axis) != g:
+        raise ShapeError(f"the gradient {g} does not come from {indices} along axis {axis}")
+    return x
 
 
 @primitive(

@@ -23,6 +23,11 @@ def _matmul_rule(x: Type, y: Type) -> Type:
     return Type(x.dtype, (*broadcast(a[:-2], b[:-2]), *rows, *columns))
 
 
+def product(x: Any, y: Any) -> Any:
+    """NumPy's matmul in the dtype of its operands: of two bfloat16 it makes a float32."""
+    return np.matmul(x, y).astype(np.result_type(x, y), copy=False)
+
+
 @primitive(
     rule=_matmul_rule, promotes=True,
     cases=[case(S(2, 3), S(3, 4)), case(S(5, 2, 3), S(3, 4)), case(S(2, 1, 2, 3), S(4, 3, 5)),
@@ -37,7 +42,7 @@ def matmul(x: Any, y: Any) -> Any:
     >>> tv.matmul(tv.asarray([[1.0, 2.0]]), tv.asarray([[3.0], [4.0]]))
     tensor([[11.]])
     """
-    return np.matmul(x, y)
+    return product(x, y)
 
 
 @matmul.vjp
@@ -55,8 +60,10 @@ def _matmul_vjp(g: Any, out: Any, x: Any, y: Any) -> Any:
 
 
 def _linear_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
-    y = x @ weight.T
-    return y if bias is None else np.add(y, bias, out=y)
+    y = product(x, weight.T)
+    if bias is None:
+        return y
+    return np.add(y, bias, out=y) if bias.dtype == y.dtype else y + bias
 
 
 @composite(

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import holds
 from trivium.graph import OPS, Type
 from trivium.op import Refused, S, case, composite, primitive
 from trivium.ops.conv import (
     _channels_back,
     _channels_first,
+    _held,
     _padded,
+    _transposed,
     _windows,
     default_layout,
     each,
@@ -41,16 +44,24 @@ def _normal_plain(x: Type, **attrs: Any) -> dict[str, Any]:
     return out
 
 
+def _fold_normal(g: Type, *, size: Any, **attrs: Any) -> dict[str, Any]:
+    n = len(attrs["kernel"])
+    return _normal(Type(g.dtype, g.shape[: len(g.shape) - n]), **attrs)
+
+
 def _pool_rule(x: Type, *, kernel: Any, stride: Any, padding: Any, layout: str,
                dilation: Any = None, **_: Any) -> Type:  # fmt: skip
     shape = list(x.shape)
     dilation = dilation or (1,) * len(kernel)
+    _held(x, layout, padding)
     for i, axis in enumerate(spatial(len(x.shape), layout)):
         shape[axis] = window_size(x.shape[axis], kernel[i], stride[i], padding[i], dilation[i])
     return Type(x.dtype, tuple(shape))
 
 
 def _windows_rule(x: Type, *, kernel: Any, **attrs: Any) -> Type:
+    if any(p for pair in attrs["padding"] for p in pair):
+        holds(attrs.get("value", 0.0), x.dtype)
     return Type(x.dtype, (*_pool_rule(x, kernel=kernel, **attrs).shape, *kernel))
 
 
@@ -83,15 +94,16 @@ def _windows_vjp(g: Any, out: Any, x: Any, *, value: float, **attrs: Any) -> Any
     return (fold(g, size=sizes, **attrs),)
 
 
-def _fold_rule(g: Type, *, size: Any, kernel: Any, layout: str, **_: Any) -> Type:
-    shape = list(g.shape[: -len(kernel)])
-    for axis, s in zip(spatial(len(shape), layout), size, strict=True):
+def _fold_rule(g: Type, *, size: Any, **attrs: Any) -> Type:
+    shape = list(g.shape[: -len(attrs["kernel"])])
+    for axis, s in zip(spatial(len(shape), attrs["layout"]), size, strict=True):
         shape[axis] = s
-    return Type(g.dtype, tuple(shape))
+    x = Type(g.dtype, tuple(shape))
+    return _transposed(x, _windows_rule(x, **attrs), g)
 
 
 @primitive(
-    rule=_fold_rule, **_INSIDE,
+    rule=_fold_rule, normal=_fold_normal, **_INSIDE,
     cases=[case(S(2, 3, 2, 2, 3, 2), size=(5, 4), kernel=(3, 2), stride=(2, 2),
                 padding=((0, 0), (0, 0)), dilation=(1, 1), layout="NCHW")],
 )  # fmt: skip

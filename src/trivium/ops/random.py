@@ -13,13 +13,19 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Type
 from trivium.op import S, case, composite, elementwise, primitive, zero_gradient
-from trivium.shape import as_shape
+from trivium.shape import ShapeError, as_shape
 
 _KEY = S(2, dtype="uint64", low=0, high=1000)
 
 
+def _uniform_rule(key: Type, *, shape: Any, salt: int, dtype: dt.DType) -> Type:
+    if key != Type(dt.uint64, (2,)) or not 0 <= salt < 1 << 64:
+        raise ShapeError(f"wants two uint64 as key and one as salt, got {key} and salt={salt}")
+    return Type(dtype, shape)
+
+
 @primitive(
-    rule=lambda key, *, shape, salt, dtype: Type(dtype, shape),
+    rule=_uniform_rule,
     normal=lambda key, *, shape, salt, dtype: {"shape": as_shape(shape)},
     vjp=zero_gradient, random=True,
     cases=[case(_KEY, shape=(2, 3)), case(_KEY, shape=(4,), salt=7)],

@@ -9,7 +9,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import OPS, Type
 from trivium.op import S, case, composite, primitive, zero_gradient
-from trivium.shape import normalize_axes, size_product
+from trivium.shape import ShapeError, normalize_axes, size_product
 
 _CASES = [
     case(S(2, 3, 4)),
@@ -80,6 +80,16 @@ def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     return sum(x, axis=axis, keepdims=keepdims) / OPS["full"](shape=(), value=count, dtype=x.dtype)
 
 
+def _some(x: Type, axis: tuple[int, ...]) -> None:
+    if any(x.shape[a] == 0 for a in axis):
+        raise ShapeError(f"nothing has no extremum: {x} along {axis}")
+
+
+def _extremum_rule(x: Type, *, axis: tuple[int, ...], keepdims: bool) -> Type:
+    _some(x, axis)
+    return _reduced(x, axis=axis, keepdims=keepdims)
+
+
 def _extremum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     # Equal extrema share the gradient, as torch.amax and JAX do.
     hit = (x == spread(out, x, axis, keepdims)).astype(x.dtype)
@@ -87,7 +97,7 @@ def _extremum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any
 
 
 @primitive(
-    rule=_reduced, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
+    rule=_extremum_rule, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
     torch="{x}.amax({axis}{keepdims!flag})",
     keras="ops.max({x}, axis={axis}{keepdims!flag_keepdims})",
     tensorflow="tf.reduce_max({x}, axis={axis}{keepdims!flag_keepdims})",
@@ -100,7 +110,7 @@ def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 @primitive(
-    rule=_reduced, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
+    rule=_extremum_rule, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
     torch="{x}.amin({axis}{keepdims!flag})",
     keras="ops.min({x}, axis={axis}{keepdims!flag_keepdims})",
     tensorflow="tf.reduce_min({x}, axis={axis}{keepdims!flag_keepdims})",
@@ -113,6 +123,7 @@ def min(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
 
 
 def _argmax_rule(x: Type, *, axis: int) -> Type:
+    _some(x, (axis,))
     return Type(dt.int64, tuple(s for i, s in enumerate(x.shape) if i != axis))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import holds
 from trivium.graph import OPS, Type
 from trivium.op import S, case, composite, primitive
 from trivium.shape import (
@@ -16,6 +17,7 @@ from trivium.shape import (
     broadcast,
     normalize_axes,
     parse_size,
+    possible,
     size_product,
 )
 
@@ -144,6 +146,13 @@ def squeeze(x: Any, *, axis: Any) -> Any:
     return reshape(x, shape=tuple(s for i, s in enumerate(x.shape) if i not in axis))
 
 
+def _joined(*xs: Type, new: int) -> int:
+    """How many axes the result of joining ``xs`` has."""
+    if not xs:
+        raise ShapeError("there is nothing to join")
+    return len(xs[0].shape) + new
+
+
 def _concat_rule(*xs: Type, axis: int) -> Type:
     first = xs[0]
     for x in xs[1:]:
@@ -165,7 +174,7 @@ def _concat_rule(*xs: Type, axis: int) -> Type:
 
 @primitive(
     rule=_concat_rule, promotes=True,
-    normal=lambda *xs, axis: {"axis": normalize_axes(axis, len(xs[0].shape))[0]},
+    normal=lambda *xs, axis: {"axis": normalize_axes(axis, _joined(*xs, new=0))[0]},
     cases=[case(S(2, 3), S(1, 3)), case(S(2, 3), S(2, 1), S(2, 4), axis=-1)],
     torch="torch.cat([{xs}], dim={axis})", keras="ops.concatenate([{xs}], axis={axis})",
     tensorflow="tf.concat([{xs}], axis={axis})", mxnet="F.concat({xs}, dim={axis})",
@@ -187,7 +196,7 @@ def _concat_vjp(g: Any, out: Any, *xs: Any, axis: int) -> Any:
 
 
 @composite(
-    normal=lambda *xs, axis: {"axis": normalize_axes(axis, len(xs[0].shape) + 1)[0]},
+    normal=lambda *xs, axis: {"axis": normalize_axes(axis, _joined(*xs, new=1))[0]},
     cases=[case(S(2, 3), S(2, 3)), case(S(2, 3), S(2, 3), S(2, 3), axis=1)],
     torch="torch.stack([{xs}], dim={axis})", keras="ops.stack([{xs}], axis={axis})",
     tensorflow="tf.stack([{xs}], axis={axis})", mxnet="F.stack({xs}, axis={axis})",
@@ -301,8 +310,18 @@ def _pad_normal(x: Type, *, low: Any, high: Any, interior: Any, value: float) ->
     return {"low": tuple(low), "high": tuple(high), "interior": tuple(interior or zeros)}
 
 
+def cut(size: Size) -> Size:
+    """``size``, and no less than 0 where it is known."""
+    return max(size, 0) if isinstance(size, int) else size
+
+
 def _pad_rule(x: Type, *, low: Any, high: Any, interior: Any, value: float) -> Type:
-    sizes = zip(x.shape, low, high, interior, strict=True)
+    if not len(x.shape) == len(low) == len(high) == len(interior) or any(i < 0 for i in interior):
+        raise ShapeError(f"low={low}, high={high} and interior={interior} do not fit {x}")
+    holds(value, x.dtype)
+    sizes = list(zip(x.shape, low, high, interior, strict=True))
+    grown = (s + cut(a) + cut(b) + cut(s - 1) * i for s, a, b, i in sizes)
+    possible(tuple(grown), x.dtype.itemsize)
     return Type(x.dtype, tuple(a + s + b + (s - 1) * i if i else a + s + b for s, a, b, i in sizes))
 
 
