@@ -34,7 +34,7 @@ from trivium.dtype import (
     uint64,
 )  # fmt: skip
 from trivium.engines import engines
-from trivium.fit import Callback, History, TrainStep, compile
+from trivium.fit import Callback, History, TerminateOnNaN, TrainStep, compile
 from trivium.functional import grad, value_and_grad
 from trivium.graph import MODE, Graph, GraphError, UnsupportedError
 from trivium.nn.module import seed, trace
@@ -121,6 +121,7 @@ __all__ = [
     "ShapeError",
     "Spec",
     "Tensor",
+    "TerminateOnNaN",
     "TrainStep",
     "UnsupportedError",
     "VerificationError",
