@@ -103,8 +103,9 @@ def rnn(x: Any, w: Any, u: Any, b: Any, c: Any, *, activation: str) -> Any:
     return outputs, last[0]
 
 
-def cross_entropy(logits: Any, labels: Any, *, reduction: str) -> Any:
-    return F.cross_entropy(logits.movedim(-1, 1), labels, reduction=reduction)
+def cross_entropy(logits: Any, labels: Any, *, reduction: str, ignore_index: int | None) -> Any:
+    ignored = -100 if ignore_index is None else ignore_index  # the cases' labels are classes
+    return F.cross_entropy(logits.movedim(-1, 1), labels, reduction=reduction, ignore_index=ignored)
 
 
 def take(x: Any, indices: Any, *, axis: int) -> Any:

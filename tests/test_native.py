@@ -114,7 +114,7 @@ def agree(graph: Graph, arrays: list[Any], tolerance: float) -> NativeFunction:
 
 
 def kernels(function: NativeFunction) -> set[str]:
-    (frames,) = function._frames.values()
+    frames = function._frames.last()
     recipe = frames.program.recipe
     return {recipe.nodes[k].op for k, _, _ in recipe.kernels}
 
@@ -224,7 +224,7 @@ def test_large_convolutions_are_tiles(name: str) -> None:
     back = pullback(graph, [v.name for v in graph.inputs[images[1] == 1 :]])
     g = rng.standard_normal(graph.outputs[0].shape).astype(np.float32)
     function = agree(back, [x, w, g], 4e-6)
-    (frames,) = function._frames.values()
+    frames = function._frames.last()
     plans = [p for phase in frames.program._build().phases for p in phase.plans]
     products = [p for p in plans if p.nest.kind == "sum" and p.nest.body.op == "multiply"]
     assert len(products) >= 2
@@ -381,8 +381,10 @@ def test_labels_out_of_range_stop_the_step_before_it_changes_anything() -> None:
     x, y = np.ones((5, 2), np.float32), np.array([0, 1, 2, 0, 1])
     step(x, y)
     before = {n: a.copy() for n, a in model.state_dict().items()}
-    with pytest.raises(IndexError, match="one_hot: an index is out of range for 3 entries"):
+    with pytest.raises(IndexError, match="label 3 is out of range for 3 classes"):
         step(x, y + 1)
+    with pytest.raises(IndexError, match="one_hot: an index is out of range for 3 entries"):
+        step._trainer.step([x, y + 1], 0.1)  # the engine's own, for indices that are computed
     for name, value in model.state_dict().items():
         assert value.tobytes() == before[name].tobytes()
     assert np.isfinite(step(x, y))
@@ -400,7 +402,7 @@ def test_an_index_that_is_computed_is_checked_too() -> None:
 def test_a_wrong_input_is_named() -> None:
     step = tv.TrainStep(tv.nn.Linear(1), "mse", tv.optim.SGD(0.1), engine="native")
     step(np.ones((4, 2), np.float32), np.ones((4, 1), np.float32))
-    with pytest.raises(tv.ShapeError, match="x0"):
+    with pytest.raises(tv.ShapeError, match="x wants shape"):
         step(np.ones((4, 3), np.float32), np.ones((4, 1), np.float32))
 
 

@@ -33,7 +33,7 @@ from trivium.dtype import (
 )  # fmt: skip
 from trivium.engines import engines
 from trivium.files import load, save
-from trivium.fit import Callback, History, TrainStep, compile
+from trivium.fit import Callback, History, TerminateOnNaN, TrainStep, compile
 from trivium.functional import grad, value_and_grad
 from trivium.graph import MODE, Graph, GraphError, UnsupportedError
 from trivium.nn.module import seed, trace
@@ -120,6 +120,7 @@ __all__ = [
     "ShapeError",
     "Spec",
     "Tensor",
+    "TerminateOnNaN",
     "TrainStep",
     "UnsupportedError",
     "VerificationError",

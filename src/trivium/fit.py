@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from trivium import optim
-from trivium.data import batches
+from trivium.data import batches, row_count
+from trivium.demands import Demands
 from trivium.engines import get as engine_named
 from trivium.graph import OPS, Graph
+from trivium.metrics import metric_function
+from trivium.nn.held import in_mode
 from trivium.nn.module import GraphModule, Module, Parameter, restructure, trace
-from trivium.shape import ShapeError
+from trivium.recent import Recent
 from trivium.tensor import Tensor, asarray, spec_of
 
 LOSSES = {
@@ -45,7 +51,10 @@ def _float32(x: Any) -> Any:
 class TrainStep:
     """One training step (forward, gradients, update) as one call on any engine.
 
-    ``step(x, y) -> loss``, the loss before the step. ``model.state_dict()`` sees every update.
+    ``step(x, y) -> loss``, the loss before the step; ``x`` is a tuple where the model has several
+    inputs. ``model.state_dict()`` sees every update. A batch that does not fit the model or the
+    loss is refused before the engine has it, in the same words on all of them. A loss that is not
+    finite is a warning, once.
 
     >>> import trivium as tv
     >>> model = tv.nn.Linear(1)
@@ -72,26 +81,76 @@ class TrainStep:
         self.threads = threads
         self._trainer: Any = None
         self._params: dict[str, Parameter] = {}
-        self._behind = self._outdated = False
+        self._behind = self._outdated = self._warned = False
+        self._like: list[tuple[Any, Any]] = []  # shape and dtype of the arrays of the last step
+        self._steps = 0
 
     def __call__(self, x: Any, y: Any) -> float:
-        arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
-        if self._trainer is None:
-            self._start(arrays)
-        elif self._outdated:
+        arrays: Sequence[Any] = (*x, y) if isinstance(x, tuple) else (x, y)
+        if not self._as_before(arrays):
+            arrays = self._admitted(arrays)
+        if self._outdated:
             self._trainer.load({name: p.data for name, p in self._params.items()})
             self._outdated = False
+        if self._demands.of_numbers:
+            self._demands.numbers(arrays)
         loss: float = self._trainer.step(arrays, self.optimizer.lr)
         self._behind = True
+        self._steps += 1
+        if not -math.inf < loss < math.inf and not self._warned:
+            self._warn(loss, arrays)
         return loss
+
+    def _as_before(self, arrays: Sequence[Any]) -> bool:
+        """Are these arrays as those of the last step, which were as they should be?"""
+        if len(arrays) != len(self._like):
+            return False
+        for a, (shape, dtype) in zip(arrays, self._like, strict=True):
+            if type(a) is not np.ndarray or a.dtype is not dtype or a.shape != shape:
+                return False
+        return True
+
+    def _admitted(self, given: Sequence[Any]) -> list[Any]:
+        """The arrays as the engine takes them, once they are seen to fit; makes it the first time.
+
+        What is wrong with them is said here, before any engine has them.
+        """
+        arrays = [_float32(a) for a in given]
+        row_count(dict(zip(_names(len(arrays)), arrays, strict=True)), 1)
+        if self._trainer is None:
+            self._start(arrays)
+        self._demands.sizes(arrays)
+        self._like = [(a.shape, a.dtype) for a in arrays]
+        return arrays
+
+    def check(self, x: Any, y: Any) -> None:
+        """Raise where numbers in ``x`` or ``y`` are nothing that the model or the loss can take."""
+        arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
+        if self._trainer is None:
+            self._admitted([a[:1] for a in arrays])
+        self._demands.sizes(arrays)
+        self._demands.numbers(arrays)
+
+    def _warn(self, loss: float, arrays: Sequence[Any]) -> None:
+        self._warned = True
+        bad = [name for name, p in self._params.items() if not _finite(p.data)]
+        wrong = [n for n, a in zip(_names(len(arrays)), arrays, strict=True) if not _finite(a)]
+        parameter = f"the first parameter that is not finite is {bad[0]!r}" if bad else (
+            "all parameters are finite")  # fmt: skip
+        batch = f"; neither is {wrong[0]}, the batch itself" if wrong else ""
+        warnings.warn(
+            f"the loss of step {self._steps} is {loss}; {parameter}{batch}", RuntimeWarning, 3
+        )
 
     def _start(self, arrays: list[Any]) -> None:
         def compute(*args: Any) -> Any:
             *inputs, target = args
             return self.loss(self.model(*inputs), target)
 
+        _takes(self.model, len(arrays) - 1)
         specs = [spec_of(a, batch=True) for a in arrays]
         graph = trace(compute, *specs, training=True, name=type(self.model).__name__)
+        self._demands = Demands(graph, _names(len(arrays)))
         self._params = captured(graph)
         values = {name: p.data for name, p in self._params.items()}
         update = self.optimizer.update()
@@ -115,6 +174,23 @@ class TrainStep:
         """A parameter was given other numbers; the next step starts from them."""
         self.fetch()
         self._outdated = True
+
+
+def _names(count: int) -> list[str]:
+    """What the arrays of a batch are called: x and y, or x0, x1, y."""
+    return ["x", "y"] if count == 2 else [*(f"x{i}" for i in range(count - 1)), "y"]
+
+
+def _finite(array: Any) -> bool:
+    return array.dtype.kind in "biu" or bool(np.isfinite(array.astype(np.float64)).all())
+
+
+def _takes(model: Module, count: int) -> None:
+    """Raise unless ``model.forward`` takes so many inputs."""
+    try:
+        inspect.signature(model.forward).bind(*range(count))
+    except TypeError as error:
+        raise TypeError(f"{model!r} got {count} inputs: {error}") from None
 
 
 def captured(graph: Graph) -> dict[str, Parameter]:
@@ -142,7 +218,7 @@ class History:
 
 
 class Callback:
-    """Override what you need; return True from ``on_epoch_end`` to stop."""
+    """Override what you need; return True from ``on_epoch_end`` or ``on_batch_end`` to stop."""
 
     def on_epoch_begin(self, epoch: int) -> None:
         """Before an epoch."""
@@ -150,27 +226,24 @@ class Callback:
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float]) -> bool | None:
         """After an epoch, with its numbers."""
 
-
-def accuracy(prediction: Any, target: Any) -> float:
-    """The part of rows whose largest score is at the target."""
-    return float(np.mean(np.argmax(prediction, axis=-1) == np.asarray(target)))
+    def on_batch_end(self, batch: int, logs: Mapping[str, float]) -> bool | None:
+        """After a step, with its loss; ``batch`` counts from 0 in each epoch."""
 
 
-def mean_absolute_error(prediction: Any, target: Any) -> float:
-    """The mean of the absolute differences."""
-    return float(np.mean(np.abs(prediction - np.asarray(target))))
+class TerminateOnNaN(Callback):
+    """Stops as soon as a loss is not finite."""
 
-
-METRICS: dict[str, Callable[..., float]] = {"accuracy": accuracy, "mae": mean_absolute_error}
+    def on_batch_end(self, batch: int, logs: Mapping[str, float]) -> bool | None:
+        """True where the loss is nan or infinite."""
+        return not math.isfinite(logs["loss"])
 
 
 def compile_(self: Module, optimizer: str | optim.Optimizer = "adam", loss: Any = "cross_entropy",
              metrics: Sequence[Any] = (), engine: str | None = None) -> Module:  # fmt: skip
     """Choose what ``fit`` trains with: optimizer, loss, metrics and engine, by name or object."""
-    self.training_setup = TrainStep(self, loss, optimizer, engine)  # type: ignore[attr-defined]
+    step = self.training_setup = TrainStep(self, loss, optimizer, engine)  # type: ignore[attr-defined]
     self.metrics = {  # type: ignore[attr-defined]
-        (m if isinstance(m, str) else m.__name__): METRICS[m] if isinstance(m, str) else m
-        for m in metrics
+        (m if isinstance(m, str) else m.__name__): metric_function(m, step.loss) for m in metrics
     }
     return self
 
@@ -182,33 +255,51 @@ def _setup(model: Module) -> TrainStep:
     return step
 
 
+def _rows(x: Any, y: Any, batch_size: int) -> list[Any]:
+    """The arrays of ``x`` and ``y``, which have as many rows as each other."""
+    arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
+    row_count(dict(zip(_names(len(arrays)), arrays, strict=True)), batch_size)
+    return arrays
+
+
 def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
         validation_data: tuple[Any, Any] | None = None, callbacks: Sequence[Callback] = (),
         shuffle: bool = True, verbose: bool = True, seed: int = 0) -> History:  # fmt: skip
-    """Train on ``x``, ``y``: shuffled batches, ``epochs`` times; shows its progress."""
+    """Train on ``x``, ``y``: shuffled batches, ``epochs`` times; shows its progress.
+
+    ``x`` is a tuple where the model has several inputs. All labels are looked at before the first
+    step.
+    """
     step, history = _setup(self), History()
-    x, y = _float32(x), _float32(y)
-    if len(x) != len(y):
-        raise ShapeError(f"x has {len(x)} rows, y has {len(y)}")
+    arrays = _rows(x, y, batch_size)
+    if validation_data is not None:
+        _rows(*validation_data, batch_size)
+    step.check(tuple(arrays[:-1]), arrays[-1])
     self.train()
-    with _bar(epochs * -(-len(x) // batch_size), verbose) as advance:
+    with _bar(epochs * -(-len(arrays[-1]) // batch_size), verbose) as advance:
         for epoch in range(epochs):
             for c in callbacks:
                 c.on_epoch_begin(epoch)
             total, seen = 0.0, 0
             batch_losses = history.history.setdefault("batch_loss", [])
-            for bx, by in batches(x, y, batch_size=batch_size, shuffle=shuffle, seed=seed + epoch):
-                batch_losses.append(step(bx, by))
-                total += batch_losses[-1] * len(bx)
-                seen += len(bx)
+            stop = False
+            for k, (*bx, by) in enumerate(
+                batches(*arrays, batch_size=batch_size, shuffle=shuffle, seed=seed + epoch)
+            ):
+                loss = step(tuple(bx), by)
+                batch_losses.append(loss)
+                total += loss * len(by)
+                seen += len(by)
                 advance(f"epoch {epoch + 1}/{epochs}  loss {total / seen:.4f}")
+                if stop := any([c.on_batch_end(k, {"loss": loss}) for c in callbacks]):
+                    break
             logs = {"loss": total / seen}
             if validation_data is not None:
                 found = self.evaluate(*validation_data, batch_size=batch_size)
                 logs |= {f"val_{k}": v for k, v in found.items()}
                 self.train()
             history.add(logs)
-            if any([c.on_epoch_end(epoch, logs) for c in callbacks]):
+            if any([c.on_epoch_end(epoch, logs) for c in callbacks]) or stop:
                 break
     self.eval()
     return history
@@ -253,22 +344,19 @@ class _bar:
 
 
 def predict(self: Module, x: Any, *, batch_size: int = 256) -> Any:
-    """The outputs for ``x`` in inference mode, as one NumPy array."""
-    was = self._training
-    self.eval()
-    try:
-        parts = [
-            np.asarray(self(asarray(part)))
-            for (part,) in batches(_float32(x), batch_size=batch_size)
-        ]
-    finally:
-        self.train(was)
+    """The outputs for ``x`` in inference mode, as one NumPy array; a tuple for several inputs."""
+    arrays = [_float32(a) for a in (x if isinstance(x, tuple) else (x,))]
+    row_count(dict(zip([*_names(len(arrays) + 1)[:-1]], arrays, strict=True)), batch_size)
+    _takes(self, len(arrays))
+    with in_mode(False):
+        parts = [np.asarray(self(*part)) for part in batches(*arrays, batch_size=batch_size)]
     return np.concatenate(parts)
 
 
 def evaluate(self: Module, x: Any, y: Any, *, batch_size: int = 256) -> dict[str, float]:
     """Loss and metrics on ``x``, ``y`` in inference mode."""
     step = _setup(self)
+    _rows(x, y, batch_size)
     prediction = predict(self, x, batch_size=batch_size)
     loss = step.loss(asarray(prediction), asarray(_float32(y)))
     logs = {"loss": float(loss)}
@@ -306,22 +394,23 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], engine: str | None, threads: int | None):
         self._function, self._engine, self._threads = function, engine_named(engine), threads
-        self._made: dict[Any, tuple[Graph, Any]] = {}
+        self._made = Recent(64)
         self._last: Any = None
 
     def __call__(self, *args: Any) -> Any:
         arrays = [np.asarray(a) for a in args]
         key = tuple([(a.dtype.str, a.shape) for a in arrays])
-        made = self._made.get(key)
-        if made is None:
-            if len(self._made) >= 64:
-                self._made.clear()
-            graph = trace(self._function, *arrays, training=False)
-            made = self._made[key] = (graph, self._engine.function(graph, self._threads))
-        graph, run = made
+        graph, run, demands = self._made.get(key, lambda: self._compiled(arrays))
+        if demands.of_numbers:
+            demands.numbers(arrays)
         self._last = run
         values = {name: p.data for name, p in captured(graph).items()}
         return restructure(graph, [Tensor(a) for a in run(values, arrays)])
+
+    def _compiled(self, arrays: list[Any]) -> tuple[Graph, Any, Demands]:
+        graph = trace(self._function, *arrays, training=False)
+        demands = Demands(graph, [v.name for v in graph.of_kind("data")])
+        return graph, self._engine.function(graph, self._threads), demands
 
     @property
     def source(self) -> str:

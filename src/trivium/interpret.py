@@ -11,6 +11,7 @@ from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.graph import Graph
 from trivium.op import run
+from trivium.recent import Recent
 from trivium.shape import bind
 from trivium.transforms.replay import specialize
 
@@ -32,7 +33,7 @@ class Interpreter:
 
     def __init__(self, graph: Graph, floating: DType | None = None, training: bool | None = None):
         self.graph, self.floating, self.training = graph, floating, training
-        self._special: dict[tuple[Any, ...], Graph] = {}
+        self._special = Recent(64)
 
     def __call__(self, *arrays: Any) -> list[Any]:
         arrays = tuple(np.asarray(a) for a in arrays)
@@ -43,12 +44,10 @@ class Interpreter:
             if got != value.dtype and not (got.is_floating and value.dtype.is_floating):
                 raise TypeError(f"input {value.name!r} wants {value.dtype}, got {got}")
         dims = bound_dims(self.graph, arrays)
-        key = tuple(sorted(dims.items()))
-        if key not in self._special:
-            if len(self._special) >= 64:
-                self._special.clear()
-            self._special[key] = specialize(self.graph, dims, self.training, self.floating)
-        special = self._special[key]
+        special: Graph = self._special.get(
+            tuple(sorted(dims.items())),
+            lambda: specialize(self.graph, dims, self.training, self.floating),
+        )
         cast = [
             a.astype(v.dtype.numpy, copy=False) for v, a in zip(special.inputs, arrays, strict=True)
         ]

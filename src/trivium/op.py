@@ -19,11 +19,15 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType, as_dtype
 from trivium.graph import OPS, Graph, GraphError, Operators, Type, Value, current
+from trivium.recent import Recent
 from trivium.shape import Dim, ShapeError, broadcast, possible
 
+BODIES = 64  # of a composite, for as many different types and attributes
 FRAMEWORKS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
 
 Rule = Callable[..., Any]
+Check = Callable[..., None]
+"""``check(numbers, types, attrs)`` raises where one input cannot hold such numbers."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,12 @@ class Op:
     lowerings: dict[str, str | Refused]
     cases: list[Case]
     random: bool
+    checks: dict[str, Check]
     arrays: list[str] = field(default_factory=list)
     required: int = 0
     variadic: str | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
-    _bodies: dict[Any, Graph] = field(default_factory=dict)
+    _bodies: Recent = field(default_factory=lambda: Recent(BODIES))
 
     def __post_init__(self) -> None:
         self.__doc__ = self.function.__doc__
@@ -137,6 +142,11 @@ class Op:
         """
         self.gradient = function
         return function
+
+    def check(self, arrays: Sequence[Any], types: Sequence[Any], attrs: Mapping[str, Any]) -> None:
+        """Raise where these NumPy arrays are not what the op's declaration demands of them."""
+        for name, check in self.checks.items():
+            check(arrays[self.arrays.index(name)], types, attrs)
 
     # -- applying ------------------------------------------------------------------------------
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -197,15 +207,23 @@ class Op:
     ) -> tuple[Value, ...]:
         """Add a node on Values that already have their final dtypes."""
         types = [None if v is None else v.type for v in values]
+        attrs, out = self.settle(types, attrs, f" in {graph.scope}" if graph.scope else "")
+        return graph.add(self.name, values, attrs, out, origin)
+
+    def settle(
+        self, types: Sequence[Type | None], attrs: Mapping[str, Any], where: str = ""
+    ) -> tuple[dict[str, Any], list[Type]]:
+        """The attributes spelled out and the types of the outputs; errors name the op."""
         try:
-            attrs = self.normalize(types, attrs)
-            out = self.infer(types, attrs)
+            full = self.normalize(types, attrs)
+            out = self.infer(types, full)
             for t in out:
                 possible(t.shape, t.dtype.itemsize)
-        except (ShapeError, TypeError) as error:
-            where = f" in {graph.scope}" if graph.scope else ""
+            return full, out
+        except (ShapeError, TypeError, ValueError) as error:
+            if type(error) not in (ShapeError, TypeError, ValueError):
+                raise
             raise type(error)(f"{self.name}{where}: {error}") from None
-        return graph.add(self.name, values, attrs, out, origin)
 
     def normalize(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> dict[str, Any]:
         """The attributes with every number spelled out (an int stride becomes one per axis)."""
@@ -225,19 +243,21 @@ class Op:
     def body(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> Graph:
         """A composite's meaning on inputs of these types, as a Graph of its own."""
         key = (tuple(types), tuple((k, _key(v)) for k, v in attrs.items()))
-        if key not in self._bodies:
-            graph = Graph(self.name)
-            with graph:
-                names = self.arrays + [f"{self.variadic}_{i}" for i in range(len(types))]
-                values = [
-                    None if t is None else graph.input("data", *t, name=n)
-                    for t, n in zip(types, names, strict=False)
-                ]
-                result = self.function(*values, **attrs)
-                many = isinstance(result, tuple)
-                graph.outputs = [lift(graph, v, None) for v in (result if many else (result,))]
-            self._bodies[key] = graph
-        return self._bodies[key]
+        body: Graph = self._bodies.get(key, lambda: self._traced(types, attrs))
+        return body
+
+    def _traced(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> Graph:
+        graph = Graph(self.name)
+        with graph:
+            names = self.arrays + [f"{self.variadic}_{i}" for i in range(len(types))]
+            values = [
+                None if t is None else graph.input("data", *t, name=n)
+                for t, n in zip(types, names, strict=False)
+            ]
+            result = self.function(*values, **attrs)
+            many = isinstance(result, tuple)
+            graph.outputs = [lift(graph, v, None) for v in (result if many else (result,))]
+        return graph
 
     def evaluate(self, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs on NumPy arrays; attributes normalized, no Dims left."""
@@ -249,7 +269,12 @@ class Op:
 
 
 def _key(value: Any) -> Any:
-    return id(value) if isinstance(value, (Graph, np.ndarray)) else value
+    """An attribute as part of a key: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, tuple):
+        return tuple(map(_key, value))
+    return repr(value) if isinstance(value, float) else (type(value), value)
 
 
 def run(graph: Graph, arrays: Sequence[Any]) -> list[Any]:
@@ -330,6 +355,7 @@ def _declare(
     normal: Rule | None = None,
     cases: Sequence[Case] = (),
     random: bool = False,
+    checks: Mapping[str, Check] | None = None,
     name: str = "",
     **lowerings: str | Refused,
 ) -> Callable[[Callable[..., Any]], Op]:
@@ -339,7 +365,7 @@ def _declare(
     def declare(function: Callable[..., Any]) -> Op:
         op = Op(
             name or function.__name__, function, is_composite, rule, promotes, numpy, vjp, normal,
-            dict(lowerings), list(cases), random,
+            dict(lowerings), list(cases), random, dict(checks or {}),
         )  # fmt: skip
         if op.name in OPS:
             raise TypeError(f"op {op.name} is declared twice")
@@ -354,7 +380,8 @@ def primitive(rule: Rule = elementwise, **record: Any) -> Callable[[Callable[...
 
     ``rule`` gives the types of the outputs, ``promotes`` says that inputs are cast to one dtype,
     ``vjp`` the gradient, ``normal`` the spelled-out attributes, ``cases`` the conformance cases,
-    and each framework's keyword one line of its source (or the name of the ONNX operator).
+    ``checks`` by array what numbers it may hold (asked before any engine has them), and each
+    framework's keyword one line of its source (or the name of the ONNX operator).
     """
     return _declare(False, rule=rule, **record)
 

@@ -13,6 +13,7 @@ from trivium.interpret import Interpreter
 from trivium.nn.module import Parameter
 from trivium.op import lift
 from trivium.optim import TrainOp
+from trivium.recent import Recent
 from trivium.transforms.replay import prune, replay
 
 
@@ -47,7 +48,8 @@ class Session:
         for item, value in graph.captured.values():
             if value.kind in ("param", "state"):
                 self.values[value.name] = np.array(item.data)
-        self._made: dict[Any, Any] = {}
+        self._parts = Recent(64)
+        self._trainers: dict[TrainOp, Any] = {}
 
     def run(self, fetches: Any, feed_dict: Mapping[Value, Any] | None = None) -> Any:
         """The numbers of a Value or several; a TrainOp takes one step and gives its loss."""
@@ -80,21 +82,20 @@ class Session:
         return [np.asarray(named[v.name], v.dtype.numpy) for v in part.of_kind("data")]
 
     def _fetch(self, values: list[Value], feed: Mapping[Value, Any]) -> list[Any]:
-        key = tuple(values)
-        if key not in self._made:
-            part = self._part(values)
-            self._made[key] = (part, Interpreter(part, training=False))
-        part, run = self._made[key]
+        run = self._parts.get(
+            tuple(values), lambda: Interpreter(self._part(values), training=False)
+        )
+        part = run.graph
         given = iter(self._feed(part, feed))
         arrays = [next(given) if v.kind == "data" else self.values.get(v.name) for v in part.inputs]
         return list(run(*arrays))
 
     def _train(self, op: TrainOp, feed: Mapping[Value, Any]) -> Any:
-        if id(op) not in self._made:
+        if op not in self._trainers:
             part = self._part([op.loss])
             held = {v.name: self.values[v.name] for v in part.of_kind("param", "state")}
-            self._made[id(op)] = (op, part, self.engine.trainer(part, held, op.optimizer.update()))
-        _, part, trainer = self._made[id(op)]
+            self._trainers[op] = (part, self.engine.trainer(part, held, op.optimizer.update()))
+        part, trainer = self._trainers[op]
         loss = trainer.step(self._feed(part, feed), op.optimizer.lr)
         self.values |= trainer.values()
         return np.asarray(loss, np.float32)

@@ -214,12 +214,12 @@ def _apply(op: Op, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
         kind = dt.promote(*(t.dtype for t in inputs if t is not None))
         inputs = [t if t is None or t.dtype == kind else OPS["cast"](t, dtype=kind) for t in inputs]
     types = [None if t is None else Type(t.dtype, t.shape) for t in inputs]
-    attrs = op.normalize(types, attrs)
+    attrs, _ = op.settle(types, attrs)
+    if op.checks:
+        op.check([None if t is None else t.data for t in inputs], types, attrs)
     wanted = _recording.get() and any(t is not None and t.requires_grad for t in inputs)
     if wanted and op.is_composite and op.gradient is None:
-        op.infer(types, attrs)  # the rule's complaints, before the body's
         return op.function(*inputs, **attrs)
-    op.infer(types, attrs)
     with np.errstate(all="ignore"):
         results = op.evaluate([None if t is None else t.data for t in inputs], attrs)
     outputs = tuple(Tensor(r) for r in results)

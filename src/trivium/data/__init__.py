@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from trivium.shape import ShapeError
 
 
 def batches(
@@ -17,14 +19,40 @@ def batches(
 ) -> Iterator[tuple[Any, ...]]:
     """Tuples of slices of arrays of one length; ``shuffle`` orders them anew by ``seed``.
 
+    ValueError where there is nothing to slice, or the lengths or the ``batch_size`` cannot be.
+
     >>> [x.tolist() for (x,) in batches(np.arange(5), batch_size=2)]
     [[0, 1], [2, 3], [4]]
     """
-    count = len(arrays[0])
-    if any(len(a) != count for a in arrays):
-        raise ValueError(
-            f"arrays of lengths {[len(a) for a in arrays]} do not make batches together"
-        )
+    count = row_count({f"array {i}": a for i, a in enumerate(arrays)}, batch_size)
+    return _slices(arrays, count, batch_size, shuffle, seed, drop_last)
+
+
+def row_count(arrays: Mapping[str, Any], batch_size: int) -> int:
+    """How many rows these arrays all have, by their names; ValueError where they make no batches.
+
+    >>> row_count({"x": np.zeros((3, 2)), "y": np.zeros(4)}, 32)
+    Traceback (most recent call last):
+    trivium.shape.ShapeError: x has 3 rows, y has 4 rows: they do not make batches together
+    """
+    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
+        raise ValueError(f"batch_size is a whole number from 1, not {batch_size!r}")
+    counts = {name: int(np.shape(a)[0]) if np.ndim(a) else None for name, a in arrays.items()}
+    first = next(iter(counts.values()))
+    if None in counts.values():
+        scalar = next(name for name, n in counts.items() if n is None)
+        raise ValueError(f"{scalar} is one number and has no rows")
+    if any(n != first for n in counts.values()):
+        found = ", ".join(f"{name} has {n} rows" for name, n in counts.items())
+        raise ShapeError(f"{found}: they do not make batches together")
+    if not first:
+        raise ValueError(f"{', '.join(counts)}: no rows, so there is nothing to do")
+    return first
+
+
+def _slices(
+    arrays: tuple[Any, ...], count: int, batch_size: int, shuffle: bool, seed: int, drop_last: bool
+) -> Iterator[tuple[Any, ...]]:
     order = np.random.default_rng(seed).permutation(count) if shuffle else np.arange(count)
     for start in range(0, count, batch_size):
         chosen = order[start : start + batch_size]

@@ -15,6 +15,7 @@ from trivium.interpret import bound_dims
 from trivium.native.build import FIRST, POOL, axes_of
 from trivium.native.program import Frame, Frames, Program, address_of, empty, room
 from trivium.native.threads import pool
+from trivium.recent import Recent
 from trivium.transforms.replay import specialize
 from trivium.transforms.step import Update, initial_slots, training_step
 
@@ -83,7 +84,7 @@ class NativeTrainer:
         self._own = {n: self._key if v.kind == "rng" else self._lr for n, v in own.items()}
         self._held: Any = None
         self._layouts: dict[str, Any] = {}
-        self._fixed: dict[Any, _Fixed] = {}
+        self._fixed = Recent(KEPT)
         self._last: _Fixed | None = None
         self._random = any(v.kind == "rng" for v in own.values())
         self._lock = threading.Lock()
@@ -113,11 +114,8 @@ class NativeTrainer:
 
     def _for_sizes(self, arrays: Sequence[Any]) -> _Fixed:
         sizes = tuple([a.shape for a in arrays])
-        if sizes not in self._fixed:
-            if len(self._fixed) >= KEPT:
-                self._fixed.pop(next(iter(self._fixed)))
-            self._fixed[sizes] = self._specialised(arrays)
-        return self._fixed[sizes]
+        fixed: _Fixed = self._fixed.get(sizes, lambda: self._specialised(arrays))
+        return fixed
 
     def _specialised(self, arrays: Sequence[Any]) -> _Fixed:
         given = dict(zip((v.name for v in self._data), arrays, strict=True)) | self._own
@@ -151,9 +149,9 @@ class NativeTrainer:
     @property
     def source(self) -> str:
         """The loops of the step as it was last compiled, to be read."""
-        if not self._fixed:
+        if self._last is None:
             raise ValueError("nothing is compiled yet: the first step decides the sizes")
-        return list(self._fixed.values())[-1].frame.program.source
+        return self._last.frame.program.source
 
     def values(self) -> dict[str, Any]:
         """Every parameter and state, by name."""
@@ -184,7 +182,7 @@ class NativeFunction:
 
     def __init__(self, graph: Graph, threads: int | None = None):
         self._graph, self._threads = graph, threads
-        self._frames: dict[Any, Frames] = {}
+        self._frames = Recent(KEPT)
 
     def __call__(self, values: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
         given = iter(inputs)
@@ -194,13 +192,7 @@ class NativeFunction:
             item = next(given) if v.kind == "data" else held if held is not None else values[v.name]
             arrays.append(_fitting(item, v, v.dtype.numpy))
         sizes = tuple([a.shape for a in arrays])
-        frames = self._frames.get(sizes)
-        if frames is None:
-            if len(self._frames) >= KEPT:
-                self._frames.pop(next(iter(self._frames)))
-            special = specialize(self._graph, bound_dims(self._graph, arrays), False)
-            special.updates = {}
-            frames = self._frames[sizes] = Frames(Program(special, False))
+        frames: Frames = self._frames.get(sizes, lambda: self._specialised(arrays))
         program = frames.program
         outputs = [empty(a) for a in program.recipe.outputs]
         slots: list[Any] = [None] * program.recipe.slots
@@ -214,12 +206,18 @@ class NativeFunction:
             frames.give(frame)
         return outputs
 
+    def _specialised(self, arrays: Sequence[Any]) -> Frames:
+        special = specialize(self._graph, bound_dims(self._graph, arrays), False)
+        special.updates = {}
+        return Frames(Program(special, False))
+
     @property
     def source(self) -> str:
-        """The loops that were last compiled, to be read."""
-        if not self._frames:
+        """The loops that were last run, to be read."""
+        frames: Frames | None = self._frames.last()
+        if frames is None:
             raise ValueError("nothing is compiled yet: the first call decides the sizes")
-        return list(self._frames.values())[-1].program.source
+        return frames.program.source
 
 
 Function = Callable[[Mapping[str, Any], Sequence[Any]], list[Any]]

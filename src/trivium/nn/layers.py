@@ -283,9 +283,10 @@ class Sequential(Module):
             layers = tuple(layers[0])
         self.layers = list(layers)
 
-    def children(self) -> dict[str, Module]:
-        """The modules by position."""
-        return {str(i): m for i, m in enumerate(self.layers) if isinstance(m, Module)}
+    def _attributes(self) -> dict[str, Any]:
+        rest = super()._attributes()
+        del rest["layers"]  # its layers are named by position alone
+        return {str(i): layer for i, layer in enumerate(self.layers)} | rest
 
     def forward(self, x: Any) -> Any:
         """Through all of them."""

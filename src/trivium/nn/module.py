@@ -8,6 +8,7 @@ structure begin alike, in any order of building and on any engine.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +16,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Graph, Operators, Value, current
+from trivium.nn.held import called, calling, held, mode
 from trivium.op import lift
 from trivium.shape import Dim, Shape, ShapeError, bind, subs
 from trivium.tensor import Spec, Tensor, asarray, spec_of
@@ -25,8 +27,8 @@ _default_seed = 0
 
 def seed(n: int) -> None:
     """Set the seed that modules built from now on take their initial values from, and dropout's."""
-    global _default_seed
-    _default_seed, _key_count[0] = n, 0
+    global _default_seed, _keys
+    _default_seed, _keys = n, itertools.count(1)
 
 
 class Owner(Protocol):
@@ -54,6 +56,7 @@ class Parameter(Tensor):
         """Its numbers, fetched from the engine that trains it if they are newer there."""
         if self.owner is not None:
             self.owner.fetch()
+        self._path()
         return self._array
 
     @data.setter
@@ -64,7 +67,12 @@ class Parameter(Tensor):
 
     def capture(self, graph: Graph) -> Value:
         """An input of the Graph, under its name."""
-        return graph.input(self.kind, self.dtype, self.shape, self.name)
+        return graph.input(self.kind, self._array.dtype, self._array.shape, self._path())
+
+    def _path(self) -> str:
+        """Its name in the model that is being called, which has to hold it; else its own."""
+        call = calling()
+        return self.name if call is None else call.need(self, f"the parameter {self.name!r}")
 
     def assign(self, new: Any) -> None:
         """Take new numbers, or, inside a Graph that is being built, say what the state becomes."""
@@ -106,7 +114,7 @@ class Module:
     predict: ClassVar[Callable[..., Any]]
     summary: ClassVar[Callable[..., Any]]
 
-    _path = ""
+    _at = ""  # the path in the model that it was last called in
     _training: bool = True
     _seed: int | None = None
     inputs_seen: tuple[Spec, ...] = ()
@@ -120,15 +128,11 @@ class Module:
 
     def __call__(self, *args: Any) -> Any:
         graph = current()
-        if _root[0] is not None:
+        if calling() is not None:
             return self._forward(graph, args)
-        _root[0] = self
         self._remember(args)
-        try:
-            self._name_children("", _default_seed if self._seed is None else self._seed)
+        with called(self):
             return self._forward(graph, args)
-        finally:
-            _root[0] = None
 
     def _remember(self, args: tuple[Any, ...]) -> None:
         arrays = [a for a in args if isinstance(a, (np.ndarray, Operators))]
@@ -151,26 +155,42 @@ class Module:
             placed._placed = True  # type: ignore[union-attr]
             raise placed from error
 
+    @property
+    def _path(self) -> str:
+        """Its path in the model that is being called, in this thread, or was called last."""
+        call = calling()
+        return self._at if call is None else call.path(self) or ""
+
     # -- structure -----------------------------------------------------------------------------
     def children(self) -> dict[str, Module]:
         """The modules directly inside, by attribute name."""
-        found: dict[str, Module] = {}
-        for name, item in vars(self).items():
-            if isinstance(item, Module):
-                found[name] = item
-            elif (
-                isinstance(item, (list, tuple))
-                and item
-                and all(isinstance(i, Module) for i in item)
-            ):
-                found |= {f"{name}.{i}": m for i, m in enumerate(item)}
+        return dict(held(self._attributes(), Module))
+
+    def _attributes(self) -> dict[str, Any]:
+        """Where parts of this module are looked for."""
+        found = vars(self).copy()  # at once: another thread may be making parameters
+        found.pop("_parameters", None)
         return found
 
-    def _name_children(self, path: str, seed: int) -> None:
-        for at, module in self._walk(path):
-            module._path, module._seed = at, seed
-            for name, p in module.__dict__.get("_parameters", {}).items():
-                p.name = _join(at, name)
+    def _own(self) -> dict[str, Parameter]:
+        """The parameters directly inside: those that ``param`` made, and attributes."""
+        made: dict[str, Parameter] = self.__dict__.get("_parameters", {})
+        return made | dict(held(self._attributes(), Parameter))
+
+    def _named(self) -> dict[str, Any]:
+        """Every module and parameter inside by path, this one under ""; tells them their paths."""
+        found: dict[str, Any] = {}
+        seed = _default_seed if self._seed is None else self._seed
+        for path, module in self._walk(""):
+            module._at, module._seed = path, seed
+            own = {_join(path, name): p for name, p in module._own().items()}
+            if twice := found.keys() & {path, *own}:
+                raise ValueError(f"{self!r} holds two things as {sorted(twice)[0]!r}")
+            found |= {path: module} | own
+        for name, p in reversed(found.items()):  # the first of its names, if it has several
+            if isinstance(p, Parameter):
+                p.name = name
+        return found
 
     def _walk(self, path: str, seen: set[int] | None = None) -> Iterator[tuple[str, Module]]:
         """Every module once, under the first of its paths."""
@@ -193,25 +213,32 @@ class Module:
 
         ``init(rng, shape) -> ndarray`` gives its initial values.
         """
-        held = self.__dict__.setdefault("_parameters", {})
-        if name not in held:
+        if (call := calling()) is not None:
+            call.need(self, f"{self!r}, which has a parameter {name!r},")
+        made = self.__dict__.setdefault("_parameters", {})
+        if isinstance(given := vars(self).get(name), Parameter):
+            made[name] = given
+        if name not in made:
             if not all(isinstance(s, int) for s in shape):
                 raise ShapeError(
                     f"{name} would have the open shape {shape}: parameters have fixed sizes"
                 )
             path = _join(self._path, name)
             data = init(_random(path, self._seed or 0), shape)
-            held[name] = Parameter(np.asarray(data, np.float32), path, kind)
-        parameter: Parameter = held[name]
+            # Another thread may have made it meanwhile, with the same numbers: there is one.
+            made.setdefault(name, Parameter(np.asarray(data, np.float32), path, kind))
+        parameter: Parameter = made[name]
         if parameter.shape != tuple(shape):
             raise ShapeError(f"{name} has shape {parameter.shape}, this input wants {tuple(shape)}")
         return parameter
 
     def named_parameters(self, *kinds: str, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """Names and parameters, by default the trained ones; ``kinds`` of "param", "state"."""
+        seen: set[int] = set()
         for path, module in self._walk(""):
-            for name, p in module.__dict__.get("_parameters", {}).items():
-                if p.kind in (kinds or ("param",)):
+            for name, p in module._own().items():
+                if p.kind in (kinds or ("param",)) and id(p) not in seen:
+                    seen.add(id(p))
                     yield prefix + _join(path, name), p
 
     def parameters(self) -> list[Parameter]:
@@ -228,7 +255,14 @@ class Module:
     def training(self) -> Any:
         """True, False, or MODE inside a Graph that leaves it open."""
         graph = current()
-        return self._training if graph is None or graph.training is None else graph.training
+        if graph is not None and graph.training is not None:
+            return graph.training
+        if (asked := mode()) is not None:
+            return asked
+        call = calling()  # what forward makes for itself is in the mode of its model
+        return (
+            self._training if call is None or call.path(self) is not None else call.model._training
+        )
 
     def train(self, mode: bool = True) -> Module:
         """Training mode: dropout drops, batch norm uses and collects the batch's statistics."""
@@ -276,9 +310,6 @@ class Module:
     def __repr__(self) -> str:
         inside = ", ".join(f"{n}: {type(c).__name__}" for n, c in self.children().items())
         return f"{type(self).__name__}({inside})"
-
-
-_root: list[Module | None] = [None]
 
 
 def trace(
@@ -425,7 +456,7 @@ def _dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:
     return env
 
 
-_key_count = [0]
+_keys = itertools.count(1)
 
 
 def fresh_salt(wish: int) -> int:
@@ -446,8 +477,7 @@ def random_key() -> Any:
     if graph is not None:
         found = graph.of_kind("rng")
         return found[0] if found else graph.input("rng", dt.uint64, (2,), "rng")
-    _key_count[0] += 1
-    return asarray(np.array([_default_seed, _key_count[0]], np.uint64))
+    return asarray(np.array([_default_seed, next(_keys)], np.uint64))
 
 
 __all__ = [

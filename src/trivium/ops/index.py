@@ -22,12 +22,20 @@ def _axis(x: Type, *_: Any, axis: int, **__: Any) -> dict[str, Any]:
     return {"axis": normalize_axes(axis, len(x.shape))[0]}
 
 
-def _checked(indices: Any, size: int) -> Any:
+def _checked(indices: Any, size: int, op: str = "take") -> Any:
     # Out of bounds: torch raises, jnp.take fills NaN, MXNet clips. We raise.
     if indices.size and (indices.min() < -size or indices.max() >= size):
         wrong = indices[(indices < -size) | (indices >= size)].ravel()[0]
-        raise IndexError(f"take: index {wrong} is out of range for an axis of size {size}")
+        raise IndexError(f"{op}: index {wrong} is out of range for an axis of size {size}")
     return indices
+
+
+def _taken(indices: Any, types: Any, attrs: Any) -> None:
+    _checked(indices, types[0].shape[attrs["axis"]])
+
+
+def _embedded(indices: Any, types: Any, attrs: Any) -> None:
+    _checked(indices, types[0].shape[0], "embedding")
 
 
 @primitive(
@@ -36,6 +44,7 @@ def _checked(indices: Any, size: int) -> Any:
         case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5)),
         case(S(2, 6, 3), S(4, dtype="int64", low=0, high=6), axis=1),
     ],
+    checks={"indices": _taken},
     keras="ops.take({x}, {indices}, axis={axis})",
     tensorflow="tf.gather({x}, {indices}, axis={axis})",
     mxnet="F.take({x}, {indices}, axis={axis}, mode='raise')",
@@ -99,6 +108,7 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
 
 @composite(
     cases=[case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5))],
+    checks={"indices": _embedded},
     torch="F.embedding({indices}, {weight})",
     mxnet="F.take({weight}, {indices}, mode='raise')",
 )  # fmt: skip

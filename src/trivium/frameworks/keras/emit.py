@@ -63,6 +63,8 @@ class Keras(Target):
             return node.attrs["training"] is not True
         if node.op in ("max_pool", "avg_pool"):
             return True
+        if node.attrs.get("ignore_index") is not None:
+            return False
         if node.op in ("cross_entropy", "mse_loss"):
             return not any(autocast(v) for v in node.inputs)
         return self.calls(node) or self.plain(node) is not None or (_owned(node) and written(node))

@@ -477,7 +477,9 @@ IF: dict[str, Callable[[Node], bool]] = {
     "batch_norm": lambda node: _owned(node) and node.attrs["training"] is not True,
     "rnn": _owned,
     "expand_dims": _with_axes, "squeeze": _with_axes, "stack": _with_axes,
-    "cross_entropy": lambda node: _inputs(node, 2)[1].shape != (),
+    "cross_entropy": lambda node: (
+        _inputs(node, 2)[1].shape != () and node.attrs["ignore_index"] is None
+    ),
     "gelu": lambda node: node.attrs["approximate"] == "none",
     "flatten": lambda node: node.attrs["start"] == 1,
     "linear": lambda node: len(_inputs(node, 1)[0].shape) > 1,

@@ -63,7 +63,7 @@ class Reader:
             str, Value | np.ndarray[Any, Any]
         ] = {}  # by ONNX name: a Value, or known numbers
         self.alias: dict[str, str] = {}
-        self.lifted: dict[tuple[int, str], Any] = {}
+        self.lifted: dict[tuple[Graph | None, str], Any] = {}
         self.uses = Counter(_names(self.proto))
 
     def read(self) -> Graph:
@@ -150,7 +150,7 @@ class Reader:
             if origin not in self.initializers:
                 raise GraphError(f"nothing before it makes {origin!r}")
             return self.parameter(name)
-        key = (id(current()), origin)
+        key = (current(), origin)
         if key not in self.lifted:
             self.lifted[key] = lifted(numbers)
         return self.lifted[key]

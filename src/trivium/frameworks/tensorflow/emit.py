@@ -93,6 +93,8 @@ class TensorFlow(Calls):
         """A layer's op whose arrays are no layer's own is decomposed, unless it has a call form."""
         if node.op == "dropout":
             return node.attrs["training"] is not False
+        if node.attrs.get("ignore_index") is not None:
+            return False
         if node.op in self.functions or isinstance(OPS[node.op].lowerings.get(self.name), str):
             return True
         forms = [f for f in self.forms if f.op == node.op and f.write(node) is not None]

@@ -399,11 +399,5 @@ def _cross_entropy(
     at.require(target.dtype.is_integer, "targets that are probabilities", "give class numbers")
     rank = len(self.shape)
     logits = self if rank <= 2 else OPS["transpose"](self, axes=(0, *range(2, rank), 1))
-    # A label that says "ignore me" (torch's -100) is no class: it has no loss and does not count.
-    counts = OPS["not_equal"](target, at.full((), ignore_index, target.dtype))
-    labels = OPS["where"](counts, target, at.full((), 0, target.dtype))
-    losses = OPS["cross_entropy"](logits, labels, reduction="none")
-    losses = OPS["where"](counts, losses, at.full((), 0, losses.dtype))
-    if reduction != 1:
-        return _reduced(losses, reduction)
-    return OPS["sum"](losses) / OPS["sum"](OPS["cast"](counts, dtype=losses.dtype))
+    word = _REDUCTIONS[reduction]
+    return OPS["cross_entropy"](logits, target, reduction=word, ignore_index=ignore_index)

@@ -227,6 +227,20 @@ def _index_select(at: Reader, self: Any, dim: int, index: Any) -> Any:
     return OPS["take"](self, index, axis=dim)
 
 
+@aten("gather")
+def _gather(at: Reader, self: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
+    axis = dim % len(self.shape)
+    others = [s for i, s in enumerate(self.shape) if i != axis]
+    at.require([s for i, s in enumerate(index.shape) if i != axis] == others, "a part of the rows")
+    last = [i for i in range(len(self.shape)) if i != axis] + [axis]
+    x, where = OPS["transpose"](self, axes=last), OPS["transpose"](index, axes=last)
+    nothing = at.full((), 0, x.dtype)
+    chosen = OPS["one_hot"](where, classes=x.shape[-1], dtype=x.dtype) > nothing
+    # where and not a product: an infinity that is not asked for would make nan of it.
+    picked = OPS["sum"](OPS["where"](chosen, OPS["expand_dims"](x, axis=-2), nothing), axis=-1)
+    return OPS["transpose"](picked, axes=[last.index(i) for i in range(len(last))])
+
+
 @aten("flip")
 def _flip(at: Reader, self: Any, dims: Any) -> Any:
     return OPS["flip"](self, axis=tuple(dims))

@@ -76,16 +76,16 @@ def _pool(target: Target, node: Node) -> Code:
 def _cross_entropy(target: Target, node: Node) -> Code:
     logits, labels = node.inputs
     assert logits is not None and labels is not None
-    tail = "" if node.attrs["reduction"] == "mean" else f', reduction="{node.attrs["reduction"]}"'
-    if len(logits.shape) == 2:
-        return ["F.cross_entropy(", *target.array(logits), ", ", *target.array(labels), f"{tail})"]
-    if node.attrs["reduction"] == "none":
-        raise UnsupportedError(
-            "torch's cross_entropy without reduction keeps classes on axis 1", node.scope
-        )
-    last = len(logits.shape) - 2
-    return ["F.cross_entropy(", *target.array(logits), f".flatten(0, {last}), ",
-            *target.array(labels), f".flatten(){tail})"]  # fmt: skip
+    reduction, ignored = node.attrs["reduction"], node.attrs["ignore_index"]
+    index = [*target.array(labels), ".long()" * (labels.dtype != "int64")]
+    if ignored is None:  # F.cross_entropy ignores -100 unless told to ignore something else
+        tail = "" if reduction == "none" else f".{reduction}()"
+        return ["-F.log_softmax(", *target.array(logits), ", -1).gather(-1, ", *index,
+                f".unsqueeze(-1)).squeeze(-1){tail}"]  # fmt: skip
+    tail = "" if reduction == "mean" else f', reduction="{reduction}"'
+    tail += "" if ignored == -100 else f", ignore_index={ignored}"
+    first = [*target.array(logits), ".movedim(-1, 1)" * (len(logits.shape) > 2)]
+    return ["F.cross_entropy(", *first, ", ", *index, f"{tail})"]
 
 
 def _take(target: Target, node: Node) -> Code:
