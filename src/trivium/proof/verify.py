@@ -278,7 +278,7 @@ def doubt(side: Side, examples: Sequence[Any] = (), gradients: bool = False) -> 
         with _restored(todo.witnesses()):
             todo.a.load(beside(todo.a))
             todo.outputs(sets[-1][1], "beside its parameters")
-    if gradients and side.differentiable:
+    if gradients and side.differentiable and report.ok:
         _train(side, None, where, 2, report)
     _place(report, side, None, sets)
     return report
