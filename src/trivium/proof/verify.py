@@ -159,8 +159,11 @@ class _Comparison:
         self.report.rows += best.values()
 
     def _gradients_at(self, inputs: Sequence[Any], case: str, training: bool, kind: str) -> None:
-        cts = self.a.cotangents(inputs, training)
-        groups: list[Group] = [w.pull(inputs, cts, training) for w in self.witnesses()]
+        groups: list[Group] = []
+        cts: list[Any] = []
+        for w in self.witnesses():
+            cts = cts if w.like else w.cotangents(inputs, training)
+            groups.append(w.pull(inputs, cts, training))
 
         def both(what: str) -> tuple[Seen, Seen | None]:
             return groups[0][what], groups[1][what] if len(groups) > 1 else None

@@ -139,22 +139,25 @@ class Witness:
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Let the model and its reading take these numbers."""
-        mine = {v.name: v.dtype.numpy for v in self.side.graph.of_kind("param", "state")}
-        new = {n: np.asarray(a).astype(mine[n]) for n, a in values.items() if n in mine}
-        self.side.runner.load(new)
+        mine = {v.name: v for v in self.side.graph.of_kind("param", "state")}
+        new = {
+            n: np.asarray(a).astype(mine[n].dtype.numpy)
+            for n, a in values.items()
+            if n in mine and np.shape(a) == mine[n].shape  # of another shape: a row says so
+        }
+        self.side.runner.load({**self.side.values, **new})
         self._last = None
         if self.like is None:
             self.oracle.load(new)
             self.probe.load(new)
 
     def cotangents(self, inputs: Sequence[Any], training: bool) -> list[Any]:
-        """Random numbers in the shapes and dtypes of the floating outputs."""
-        rng = np.random.default_rng(7)
+        """Random numbers in the shapes and dtypes of the floating outputs, the same for each."""
         types = [v.dtype for v in self.side.graph.outputs]
         found = self.oracle.outputs(inputs, training)
         return [
-            rng.standard_normal(o.shape).astype(t.numpy)
-            for o, t in zip(found, types, strict=True)
+            np.random.default_rng(7 + i).standard_normal(o.shape).astype(t.numpy)
+            for i, (o, t) in enumerate(zip(found, types, strict=True))
             if t.is_floating
         ]
 
