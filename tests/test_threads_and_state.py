@@ -1,7 +1,9 @@
 """Several threads at once, what is kept and how long, and models that are copied and pickled."""
 
 import contextvars
+import copy
 import gc
+import pickle
 import sys
 import threading
 import weakref
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 import trivium as tv
+from trivium.engines import ENGINES
 from trivium.graph import OPS
 from trivium.interpret import Interpreter
 from trivium.recent import Recent
@@ -248,3 +251,119 @@ def test_the_most_recent_are_kept() -> None:
     for found in together(lambda k: [busy.get(n % 11, lambda n=n: n % 11) for n in range(2000)]):
         assert found == [n % 11 for n in range(2000)]
     assert len(busy) == 5
+
+
+# -- copies ----------------------------------------------------------------------------------------
+def pickled(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
+
+
+COPIES = [copy.deepcopy, pickled]
+INSTALLED = [name for name, e in ENGINES.items() if e.trains and e.version() is not None]
+
+
+def made(how: str, tmp_path: Any) -> tuple[Any, Any]:
+    """A model after a call, fit, a TrainStep or loading; and what has to stay alive with it."""
+    x, y = data()
+    net = Net()
+    if how == "call":
+        net(x)
+        return net, None
+    if how == "fit":
+        net.compile(tv.optim.Adam(0.01), "cross_entropy", metrics=["accuracy"])
+        net.fit(x, y, epochs=2, verbose=False)
+        return net, None
+    step = tv.TrainStep(net, "cross_entropy", "sgd")
+    step(x, y)
+    if how == "loaded":
+        tv.save(net, tmp_path / "net.tv", x)
+        return tv.load(tmp_path / "net.tv"), None
+    return net, step
+
+
+@pytest.mark.parametrize("how", ["call", "fit", "step", "loaded"])
+@pytest.mark.parametrize("clone", COPIES)
+def test_a_model_is_copied_whole_and_apart(clone: Any, how: str, tmp_path: Any) -> None:
+    x, y = data()
+    net, step = made(how, tmp_path)
+    twin = clone(net)
+    before = net.state_dict()
+    assert list(twin.state_dict()) == list(before)
+    np.testing.assert_array_equal(twin.predict(x), net.predict(x))
+    twin.compile("sgd", "cross_entropy").fit(x, y, epochs=1, verbose=False)
+    assert any((twin.state_dict()[n] != a).any() for n, a in before.items())
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, before[name])
+    if step is not None:  # it goes on training the one that it was made for
+        trained = twin.state_dict()
+        step(x, y)
+        assert (net.state_dict()["head.weight"] != before["head.weight"]).any()
+        for name, value in twin.state_dict().items():
+            np.testing.assert_array_equal(value, trained[name])
+
+
+@pytest.mark.parametrize("engine", INSTALLED)
+@pytest.mark.parametrize("clone", COPIES)
+def test_a_copy_goes_on_training_where_the_model_was(clone: Any, engine: str) -> None:
+    x, y = data()
+    net = tv.nn.Sequential(tv.nn.Linear(4), tv.nn.tanh, tv.nn.Linear(3))
+    net.compile(tv.optim.Adam(0.05), "cross_entropy", engine=engine)
+    net.fit(x, y, epochs=3, verbose=False)
+    twin = clone(net)
+    last = [m.fit(x, y, epochs=3, verbose=False).history["batch_loss"] for m in (net, twin)]
+    np.testing.assert_allclose(last[1], last[0], rtol=1e-6)
+    again = clone(clone(twin))  # one that has not trained yet still knows
+    last = [m.fit(x, y, epochs=1, verbose=False).history["batch_loss"] for m in (net, again)]
+    np.testing.assert_allclose(last[1], last[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("clone", COPIES)
+def test_an_eager_optimizer_is_copied_with_its_model(clone: Any) -> None:
+    x, y = data()
+
+    def train(model: Any, optimizer: Any, steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            loss = tv.cross_entropy(model(tv.asarray(x)), tv.asarray(y))
+            model.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss))
+        return losses
+
+    net = tv.nn.Linear(3).build(x)
+    optimizer = tv.optim.Adam(net.parameters(), 0.1)
+    train(net, optimizer, 3)
+    twin, its = clone((net, optimizer))
+    assert its.parameters[0] is twin.parameters()[0] is not net.parameters()[0]
+    assert train(twin, its, 3) == train(net, optimizer, 3)
+
+
+@pytest.mark.parametrize("clone", COPIES)
+def test_a_graph_of_any_depth_is_copied(clone: Any) -> None:
+    def deep(x: Any) -> Any:
+        for _ in range(3000):
+            x = tv.tanh(x)
+        return {"y": tv.scan(lambda c, x: (c + x, c * x), x[0], x)[1], "x": x}
+
+    graph = tv.trace(deep, ("float32", ("batch", 2)), training=None)
+    twin = clone(graph)
+    assert twin.same_as(graph) and str(twin) == str(graph) and twin.structure == graph.structure
+    model = tv.nn.Sequential(Net(), Net())
+    graph = tv.trace(model, ("float32", ("batch", 5)))
+    twin = clone(graph)
+    assert twin.same_as(graph) and twin.classes == graph.classes and twin.captured
+    assert [n.scope for n in twin.nodes] == [n.scope for n in graph.nodes]
+
+
+@pytest.mark.parametrize("clone", COPIES)
+def test_tensors_and_ops_are_copied(clone: Any) -> None:
+    assert clone(tv.relu) is tv.relu and clone(tv.MODE) is tv.MODE
+    w = tv.asarray([1.0, 2.0], requires_grad=True)
+    (w * w).sum().backward()
+    twin, made_of_it = clone((w, w * 2))
+    assert twin.requires_grad and twin.grad.tolist() == [2, 4] and twin.tolist() == [1, 2]
+    assert not made_of_it.requires_grad and made_of_it.tolist() == [2, 4]
+    shared = tv.nn.Linear(2)
+    model = clone(tv.nn.Sequential(shared, shared).build(("float32", (1, 2))))
+    assert model[0] is model[1] and len(model.parameters()) == 2

@@ -1,5 +1,6 @@
 """Trivium: one model, every framework, and the evidence that it is still the same model."""
 
+import trivium.flat  # how Graphs are copied
 import trivium.ops
 from trivium import data, fit, nn, optim
 from trivium.convert import (

@@ -84,6 +84,7 @@ class TrainStep:
         self._behind = self._outdated = self._warned = False
         self._like: list[tuple[Any, Any]] = []  # shape and dtype of the arrays of the last step
         self._steps = 0
+        self._resume: list[Any] | None = None  # what the optimizer of a copy goes on from
 
     def __call__(self, x: Any, y: Any) -> float:
         arrays: Sequence[Any] = (*x, y) if isinstance(x, tuple) else (x, y)
@@ -155,8 +156,22 @@ class TrainStep:
         values = {name: p.data for name, p in self._params.items()}
         update = self.optimizer.update()
         self._trainer = self.engine.trainer(graph, values, update, self.threads)
+        if self._resume is not None:
+            self._trainer.take_slots(self._resume)
+            self._resume = None
         for p in self._params.values():
             p.owner = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy starts from: the model as it is, and what the optimizer has gathered."""
+        kept = ("model", "loss", "optimizer", "engine", "threads", "_steps", "_warned")
+        slots = self._resume if self._trainer is None else self._trainer.slots()
+        return {k: vars(self)[k] for k in kept} | {"_resume": slots}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._trainer, self._params, self._like = None, {}, []
+        self._behind = self._outdated = False
 
     @property
     def source(self) -> str:

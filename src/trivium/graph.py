@@ -35,6 +35,9 @@ class _Mode:
     def __repr__(self) -> str:
         return "MODE"
 
+    def __reduce__(self) -> str:
+        return "MODE"
+
     def __bool__(self) -> bool:
         raise GraphError(
             "the model asks in Python whether it is training, so one Graph cannot serve both "

@@ -133,6 +133,9 @@ class Op:
     def __repr__(self) -> str:
         return f"<op {self.name}>"
 
+    def __reduce__(self) -> Any:
+        return _named, (self.name,)  # there is one of each: a copy of a model calls the same
+
     # -- declaring -----------------------------------------------------------------------------
     def vjp(self, function: Rule) -> Rule:
         """Declare the gradient: ``(g, y, *arrays, **attrs) -> one per array, or None``.
@@ -266,6 +269,10 @@ class Op:
             return result if isinstance(result, tuple) else (result,)
         types = [None if a is None else Type(as_dtype(a.dtype), a.shape) for a in arrays]
         return tuple(run(self.body(types, attrs), [a for a in arrays if a is not None]))
+
+
+def _named(name: str) -> Any:
+    return OPS[name]
 
 
 def _key(value: Any) -> Any:

@@ -27,7 +27,14 @@ class Optimizer:
             first, lr = None, float(first)
         self.lr = self.default_lr if lr is None else float(lr)
         self.parameters: list[Parameter] = list(first) if first is not None else []
-        self._state: dict[int, dict[str, Any]] = {}
+        if first is not None and not self.parameters:
+            raise ValueError(
+                f"{type(self).__name__} was given no parameters: a model has none before it is "
+                f"built; call it, or model.build(example), first"
+            )
+        if len(set(self.parameters)) < len(self.parameters):
+            raise ValueError(f"{type(self).__name__} was given one parameter twice")
+        self._state: dict[Parameter, dict[str, Any]] = {}
         self._count = 0
 
     default_lr = 0.01
@@ -42,15 +49,21 @@ class Optimizer:
 
     def step(self, parameters: Iterable[Parameter] | None = None) -> None:
         """Change every parameter by its ``.grad``."""
+        changed = self.parameters if parameters is None else list(parameters)
+        if not changed:
+            raise ValueError(
+                f"{self!r} has no parameters to change: {type(self).__name__}(model.parameters(), "
+                f"lr) or step(model.parameters()), of a model that is built"
+            )
         self._count += 1
         with no_grad():
-            for p in self.parameters if parameters is None else parameters:
+            for p in changed:
                 if p.grad is None:
                     continue
                 zeros = {s: Tensor(np.zeros_like(p.data)) for s in self.slots}
-                held = self._state.setdefault(id(p), zeros)
+                held = self._state.setdefault(p, zeros)
                 count, lr = (Tensor(np.asarray(v, p.data.dtype)) for v in (self._count, self.lr))
-                new, self._state[id(p)] = self.rule(Tensor(p.data), p.grad, held, count, lr)
+                new, self._state[p] = self.rule(Tensor(p.data), p.grad, held, count, lr)
                 p.data = new.data
 
     def zero_grad(self) -> None:

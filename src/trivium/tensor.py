@@ -98,6 +98,10 @@ class Tensor(Operators):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         return np.array(self.data, dtype, copy=copy) if copy else np.asarray(self.data, dtype)
 
+    def __reduce__(self) -> Any:
+        # A copy remembers nothing of how it was made, as after detach().
+        return _copied, (self.data, self.requires_grad and self._step is None, self._grad)
+
     def numpy(self) -> Any:
         """Its numbers as a NumPy array that shares its memory."""
         return self.data
@@ -182,6 +186,12 @@ class Tensor(Operators):
             if self._step is None:
                 add = grads[id(self)]
                 self._grad = add if self._grad is None else self._grad + add
+
+
+def _copied(data: Any, requires_grad: bool, grad: Tensor | None) -> Tensor:
+    tensor = Tensor(data, requires_grad)
+    tensor._grad = grad
+    return tensor
 
 
 def _steps_back(root: Tensor) -> list[tuple[_Step, list[Tensor | None]]]:

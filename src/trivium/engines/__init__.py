@@ -52,6 +52,18 @@ class NumpyTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self._values |= {n: values[n] for n in self._params}
 
+    def slots(self) -> list[Any]:
+        """What the optimizer and dropout go on from."""
+        held = [np.array(self._values[n]) for n in self._values if n not in self._params]
+        return [*held, np.array(self._steps)]
+
+    def take_slots(self, slots: Sequence[Any]) -> None:
+        """Go on from these."""
+        *held, steps = slots
+        names = [n for n in self._values if n not in self._params]
+        self._values |= zip(names, held, strict=True)
+        self._steps = int(steps)
+
 
 Function = Callable[[Mapping[str, Any], Sequence[Any]], list[Any]]
 

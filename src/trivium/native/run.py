@@ -76,6 +76,7 @@ class NativeTrainer:
         self._params = [v.name for v in graph.of_kind("param", "state")]
         params = {v.name: values[v.name] for v in graph.of_kind("param")}
         self._start: dict[str, Any] | None = dict(values) | initial_slots(params, update)
+        self._slots = [n for n in self._start if n not in self._params]
         self._threads = threads
         own = {v.name: v for v in self._graph.inputs if v.kind == "rng" or v.name == "lr"}
         self._data = [v for v in self._graph.inputs if v.kind == "data" and v.name not in own]
@@ -168,6 +169,24 @@ class NativeTrainer:
                 return
             for n in self._params:
                 self._views[n].write(values[n])
+
+    def slots(self) -> list[Any]:
+        """What the optimizer and dropout go on from."""
+        with self._lock:
+            found = self._start
+            held = [self._views[n].read() if found is None else found[n] for n in self._slots]
+            return [*held, self._key.copy()]
+
+    def take_slots(self, slots: Sequence[Any]) -> None:
+        """Go on from these."""
+        *held, key = slots
+        with self._lock:
+            self._key[...] = key
+            if self._start is not None:
+                self._start |= zip(self._slots, held, strict=True)
+                return
+            for n, value in zip(self._slots, held, strict=True):
+                self._views[n].write(value)
 
 
 class _Shaped:

@@ -69,6 +69,10 @@ class Parameter(Tensor):
         """An input of the Graph, under its name."""
         return graph.input(self.kind, self._array.dtype, self._array.shape, self._path())
 
+    def __reduce__(self) -> Any:
+        # Not its owner: who trains this one does not train a copy of it.
+        return _copied, (self.data, self.name, self.kind, self.requires_grad, self._grad)
+
     def _path(self) -> str:
         """Its name in the model that is being called, which has to hold it; else its own."""
         call = calling()
@@ -85,6 +89,12 @@ class Parameter(Tensor):
             lift(graph, self, None)
             _, value = graph.captured[id(self)]
             graph.updates[value] = lift(graph, new, None)
+
+
+def _copied(data: Any, name: str, kind: str, wanted: bool, grad: Tensor | None) -> Parameter:
+    parameter = Parameter(data, name, kind)
+    parameter.requires_grad, parameter._grad = wanted, grad
+    return parameter
 
 
 def _join(path: str, name: str) -> str:

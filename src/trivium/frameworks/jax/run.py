@@ -179,7 +179,7 @@ class JaxTrainer:
         self.slot_names = update.slots
         self._take()
         jnp = self.jax.numpy
-        self.slots = {n: [jnp.zeros_like(p) for _ in update.slots] for n, p in self.params.items()}
+        self._slots = {n: [jnp.zeros_like(p) for _ in update.slots] for n, p in self.params.items()}
         self.count = 0
         # What a step replaces is given up to it: the new arrays lie where the old ones were.
         self._step = self.jax.jit(self._one_step, donate_argnums=(0, 1, 2))
@@ -210,8 +210,8 @@ class JaxTrainer:
     def step(self, inputs: Sequence[Array], lr: float) -> float:
         """One step on a batch; the loss before it."""
         self.count += 1
-        loss, self.params, self.states, self.slots = self._step(
-            self.params, self.states, self.slots, [to_array(x) for x in inputs], np.float32(lr),
+        loss, self.params, self.states, self._slots = self._step(
+            self.params, self.states, self._slots, [to_array(x) for x in inputs], np.float32(lr),
             np.int32(self.count),
         )  # fmt: skip
         return float(loss)
@@ -224,3 +224,18 @@ class JaxTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         JaxRunner(self.model, self.weights).load(values)
         self._take()
+
+    def slots(self) -> list[Array]:
+        """What the optimizer has gathered, and its count."""
+        # By name: a step gives dicts back in an order of JAX's own.
+        held = [np.array(s) for n in sorted(self._slots) for s in self._slots[n]]
+        return [*held, np.array(self.count)]
+
+    def take_slots(self, slots: Sequence[Array]) -> None:
+        """Go on from these."""
+        new = iter(slots)
+        self._slots = {
+            n: [self.jax.numpy.array(next(new)) for _ in self._slots[n]]
+            for n in sorted(self._slots)
+        }
+        self.count = int(next(new))

@@ -215,7 +215,7 @@ class KerasTrainer:
         self.runner = KerasRunner(self.model, weights)
         self.update = execute(emit_function(specialize(update.graph)), "keras")
         self.params = [v.value for v in self.model.trainable_variables]
-        self.slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
+        self._slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
         self._compiled = tf.function(self._step, autograph=False, reduce_retracing=True)
 
@@ -225,7 +225,7 @@ class KerasTrainer:
             loss = self.runner._call(inputs, True)[0]
         grads = tape.gradient(loss, self.params, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         self.count.assign_add(1.0)
-        for p, g, slots in zip(self.params, grads, self.slots, strict=True):
+        for p, g, slots in zip(self.params, grads, self._slots, strict=True):
             new = self.update(p, tf.convert_to_tensor(g), *slots, self.count, lr)
             for variable, value in zip([p, *slots], new if slots else [new], strict=True):
                 variable.assign(value)
@@ -243,3 +243,13 @@ class KerasTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def slots(self) -> list[Array]:
+        """What the optimizer has gathered, and its count."""
+        return [np.array(v) for v in (*(s for slots in self._slots for s in slots), self.count)]
+
+    def take_slots(self, slots: Sequence[Array]) -> None:
+        """Go on from these."""
+        held = [*(s for slots in self._slots for s in slots), self.count]
+        for variable, value in zip(held, slots, strict=True):
+            variable.assign(value)

@@ -259,7 +259,7 @@ class MxnetTrainer:
         self.block.hybridize(static_alloc=True)
         self.runner = MxnetRunner(self.block, weights, device)
         self.params = [p for p in self.runner.parameters().values() if p.grad_req != "null"]
-        self.slots = [[self.mx.nd.zeros_like(p.data()) for _ in update.slots] for p in self.params]
+        self._slots = [[self.mx.nd.zeros_like(p.data()) for _ in update.slots] for p in self.params]
         self.count = self.mx.nd.zeros((1,), self.runner.device)
         self.update = execute(emit(specialize(update.graph)), "mxnet")()
 
@@ -271,9 +271,9 @@ class MxnetTrainer:
         self.count += 1
         rate = self.mx.nd.array([lr], self.runner.device)
         for i, p in enumerate(self.params):
-            new, *slots = listed(self.update(p.data(), p.grad(), *self.slots[i], self.count, rate))
+            new, *slots = listed(self.update(p.data(), p.grad(), *self._slots[i], self.count, rate))
             p.set_data(new)
-            self.slots[i] = slots
+            self._slots[i] = slots
         return float(loss.asscalar())
 
     def values(self) -> dict[str, Array]:
@@ -283,3 +283,13 @@ class MxnetTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def slots(self) -> list[Array]:
+        """What the optimizer has gathered, and its count."""
+        return [a.asnumpy() for a in (*(s for held in self._slots for s in held), self.count)]
+
+    def take_slots(self, slots: Sequence[Array]) -> None:
+        """Go on from these."""
+        new = iter([self.mx.nd.array(s, self.runner.device, dtype=s.dtype) for s in slots])
+        self._slots = [[next(new) for _ in held] for held in self._slots]
+        self.count = next(new)

@@ -137,7 +137,7 @@ class TensorflowTrainer:
         self.runner = TensorflowRunner(module, weights)
         self.update = execute(emit(specialize(update.graph)), "tensorflow")()
         self.params = [v for v in self.runner.variables.values() if v.trainable]
-        self.slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
+        self._slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
         self._step = tf.function(self._one_step, reduce_retracing=True)
 
@@ -146,7 +146,7 @@ class TensorflowTrainer:
             loss = self.runner._called(inputs, True)[0]
         grads = tape.gradient(loss, self.params, unconnected_gradients="zero")
         self.count.assign_add(1.0)
-        for p, g, slots in zip(self.params, grads, self.slots, strict=True):
+        for p, g, slots in zip(self.params, grads, self._slots, strict=True):
             new = _listed(self.update(p, self.tf.convert_to_tensor(g), *slots, self.count, lr))
             for v, number in zip([p, *slots], new, strict=True):
                 v.assign(number)
@@ -164,3 +164,13 @@ class TensorflowTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def slots(self) -> list[Array]:
+        """What the optimizer has gathered, and its count."""
+        return [np.array(v) for v in (*(s for slots in self._slots for s in slots), self.count)]
+
+    def take_slots(self, slots: Sequence[Array]) -> None:
+        """Go on from these."""
+        held = [*(s for slots in self._slots for s in slots), self.count]
+        for variable, value in zip(held, slots, strict=True):
+            variable.assign(value)

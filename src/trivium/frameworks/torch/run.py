@@ -159,7 +159,7 @@ class TorchTrainer:
         self.update = execute(emit(specialize(update.graph)), "torch")().to(device)
         tensors = self.runner._tensors()
         self.params = [t for t in tensors.values() if t.requires_grad]
-        self.slots = [[self.torch.zeros_like(p) for _ in update.slots] for p in self.params]
+        self._slots = [[self.torch.zeros_like(p) for _ in update.slots] for p in self.params]
         self.count = self.torch.zeros((), device=device)
 
     def step(self, inputs: Sequence[Array], lr: float) -> float:
@@ -172,10 +172,10 @@ class TorchTrainer:
         with torch.no_grad():
             self.count += 1
             for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
-                new = self.update(p, g, *self.slots[i], self.count, rate)
+                new = self.update(p, g, *self._slots[i], self.count, rate)
                 first, *slots = new if isinstance(new, tuple) else (new,)
                 p.copy_(first)
-                self.slots[i] = slots
+                self._slots[i] = slots
         return float(loss.detach())
 
     def values(self) -> dict[str, Array]:
@@ -185,6 +185,17 @@ class TorchTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def slots(self) -> list[Array]:
+        """What the optimizer has gathered, and its count."""
+        held = [*(s for slots in self._slots for s in slots), self.count]
+        return [np.array(t.cpu().numpy()) for t in held]
+
+    def take_slots(self, slots: Sequence[Array]) -> None:
+        """Go on from these."""
+        new = iter([self.torch.from_numpy(np.array(s)).to(self.runner.device) for s in slots])
+        self._slots = [[next(new) for _ in held] for held in self._slots]
+        self.count = next(new)
 
 
 def foreign(model: Any, module: Any) -> TorchRunner:
