@@ -79,7 +79,8 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
     if (says := getattr(runner, "trained", None)) is not None:
         yield from _both("trained", says(), _trained(graph), whose)
     if held := runner.values():
-        dtypes = {n: str(dt.as_dtype(np.asarray(a).dtype)) for n, a in held.items()}
+        # MXNet has no bool, JAX no int64: such numbers are compared, bit by bit, as they are.
+        dtypes = {n: str(dt.as_dtype(a.dtype)) for n, a in held.items() if _floating(a)}
         yield from _both("dtype", dtypes, _dtypes(graph), whose)
         for name in side.values.keys() ^ held.keys():
             yield _row(
