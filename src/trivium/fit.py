@@ -72,6 +72,7 @@ class TrainStep:
         self.threads = threads
         self._trainer: Any = None
         self._params: dict[str, Parameter] = {}
+        self._memory: dict[str, Any] = {}  # the optimizer's, of trainers before this one
         self._behind = self._outdated = False
 
     def __call__(self, x: Any, y: Any) -> float:
@@ -96,6 +97,9 @@ class TrainStep:
         values = {name: p.data for name, p in self._params.items()}
         update = self.optimizer.update()
         self._trainer = self.engine.trainer(graph, values, update, self.threads)
+        if self._memory:
+            self._trainer.remember(self._memory)
+        self._outdated = False
         for p in self._params.values():
             p.owner = self
 
@@ -115,6 +119,16 @@ class TrainStep:
         """A parameter was given other numbers; the next step starts from them."""
         self.fetch()
         self._outdated = True
+
+    def refrozen(self) -> None:
+        """A parameter was frozen or is trained again: the next step is made for that.
+
+        What the optimizer keeps of every parameter stays.
+        """
+        self.fetch()
+        if self._trainer is not None:
+            self._memory |= self._trainer.memory()
+            self._trainer = None
 
 
 def captured(graph: Graph) -> dict[str, Parameter]:
@@ -279,7 +293,7 @@ def summary(self: Module) -> str:
     """A table of the parameters, printed and returned."""
     rows = [(n, p.shape, p.data.size) for n, p in self.named_parameters("param", "state")]
     lines = [f"{n:<40} {s!s:<20} {c:>10,}" for n, s, c in rows]
-    trained = sum(p.data.size for p in self.parameters())
+    trained = sum(p.data.size for p in self.parameters() if p.requires_grad)
     lines.append(f"{trained:,} trained parameters, {sum(r[2] for r in rows) - trained:,} others")
     text = "\n".join(lines)
     print(text)

@@ -83,7 +83,7 @@ class GraphRunner:
         self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool = False
     ) -> Pulled:
         """Outputs and gradients by our own derivation."""
-        params = [v.name for v in self.graph.of_kind("param")]
+        params = [v.name for v in self.graph.trained()]
         floats = [v for v in self.graph.of_kind("data") if v.dtype.is_floating]
         key = ("pull", training)
         if key not in self._made:
@@ -179,7 +179,7 @@ class _Comparison:
         """
         best: dict[tuple[str, str, str], Row] = {}
         tried = 0
-        while not best or (tried < POINTS and not all(r.ok for r in best.values())):
+        while not tried or (tried < POINTS and not all(r.ok for r in best.values())):
             tried += 1
             before, self.report.rows = self.report.rows, []
             self._gradients_at(next(points), case, training, kind)
@@ -220,15 +220,15 @@ class _Comparison:
         """
         sides: list[Runner] = [self.oracle, self.a.runner, self.b.runner]
         before = [s.values() for s in sides]
-        now = {n: np.asarray(a, np.float32) for n, a in self.oracle.values().items()}
+        now = self.oracle.values()
         for k in range(count):
             self.gradients(points, f"step {k + 1}", True, kind="step")
             inputs = next(points)
             pulled = self.oracle.pull(inputs, _cotangents(self.oracle.outputs(inputs, True)), True)
             norm, size = _norm(pulled.parameters.values()), _norm(now[n] for n in pulled.parameters)
             rate = 0.01 * size / max(norm, 1e-12)
-            now |= {n: (now[n] - rate * g).astype(np.float32) for n, g in pulled.parameters.items()}
-            now |= {n: np.asarray(a, np.float32) for n, a in pulled.states.items()}
+            new = {n: now[n] - rate * g for n, g in pulled.parameters.items()} | pulled.states
+            now |= {n: np.asarray(a, now[n].dtype) for n, a in new.items()}
             for side in sides:
                 side.load(now)
         for side, start in zip(sides, before, strict=True):

@@ -53,3 +53,9 @@ class Trainer(Protocol):
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too; arrays in the engine's own form."""
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""

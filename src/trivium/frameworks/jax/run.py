@@ -15,7 +15,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update
+from trivium.transforms.step import COUNT, Update
 from trivium.tree import flatten, nest
 
 
@@ -30,7 +30,7 @@ def load_jax() -> Any:
 
 @dataclass
 class JaxModel:
-    """A function of (params, *inputs), its parameters, and which of them are states."""
+    """A function of (params, *inputs), its parameters, and which of them no gradient changes."""
 
     function: Callable[..., Any]
     params: dict[str, Any]
@@ -63,10 +63,8 @@ def build(
     load_jax()
     emitted = emit(graph)
     weights = emitted.weights
-    held = {v.name for v in graph.of_kind("param", "state")}
-    if unused := held - weights.keys():  # they cost nothing, and belong to the model
-        weights |= {n: (n, Weight("", n, n)) for n in unused}
-    states = frozenset(v.name for v in graph.of_kind("state"))
+    trained = {v.name for v in graph.trained() if v.dtype.is_floating}
+    states = frozenset(weights.keys() - trained)
     function = execute(emitted, "jax")
     model = JaxModel(function, {}, states, bool(graph.updates), emitted.source)
     JaxRunner(model, weights).load(values)
@@ -224,3 +222,12 @@ class JaxTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         JaxRunner(self.model, self.weights).load(values)
         self._take()
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
+        return {COUNT: self.count} | self.slots
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        self.count = memory[COUNT]
+        self.slots = {n: memory.get(n, s) for n, s in self.slots.items()}

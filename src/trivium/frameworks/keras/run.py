@@ -15,7 +15,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_mode
 
 Weights = Mapping[str, tuple[str, Weight]]
 
@@ -78,6 +78,8 @@ class KerasRunner:
         fixed = [v for la in model._flatten_layers() for v in la._non_trainable_variables]
         states = {id(v) for v in fixed}
         self.states = {n for n, v in self.variables.items() if id(v) in states}
+        trained = {id(v) for v in model.trainable_variables}
+        self.trained = {n for n, v in self.variables.items() if id(v) in trained}
 
     def _find(self, place: str) -> Any:
         for v in self.model.weights:
@@ -132,7 +134,7 @@ class KerasRunner:
         tf = load_tensorflow()
         kept = self._kept()
         xs = [tf.convert_to_tensor(np.asarray(x)) for x in inputs]
-        wanted = {n: v.value for n, v in self.variables.items() if n not in self.states}
+        wanted = {n: v.value for n, v in self.variables.items() if n in self.trained}
         sources = [x for x in xs if x.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch([*wanted.values(), *sources])
@@ -161,6 +163,7 @@ class KerasTrainer:
         self.model, weights = build(by_mode(graph), values)
         self.runner = KerasRunner(self.model, weights)
         self.update = execute(emit_function(specialize(update.graph)), "keras")
+        self.names = [v.path for v in self.model.trainable_variables]
         self.params = [v.value for v in self.model.trainable_variables]
         self.slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
@@ -190,3 +193,12 @@ class KerasTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
+        return {COUNT: self.count} | dict(zip(self.names, self.slots, strict=True))
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        self.count = memory[COUNT]
+        self.slots = [memory.get(n, s) for n, s in zip(self.names, self.slots, strict=True)]

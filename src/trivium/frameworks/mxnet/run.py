@@ -16,7 +16,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, Type, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_mode
 
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
@@ -207,7 +207,8 @@ class MxnetTrainer:
         self.block, weights = build(by_mode(graph), values)
         self.block.hybridize(static_alloc=True)
         self.runner = MxnetRunner(self.block, weights, device)
-        self.params = [p for p in self.runner.parameters().values() if p.grad_req != "null"]
+        trained = {n: p for n, p in self.runner.parameters().items() if p.grad_req != "null"}
+        self.names, self.params = list(trained), list(trained.values())
         self.slots = [[self.mx.nd.zeros_like(p.data()) for _ in update.slots] for p in self.params]
         self.count = self.mx.nd.zeros((1,), self.runner.device)
         self.update = execute(emit(specialize(update.graph)), "mxnet")()
@@ -232,3 +233,12 @@ class MxnetTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
+        return {COUNT: self.count} | dict(zip(self.names, self.slots, strict=True))
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        self.count = memory[COUNT]
+        self.slots = [memory.get(n, s) for n, s in zip(self.names, self.slots, strict=True)]

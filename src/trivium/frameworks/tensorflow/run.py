@@ -14,7 +14,7 @@ from trivium.frameworks.source import execute
 from trivium.frameworks.tensorflow.emit import attribute, emit
 from trivium.graph import Graph
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update
+from trivium.transforms.step import COUNT, Update
 
 
 def load_tensorflow() -> Any:
@@ -136,7 +136,8 @@ class TensorflowTrainer:
         module, weights = build(graph, values)
         self.runner = TensorflowRunner(module, weights)
         self.update = execute(emit(specialize(update.graph)), "tensorflow")()
-        self.params = [v for v in self.runner.variables.values() if v.trainable]
+        trained = {n: v for n, v in self.runner.variables.items() if v.trainable}
+        self.names, self.params = list(trained), list(trained.values())
         self.slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
         self._step = tf.function(self._one_step, reduce_retracing=True)
@@ -164,3 +165,12 @@ class TensorflowTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
+        return {COUNT: self.count} | dict(zip(self.names, self.slots, strict=True))
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        self.count = memory[COUNT]
+        self.slots = [memory.get(n, s) for n, s in zip(self.names, self.slots, strict=True)]

@@ -13,7 +13,7 @@ from trivium.frameworks.source import execute
 from trivium.frameworks.torch.emit import emit
 from trivium.graph import Graph
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_mode
 
 
 def load_torch() -> Any:
@@ -138,7 +138,8 @@ class TorchTrainer:
         self.module = module
         self.update = execute(emit(specialize(update.graph)), "torch")().to(device)
         tensors = self.runner._tensors()
-        self.params = [t for t in tensors.values() if t.requires_grad]
+        self.names = [n for n, t in tensors.items() if t.requires_grad]
+        self.params = [tensors[n] for n in self.names]
         self.slots = [[self.torch.zeros_like(p) for _ in update.slots] for p in self.params]
         self.count = self.torch.zeros((), device=device)
 
@@ -165,6 +166,15 @@ class TorchTrainer:
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
+        return {COUNT: self.count} | dict(zip(self.names, self.slots, strict=True))
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        self.count = memory[COUNT]
+        self.slots = [memory.get(n, s) for n, s in zip(self.names, self.slots, strict=True)]
 
 
 def foreign(model: Any, module: Any) -> TorchRunner:
