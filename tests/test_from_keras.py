@@ -605,12 +605,17 @@ def test_more_refusals() -> None:
         read(Model(x, L.Dropout(0.5)(x, training=True)))
     with pytest.raises(UnsupportedError, match="not built"):
         read(Net())
-    with pytest.raises(UnsupportedError, match="reads the weight"):
-        model = Model(x, L.Dense(2)(x))
-        model.extra = L.Dense(3)
-        model.extra.build((None, 4))
-        read(model)
     assert len(read(one(Branches(), (3,)), training=False).graph.nodes) == 0
+
+
+def test_a_layer_without_a_use_is_kept() -> None:
+    x = Input((4,))
+    model = Model(x, L.Dense(2, name="head")(x))
+    model.extra = L.Dense(3, name="extra")
+    model.extra.build((None, 4))
+    held = {n: a.shape for n, a in read(model).state_dict().items()}
+    assert held.pop("extra.kernel") == (4, 3) and held.pop("extra.bias") == (3,)
+    assert set(held) == {"head.weight", "head.bias"}
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -486,12 +486,12 @@ def test_a_layer_used_twice_keeps_one_parameter() -> None:
     assert [n.scope for n in model.graph.nodes] == ["inner", "", "inner"]
 
 
-def test_a_frozen_parameter_is_a_state() -> None:
+def test_a_frozen_parameter_is_a_parameter() -> None:
     block = started(nn.Dense(4), numbers(3, 5))
     block.weight.grad_req = "null"
     model = read(block)
-    assert [(v.kind, v.name) for v in model.graph.inputs] == [
-        ("data", "data"), ("state", "weight"), ("param", "bias")
+    assert [(v.kind, v.name, v.trainable) for v in model.graph.inputs] == [
+        ("data", "data", True), ("param", "weight", False), ("param", "bias", True)
     ]  # fmt: skip
 
 

@@ -120,7 +120,8 @@ def same_gradients(graph, source, theirs, want, ours, mode, tolerance):
     tensors |= {n.removesuffix("_l0"): p for n, p in source.named_parameters()}
     data = [v.name for v in graph.of_kind("data")]
     tensors |= dict(zip(data, theirs, strict=True))
-    names = [v.name for v in graph.of_kind("param", "data") if v.dtype.is_floating]
+    floating = [v for v in graph.of_kind("data") if v.dtype.is_floating]
+    names = [v.name for v in (*graph.trained(), *floating)]
     back = pullback(specialize(graph, training=mode), names)
     results = Interpreter(back, floating=dt.float64)(*ours, *(c.numpy() for c in cotangents))
     for name, g in zip(names, results[len(want) :], strict=False):
@@ -372,11 +373,13 @@ def test_an_rnn_over_its_first_axis_has_a_fixed_length():
     np.testing.assert_allclose(got[0], module(x)[0].detach().numpy(), atol=1e-6)
 
 
-def test_buffers_that_nothing_reads_are_left_out():
+def test_buffers_that_nothing_reads_are_kept():
     module = Does(
         lambda m, x: x + 1, unread=torch.zeros(3), numbers=torch.zeros(2, dtype=torch.long)
     )
-    assert [v.name for v in read(module, normal(3, 4)).graph.inputs] == ["inputs_0"]
+    found = {v.name: (v.kind, v.dtype) for v in read(module, normal(3, 4)).graph.inputs}
+    assert found == {"inputs_0": ("data", "float32"), "unread": ("state", "float32"),
+                     "numbers": ("state", "int64")}  # fmt: skip
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -515,11 +518,13 @@ def test_a_frozen_batch_norm_stays_frozen():
         assert norm.attrs["training"] is False and not model.graph.updates
 
 
-def test_a_parameter_without_gradient_is_a_state():
+def test_a_parameter_without_gradient_is_a_frozen_parameter():
     module = nn.BatchNorm2d(3)
     module.weight.requires_grad_(False)
     model = read(module, normal(2, 3, 4, 5))
-    assert [n for n, _ in model.named_parameters()] == ["bias"]
+    assert [(n, p.requires_grad) for n, p in model.named_parameters()] == [
+        ("weight", False), ("bias", True)
+    ]  # fmt: skip
     agree(module, normal(2, 3, 4, 5))
 
 

@@ -17,6 +17,7 @@ FILES = sorted((SRC / "trivium").rglob("*.py"))
 # import each other, and a room is a file or a folder of this name.
 STOREYS: list[list[set[str]]] = [
     [{"dtype", "shape", "tree", "atomic", "recent"}],
+    [{"operators"}],
     [{"graph", "text", "check", "flat"}],
     [{"op"}],
     [{"ops"}],

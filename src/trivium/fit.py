@@ -84,7 +84,7 @@ class TrainStep:
         self._behind = self._outdated = self._warned = False
         self._like: list[tuple[Any, Any]] = []  # shape and dtype of the arrays of the last step
         self._steps = 0
-        self._resume: list[Any] | None = None  # what the optimizer of a copy goes on from
+        self._memory: dict[str, Any] = {}  # the optimizer's, of trainers before this one
 
     def __call__(self, x: Any, y: Any) -> float:
         arrays: Sequence[Any] = (*x, y) if isinstance(x, tuple) else (x, y)
@@ -156,17 +156,17 @@ class TrainStep:
         values = {name: p.data for name, p in self._params.items()}
         update = self.optimizer.update()
         self._trainer = self.engine.trainer(graph, values, update, self.threads)
-        if self._resume is not None:
-            self._trainer.take_slots(self._resume)
-            self._resume = None
+        if self._memory:
+            self._trainer.remember(self._memory)
+        self._outdated = False
         for p in self._params.values():
             p.owner = self
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy starts from: the model as it is, and what the optimizer has gathered."""
         kept = ("model", "loss", "optimizer", "engine", "threads", "_steps", "_warned")
-        slots = self._resume if self._trainer is None else self._trainer.slots()
-        return {k: vars(self)[k] for k in kept} | {"_resume": slots}
+        memory = self._memory | ({} if self._trainer is None else self._trainer.memory())
+        return {k: vars(self)[k] for k in kept} | {"_memory": memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -189,6 +189,16 @@ class TrainStep:
         """A parameter was given other numbers; the next step starts from them."""
         self.fetch()
         self._outdated = True
+
+    def refrozen(self) -> None:
+        """A parameter was frozen or is trained again: the next step is made for that.
+
+        What the optimizer keeps of every parameter stays.
+        """
+        self.fetch()
+        if self._trainer is not None:
+            self._memory |= self._trainer.memory()
+            self._trainer = None
 
 
 def _names(count: int) -> list[str]:
@@ -382,7 +392,7 @@ def summary(self: Module) -> str:
     """A table of the parameters, printed and returned."""
     rows = [(n, p.shape, p.data.size) for n, p in self.named_parameters("param", "state")]
     lines = [f"{n:<40} {s!s:<20} {c:>10,}" for n, s, c in rows]
-    trained = sum(p.data.size for p in self.parameters())
+    trained = sum(p.data.size for p in self.parameters() if p.requires_grad)
     lines.append(f"{trained:,} trained parameters, {sum(r[2] for r in rows) - trained:,} others")
     text = "\n".join(lines)
     print(text)

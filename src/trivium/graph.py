@@ -1,9 +1,9 @@
 """The one Graph: Values made by Nodes, in order, pure. Everything else reads or writes one.
 
 A Graph is in SSA form. Its inputs are tagged: ``data`` (what a call passes), ``param`` (what
-training changes by gradient), ``state`` (what training changes otherwise: batch-norm statistics,
-optimizer slots) and ``rng`` (a key). A Graph never assigns: what a state becomes is an entry of
-``updates``.
+training changes by gradient; not where it is frozen, ``trainable=False``), ``state`` (what training
+changes otherwise: batch-norm statistics, optimizer slots) and ``rng`` (a key). A Graph never
+assigns: what a state becomes is an entry of ``updates``.
 
 This module knows no op. Ops enter their names into :data:`OPS`; ``Node.op`` is one of them.
 """
@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trivium.dtype import DType, as_dtype
-from trivium.shape import Dim, Shape, Size, as_shape, size_product
-
-OPS: dict[str, Any] = {}
-"""Every op by name; filled by ``op.py`` as the ops are declared."""
+from trivium.operators import OPS as OPS
+from trivium.operators import Operators as Operators
+from trivium.shape import Dim, Shape, as_shape
 
 KINDS = ("data", "param", "state", "rng")
 
@@ -71,132 +70,16 @@ class Type(NamedTuple):
         return f"{self.dtype}[{', '.join(map(str, self.shape))}]"
 
 
-class Operators:
-    """Python's operators and the usual methods, on anything an op can be applied to."""
-
-    __slots__ = ()
-    __array_priority__ = 1000.0  # so that ndarray + Value comes here and not to NumPy
-    __array_ufunc__ = None
-
-    dtype: DType
-    shape: Shape
-
-    # What _install(), below, gives them, for the type checker.
-    __add__: Any
-    __sub__: Any
-    __mul__: Any
-    __truediv__: Any
-    __pow__: Any
-    __matmul__: Any
-    __radd__: Any
-    __rsub__: Any
-    __rmul__: Any
-    __rtruediv__: Any
-    __neg__: Any
-    __gt__: Any
-    __lt__: Any
-    __ge__: Any
-    __le__: Any
-    sum: Any
-    mean: Any
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> Size:
-        """The number of elements."""
-        return size_product(self.shape)
-
-    @property
-    def T(self) -> Any:
-        """The transpose of a matrix."""
-        return OPS["transpose"](self)
-
-    @property
-    def mT(self) -> Any:
-        """The last two axes exchanged."""
-        axes = (*range(self.ndim - 2), self.ndim - 1, self.ndim - 2)
-        return OPS["transpose"](self, axes=axes)
-
-    def __getitem__(self, key: Any) -> Any:
-        return OPS["getitem"](self, key)
-
-    def __len__(self) -> int:
-        return self.shape[0]  # type: ignore[return-value]  # len() itself refuses a Dim
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
-
-    def __pos__(self) -> Any:
-        return self
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def astype(self, dtype: Any) -> Any:
-        """The elements converted to ``dtype``."""
-        return OPS["cast"](self, dtype=as_dtype(dtype))
-
-    def reshape(self, *shape: Any) -> Any:
-        """The same elements in another shape; one size may be -1."""
-        sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
-        return OPS["reshape"](self, shape=tuple(sizes))
-
-    def permute(self, *axes: int) -> Any:
-        """The axes in another order."""
-        return OPS["transpose"](self, axes=axes)
-
-
-def _install() -> None:
-    """Give Operators one method for each Python operator and the unary and reducing ops."""
-
-    def binary(name: str, swap: bool) -> Any:
-        def method(self: Any, other: Any) -> Any:
-            if not isinstance(other, (Operators, bool, int, float, np.ndarray, np.generic)):
-                return NotImplemented
-            return OPS[name](other, self) if swap else OPS[name](self, other)
-
-        return method
-
-    def unary(name: str) -> Any:
-        def method(self: Any, *args: Any, **attrs: Any) -> Any:
-            return OPS[name](self, *args, **attrs)
-
-        method.__name__ = name
-        method.__doc__ = f"See :func:`trivium.{name}`."
-        return method
-
-    both = dict(add="add", sub="subtract", mul="multiply", truediv="divide", pow="pow",
-                matmul="matmul", floordiv="floor_divide", mod="remainder")  # fmt: skip
-    for dunder, name in both.items():
-        setattr(Operators, f"__{dunder}__", binary(name, False))
-        setattr(Operators, f"__r{dunder}__", binary(name, True))
-    once = dict(eq="equal", ne="not_equal", lt="less", le="less_equal", gt="greater",
-                ge="greater_equal", and_="logical_and", or_="logical_or")  # fmt: skip
-    for dunder, name in once.items():
-        setattr(Operators, f"__{dunder.rstrip('_')}__", binary(name, False))
-    for dunder, name in dict(neg="negative", abs="abs", invert="logical_not").items():
-        setattr(Operators, f"__{dunder}__", unary(name))
-    for name in ("sum", "mean", "max", "min", "argmax", "exp", "log", "tanh", "sqrt", "relu",
-                 "sigmoid", "flatten"):  # fmt: skip
-        setattr(Operators, name, unary(name))
-
-
-_install()
-
-
 class Value(Operators):
     """One edge of a Graph: an input, or what a Node makes."""
 
-    __slots__ = ("dtype", "graph", "index", "kind", "name", "node", "shape")
+    __slots__ = ("dtype", "graph", "index", "kind", "name", "node", "shape", "trainable")
 
     def __init__(self, graph: Graph, type: Type, node: Node | None, index: int, name: str = ""):
         self.graph, self.node, self.index, self.name = graph, node, index, name
         self.dtype, self.shape = type
         self.kind: str | None = None  # one of KINDS for an input of the Graph
+        self.trainable = True  # False: a param that training passes through unchanged
 
     @property
     def type(self) -> Type:
@@ -295,14 +178,16 @@ class Graph:
         finally:
             self.scope = before
 
-    def input(self, kind: str, dtype: Any, shape: Any, name: str) -> Value:
-        """A new input of this kind."""
+    def input(self, kind: str, dtype: Any, shape: Any, name: str, trainable: bool = True) -> Value:
+        """A new input of this kind; a ``param`` may be frozen, ``trainable=False``."""
         if kind not in KINDS:
             raise GraphError(f"an input is one of {', '.join(KINDS)}, not {kind!r}")
+        if not trainable and kind != "param":
+            raise GraphError(f"{name!r} is {kind}: only a param is trainable or not")
         if any(v.name == name for v in self.inputs):
             raise GraphError(f"the graph already has an input {name!r}")
         value = Value(self, Type(as_dtype(dtype), as_shape(shape)), None, len(self.inputs), name)
-        value.kind = kind
+        value.kind, value.trainable = kind, trainable
         self.inputs.append(value)
         return value
 
@@ -329,6 +214,10 @@ class Graph:
         """The inputs of these kinds, in order."""
         return [v for v in self.inputs if v.kind in kinds]
 
+    def trained(self) -> list[Value]:
+        """The parameters that training changes: all that are not frozen."""
+        return [v for v in self.of_kind("param") if v.trainable]
+
     def dims(self) -> set[str]:
         """The names of the sizes that are open."""
         return {n for v in self.inputs for s in v.shape if isinstance(s, Dim) for n in s.names()}
@@ -336,6 +225,12 @@ class Graph:
     def results(self) -> list[Value]:
         """Outputs, then what the states become: all that has to be computed."""
         return [*self.outputs, *self.updates.values()]
+
+    def unread(self) -> list[Value]:
+        """The parameters and states that nothing reads: they are kept, under their names."""
+        read = {v for node in self.nodes for v in node.inputs} | set(self.results())
+        read |= set(self.updates)
+        return [v for v in self.of_kind("param", "state") if v not in read]
 
     def uses(self) -> dict[Value, list[Node]]:
         """For each Value the nodes that read it."""
@@ -364,10 +259,10 @@ class Graph:
             return f"inputs: {data[0]} against {data[1]}"
         pairs |= zip(*data, strict=True)  # arguments go by position, parameters by name
         held = [g.of_kind("param", "state") for g in (self, other)]
-        mine, theirs = ({(v.kind, v.name, v.type) for v in h} for h in held)
+        mine, theirs = (set(map(_input, h)) for h in held)
         if mine != theirs:
             left, right = mine - theirs, theirs - mine
-            return f"parameters: {sorted(map(str, left))} against {sorted(map(str, right))}"
+            return f"parameters: {', '.join(sorted(left))} against {', '.join(sorted(right))}"
         by_name = {v.name: v for v in held[1]}
         pairs |= {v: by_name[v.name] for v in held[0]}
         for i, (a, b) in enumerate(zip(self.nodes, other.nodes, strict=False)):
@@ -441,6 +336,12 @@ def literal(value: Any) -> str:
     return repr(value)
 
 
+def _input(v: Value) -> str:
+    """``param("w", float32, (3,))``: all that is said of an input."""
+    frozen = "" if v.trainable else ", trainable=False"
+    return f"{v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}{frozen})"
+
+
 def _print(graph: Graph, indent: str = "") -> Iterator[str]:
     names: dict[Value | None, str] = {None: "None"}
     taken: set[str] = set()
@@ -459,7 +360,7 @@ def _print(graph: Graph, indent: str = "") -> Iterator[str]:
     yield f"{indent}def {identifier(graph.name)}("
     for v in graph.inputs:
         word = name(v, v.name, numbered=False)
-        yield f"{inner}{word}: {v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}),"
+        yield f"{inner}{word}: {_input(v)},"
     yield f"{indent}):"
     scope = ""
     for node in graph.nodes:

@@ -48,7 +48,7 @@ class Optimizer:
         return update_of(self.rule, self.slots)
 
     def step(self, parameters: Iterable[Parameter] | None = None) -> None:
-        """Change every parameter by its ``.grad``."""
+        """Change every parameter that is not frozen by its ``.grad``."""
         changed = self.parameters if parameters is None else list(parameters)
         if not changed:
             raise ValueError(
@@ -58,7 +58,7 @@ class Optimizer:
         self._count += 1
         with no_grad():
             for p in changed:
-                if p.grad is None:
+                if p.grad is None or not p.requires_grad:
                     continue
                 zeros = {s: Tensor(np.zeros_like(p.data)) for s in self.slots}
                 held = self._state.setdefault(p, zeros)

@@ -17,12 +17,16 @@ from trivium.recent import Recent
 from trivium.transforms.replay import prune, replay
 
 
-def variable(initial: Any, name: str) -> Any:
-    """A parameter of the Graph that is being built, from these initial numbers."""
+def variable(initial: Any, name: str, trainable: bool = True) -> Any:
+    """A parameter of the Graph that is being built, from these initial numbers.
+
+    With ``trainable=False`` no optimizer changes it.
+    """
     graph = current()
     if graph is None:
         raise RuntimeError("variable() wants a Graph around it: with trivium.Graph() as g: ...")
-    return lift(graph, Parameter(np.asarray(initial, np.float32), name), None)
+    array = np.asarray(initial, np.float32)
+    return lift(graph, Parameter(array, name, requires_grad=trainable), None)
 
 
 class Session:

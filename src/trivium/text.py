@@ -63,14 +63,24 @@ class _Reader:
         for arg in definition.args.args:
             match arg.annotation:
                 case ast.Call(
-                    ast.Name(kind), [ast.Constant(str(name)), ast.Name(dtype), shape]
+                    ast.Name(kind), [ast.Constant(str(name)), ast.Name(dtype), shape], words
                 ) if kind in KINDS and dtype in dt.ALL:
                     sizes = as_shape(self.value(shape, {}))
-                    names[arg.arg] = graph.input(kind, dtype, sizes, name)
+                    trainable = self.trainable(arg, words)
+                    names[arg.arg] = graph.input(kind, dtype, sizes, name, trainable)
                 case _:
                     raise _fail(arg, "an input is kind(name, dtype, shape)")
         self.block(definition.body, graph, names, dict(outer))
         return graph
+
+    def trainable(self, where: ast.arg, words: list[ast.keyword]) -> bool:
+        """What an input says beside its type: nothing, or that it is frozen."""
+        match words:
+            case []:
+                return True
+            case [ast.keyword("trainable", ast.Constant(bool(flag)))]:
+                return flag
+        raise _fail(where, "an input may say trainable=False, and nothing else")
 
     def block(
         self,

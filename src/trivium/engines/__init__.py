@@ -13,7 +13,7 @@ import numpy as np
 from trivium.frameworks.runner import Trainer
 from trivium.graph import Graph
 from trivium.interpret import Interpreter
-from trivium.transforms.step import Update, initial_slots, training_step
+from trivium.transforms.step import COUNT, Update, initial_slots, trained, training_step
 
 DEFAULT = "native"
 
@@ -25,7 +25,7 @@ class NumpyTrainer:
         step = training_step(graph, update)
         self._run = Interpreter(step, training=True)
         self._params = [v.name for v in graph.of_kind("param", "state")]
-        params = {v.name: values[v.name] for v in graph.of_kind("param")}
+        params = {name: values[name] for name in trained(graph)}
         self._values = dict(values) | initial_slots(params, update)
         self._inputs = step.inputs
         self._updated = [v.name for v in step.updates]
@@ -52,17 +52,14 @@ class NumpyTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self._values |= {n: values[n] for n in self._params}
 
-    def slots(self) -> list[Any]:
-        """What the optimizer and dropout go on from."""
-        held = [np.array(self._values[n]) for n in self._values if n not in self._params]
-        return [*held, np.array(self._steps)]
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
+        return {n: np.array(a) for n, a in self._values.items() if n not in self._params}
 
-    def take_slots(self, slots: Sequence[Any]) -> None:
-        """Go on from these."""
-        *held, steps = slots
-        names = [n for n in self._values if n not in self._params]
-        self._values |= zip(names, held, strict=True)
-        self._steps = int(steps)
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        self._values |= {n: a for n, a in memory.items() if n in self._values}
+        self._steps = int(memory[COUNT])
 
 
 Function = Callable[[Mapping[str, Any], Sequence[Any]], list[Any]]
@@ -104,6 +101,7 @@ class Engine:
         self.need()
         if not self.trains:
             raise ValueError(f"engine {self.name!r} runs models, it does not train them")
+        trained(graph)  # said here, in the same words on every engine
         if not self.trainer_at:
             return NumpyTrainer(graph, values, update)
         # Only the native engine has threads of its own to be told about.

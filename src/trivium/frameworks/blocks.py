@@ -59,12 +59,21 @@ class Block:
                 found.append(item.node if isinstance(item, Layer) else item)
         return found
 
+    def paths(self) -> list[str]:
+        """Its own path and those of all blocks inside."""
+        inner = (p for item in self.items if isinstance(item, Block) for p in item.paths())
+        return [self.path, *inner]
+
 
 Forms = Callable[[Node], Sequence[LayerForm]]
 
 
 def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[Node, Layer]:
-    """The nodes that are layers. A parameter belongs to the first layer that uses it."""
+    """The nodes that are layers. A parameter belongs to the first layer that uses it.
+
+    A node is no layer where that layer would read a parameter that the Graph holds and never reads.
+    """
+    unread = {v.name for v in graph.unread()}
     found: dict[Node, Layer] = {}
     owner: dict[str, Layer] = {}
     for node in graph.nodes:
@@ -83,6 +92,8 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
                     continue
                 before = owner.get(path)
                 if before and (before.form is not form or before.node.attrs != node.attrs):
+                    continue
+                if any(f"{path}.{w.ours}" in unread for w in form.weights):
                     continue
             elif not (path := node.scope) or not leaf(path).isdigit():
                 continue  # a plain module (ReLU, MaxPool2d) is one only as a part of a Sequential

@@ -54,8 +54,8 @@ class Trainer(Protocol):
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
 
-    def slots(self) -> list[Array]:
-        """What the optimizer has gathered and its count, in an order of the trainer's own."""
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
 
-    def take_slots(self, slots: Sequence[Array]) -> None:
-        """Go on from what ``slots()`` of a trainer of the same Graph on this engine has said."""
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""

@@ -13,7 +13,7 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,9 @@ from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import prune, replay
 from trivium.transforms.simplify import simplify
+
+HELD = ("param", "state")
+"""The kinds of what a model holds."""
 
 
 @dataclass(eq=False)
@@ -64,11 +67,19 @@ class Emitter:
 
     def __init__(self, graph: Graph, target: Target):
         self.target = target
-        graph = _numbers_where_used(decompose(target.prepare(simplify(graph)), keep=target.lowers))
-        self.graph = graph
+        graph = target.prepare(simplify(graph))
+        unread = {v.name for v in graph.unread()}
+
+        def kept(node: Node) -> bool:
+            return target.lowers(node) and not self.spoiled(node, unread)
+
+        self.graph = graph = _numbers_where_used(decompose(graph, keep=kept))
         self.classes: list[Class] = []
         self.weights: dict[str, tuple[str, Weight]] = {}
         self.used_names: set[str] = set()
+        self.chains: set[str] = set()  # the paths of blocks that are nothing but a Sequential
+        self.free: set[str] = set()  # the parameters of no layer
+        self.unread = dict.fromkeys(graph.unread())
         layers = find_layers(graph, OPS.__getitem__, self.forms)
         self.implied = {v for la in layers.values() for v in la.node.outputs}
         for state, new in graph.updates.items():
@@ -76,7 +87,15 @@ class Emitter:
                 raise UnsupportedError(
                     f"{target.name} source that updates {state.name} outside a layer"
                 )
-        self.root = self.body(blocks(graph, layers))
+        whole = blocks(graph, layers)
+        self.scopes = set(whole.paths())
+        self.root = self.body(whole)
+
+    def spoiled(self, node: Node, unread: Collection[str]) -> bool:
+        """Would its layer read a parameter that the Graph holds and never reads?"""
+        paths = {parent(v.name) for v in node.inputs if v is not None and v.kind in HELD}
+        words = {w.ours for f in self.target.forms if f.op == node.op for w in f.weights}
+        return any(f"{p}.{w}" in unread for p in paths for w in words) if unread else False
 
     def forms(self, node: Node) -> list[LayerForm]:
         """The layer forms that are exact for this node."""
@@ -122,7 +141,12 @@ class Emitter:
             else:
                 self.node(body, item)
         self.drop_unused(body)
+        for v in self.unread:
+            if block.path == max((p for p in self.scopes if inside(parent(v.name), p)), key=len):
+                self.declare(body, v)
         body.chain = self.chain_of(body)
+        if body.chain:
+            self.chains.add(block.path)
         self.classify(body)
         return body
 
@@ -145,17 +169,44 @@ class Emitter:
 
     def node(self, body: Body, node: Node) -> None:
         for v in node.inputs:
-            if (
-                v is not None
-                and v.kind in ("param", "state")
-                and inside(parent(v.name), body.block.path)
-            ):
-                name = self.member_name(body.block, v.name)
-                if v.name not in self.weights:
-                    body.members[name] = self.target.parameter(v)
-                    self.weights[v.name] = (v.name, Weight("", leaf(v.name), leaf(v.name)))
+            if v is not None and v.kind in HELD and inside(parent(v.name), body.block.path):
+                self.declare(body, v)
         code = self.target.expression(node)
         body.statements.append(Statement(self.target.results(node), code, is_infix(code)))
+
+    def declare(self, body: Body, value: Value) -> None:
+        """A parameter of no layer is a member of its block."""
+        if value.name not in self.weights:
+            name = self.member_name(body.block, value.name)
+            body.members[name] = self.target.parameter(value)
+            self.free.add(value.name)
+            self.weights[value.name] = (value.name, Weight("", leaf(value.name), leaf(value.name)))
+
+    def frozen(self) -> list[str]:
+        """The shortest paths, over there, at or below which every parameter is frozen.
+
+        "" is the whole model. What is no floating array cannot be trained anyway.
+        """
+        held = {
+            self.weights[v.name][0]: v.trainable
+            for v in self.graph.of_kind("param")
+            if v.dtype.is_floating and v.name in self.weights
+        }
+        found: list[str] = []
+        for path, trained in held.items():
+            if trained or any(inside(path, f) for f in found):
+                continue
+            parts = path.split(".")
+            prefixes = (".".join(parts[:i]) for i in range(len(parts) + 1))
+            found.append(
+                next(p for p in prefixes if not any(t for q, t in held.items() if inside(q, p)))
+            )
+        return found
+
+    def fixed(self, body: Body) -> set[str]:
+        """The whole model's free parameters that are frozen by themselves: declared as that."""
+        here = self.free & body.members.keys() if body is self.root else set()
+        return here.intersection(self.frozen())
 
     def drop_unused(self, body: Body) -> None:
         """Numbers that were written into expressions need no line of their own."""
@@ -182,6 +233,8 @@ class Emitter:
             if sum(p is x for t in body.statements for p in t.code) > 1:
                 return None
         if x is not block.outputs[0] or order != [str(i) for i in range(len(order))] or not order:
+            return None
+        if set(order) != set(body.members):  # it holds a parameter that nothing reads
             return None
         return order
 

@@ -17,7 +17,7 @@ from trivium.native.program import Frame, Frames, Program, address_of, empty, ro
 from trivium.native.threads import pool
 from trivium.recent import Recent
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, initial_slots, training_step
+from trivium.transforms.step import COUNT, Update, initial_slots, trained, training_step
 
 KEPT = 16  # specialisations of a Graph by the sizes of its inputs
 
@@ -74,7 +74,7 @@ class NativeTrainer:
                  threads: int | None = None):  # fmt: skip
         self._graph = training_step(graph, update)
         self._params = [v.name for v in graph.of_kind("param", "state")]
-        params = {v.name: values[v.name] for v in graph.of_kind("param")}
+        params = {name: values[name] for name in trained(graph)}
         self._start: dict[str, Any] | None = dict(values) | initial_slots(params, update)
         self._slots = [n for n in self._start if n not in self._params]
         self._threads = threads
@@ -170,23 +170,19 @@ class NativeTrainer:
             for n in self._params:
                 self._views[n].write(values[n])
 
-    def slots(self) -> list[Any]:
-        """What the optimizer and dropout go on from."""
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, its count of steps too."""
         with self._lock:
-            found = self._start
-            held = [self._views[n].read() if found is None else found[n] for n in self._slots]
-            return [*held, self._key.copy()]
-
-    def take_slots(self, slots: Sequence[Any]) -> None:
-        """Go on from these."""
-        *held, key = slots
-        with self._lock:
-            self._key[...] = key
             if self._start is not None:
-                self._start |= zip(self._slots, held, strict=True)
-                return
-            for n, value in zip(self._slots, held, strict=True):
-                self._views[n].write(value)
+                return {n: a for n, a in self._start.items() if n not in self._params}
+            return {n: v.read() for n, v in self._views.items() if n not in self._params}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer kept; what it did not starts anew."""
+        with self._lock:
+            assert self._start is not None, "before the first step"
+            self._start |= {n: a for n, a in memory.items() if n in self._start}
+            self._key[1] = int(memory[COUNT])
 
 
 class _Shaped:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.graph import MODE, OPS, Graph, Operators, Value, current
+from trivium.graph import MODE, OPS, Graph, current
 from trivium.nn.held import called, calling, held, mode
+from trivium.nn.parameter import Parameter
 from trivium.op import lift
+from trivium.operators import Operators
 from trivium.shape import Dim, Shape, ShapeError, bind, subs
-from trivium.tensor import Spec, Tensor, asarray, spec_of
-from trivium.transforms.replay import specialize
+from trivium.tensor import Spec, asarray, spec_of
+from trivium.transforms.replay import freeze, specialize
 
 _default_seed = 0
 
@@ -29,72 +31,6 @@ def seed(n: int) -> None:
     """Set the seed that modules built from now on take their initial values from, and dropout's."""
     global _default_seed, _keys
     _default_seed, _keys = n, itertools.count(1)
-
-
-class Owner(Protocol):
-    """Who trains a parameter elsewhere."""
-
-    def fetch(self) -> None:
-        """Bring the parameters up to date."""
-
-    def changed(self) -> None:
-        """A parameter was given other numbers from outside."""
-
-
-class Parameter(Tensor):
-    """A named tensor of a module: ``kind`` "param" is trained by gradient, "state" is not."""
-
-    __slots__ = ("_array", "kind", "name", "owner")
-
-    def __init__(self, data: Any, name: str, kind: str = "param"):
-        self.owner: Owner | None = None
-        super().__init__(data, requires_grad=kind == "param")
-        self.name, self.kind = name, kind
-
-    @property
-    def data(self) -> np.ndarray[Any, Any]:
-        """Its numbers, fetched from the engine that trains it if they are newer there."""
-        if self.owner is not None:
-            self.owner.fetch()
-        self._path()
-        return self._array
-
-    @data.setter
-    def data(self, new: np.ndarray[Any, Any]) -> None:
-        self._array = new
-        if self.owner is not None:
-            self.owner.changed()
-
-    def capture(self, graph: Graph) -> Value:
-        """An input of the Graph, under its name."""
-        return graph.input(self.kind, self._array.dtype, self._array.shape, self._path())
-
-    def __reduce__(self) -> Any:
-        # Not its owner: who trains this one does not train a copy of it.
-        return _copied, (self.data, self.name, self.kind, self.requires_grad, self._grad)
-
-    def _path(self) -> str:
-        """Its name in the model that is being called, which has to hold it; else its own."""
-        call = calling()
-        return self.name if call is None else call.need(self, f"the parameter {self.name!r}")
-
-    def assign(self, new: Any) -> None:
-        """Take new numbers, or, inside a Graph that is being built, say what the state becomes."""
-        if new.shape != self.shape or new.dtype != self.dtype:
-            raise ShapeError(f"{self.name} is {self.dtype}{self.shape}, got {new.dtype}{new.shape}")
-        graph = current()
-        if graph is None:
-            self.data = np.asarray(new.data if isinstance(new, Tensor) else new)
-        else:
-            lift(graph, self, None)
-            _, value = graph.captured[id(self)]
-            graph.updates[value] = lift(graph, new, None)
-
-
-def _copied(data: Any, name: str, kind: str, wanted: bool, grad: Tensor | None) -> Parameter:
-    parameter = Parameter(data, name, kind)
-    parameter.requires_grad, parameter._grad = wanted, grad
-    return parameter
 
 
 def _join(path: str, name: str) -> str:
@@ -126,6 +62,7 @@ class Module:
 
     _at = ""  # the path in the model that it was last called in
     _training: bool = True
+    _requires_grad: bool = True
     _seed: int | None = None
     inputs_seen: tuple[Spec, ...] = ()
     """What the model was last called, built or fitted with, its batch open."""
@@ -236,14 +173,15 @@ class Module:
             path = _join(self._path, name)
             data = init(_random(path, self._seed or 0), shape)
             # Another thread may have made it meanwhile, with the same numbers: there is one.
-            made.setdefault(name, Parameter(np.asarray(data, np.float32), path, kind))
+            array = np.asarray(data, np.float32)
+            made.setdefault(name, Parameter(array, path, kind, self._requires_grad))
         parameter: Parameter = made[name]
         if parameter.shape != tuple(shape):
             raise ShapeError(f"{name} has shape {parameter.shape}, this input wants {tuple(shape)}")
         return parameter
 
     def named_parameters(self, *kinds: str, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
-        """Names and parameters, by default the trained ones; ``kinds`` of "param", "state"."""
+        """Names and parameters, by default no states; ``kinds`` of "param", "state"."""
         seen: set[int] = set()
         for path, module in self._walk(""):
             for name, p in module._own().items():
@@ -252,8 +190,25 @@ class Module:
                     yield prefix + _join(path, name), p
 
     def parameters(self) -> list[Parameter]:
-        """The trained parameters."""
+        """The parameters, also those that are frozen."""
         return [p for _, p in self.named_parameters()]
+
+    def requires_grad_(self, flag: bool = True) -> Module:
+        """Freeze every parameter inside (False), made already or not, or have them trained again.
+
+        >>> import trivium as tv
+        >>> body, head = tv.nn.Linear(4), tv.nn.Linear(2)
+        >>> model = tv.nn.Sequential(body.requires_grad_(False), tv.relu, head)
+        >>> _ = model(tv.ones((3, 5)))
+        >>> [(name, p.requires_grad) for name, p in model.named_parameters()][1:3]
+        [('0.bias', False), ('2.weight', True)]
+        """
+        for module in self.modules():
+            module._requires_grad = flag
+            for p in module.__dict__.get("_parameters", {}).values():
+                if p.kind == "param" and (p.dtype.is_floating or not flag):
+                    p.requires_grad = flag
+        return self
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -388,7 +343,7 @@ class GraphModule(Module):
     def __init__(
         self, graph: Graph, values: Mapping[str, Any], source_names: Mapping[str, str] | None = None
     ):
-        self.graph = graph
+        self._graph = graph
         self.source_names = dict(source_names or {})
         """What each parameter was called in the framework it came from."""
         self._parameters = {}
@@ -397,22 +352,30 @@ class GraphModule(Module):
             if data.shape != v.shape:
                 raise ShapeError(f"{v.name} has shape {v.shape}, got {data.shape}")
             self._parameters[v.name] = Parameter(
-                data.astype(v.dtype.numpy), v.name, v.kind or "param"
+                data.astype(v.dtype.numpy), v.name, v.kind or "param", v.trainable
             )
+
+    @property
+    def graph(self) -> Graph:
+        """The Graph, with the parameters frozen that are frozen now."""
+        frozen = {n for n, p in self._parameters.items() if not p.requires_grad}
+        if any(v.trainable == (v.name in frozen) for v in self._graph.of_kind("param")):
+            self._graph = freeze(self._graph, frozen)
+        return self._graph
 
     def forward(self, *args: Any) -> Any:
         """The Graph applied to ``args``, op by op: eagerly, or into the Graph being built."""
-        data = self.graph.of_kind("data")
+        data = self._graph.of_kind("data")
         if len(args) != len(data):
-            raise TypeError(f"{self.graph.name} takes {len(data)} inputs, got {len(args)}")
+            raise TypeError(f"{self._graph.name} takes {len(data)} inputs, got {len(args)}")
         args = tuple(asarray(a) for a in args)
         env: dict[Any, Any] = {None: None} | dict(zip(data, args, strict=True))
-        for v in self.graph.of_kind("param", "state"):
+        for v in self._graph.of_kind("param", "state"):
             env[v] = self._parameters[v.name]
         graph = current()
-        for v in self.graph.of_kind("rng"):
+        for v in self._graph.of_kind("rng"):
             env[v] = random_key()
-        dims = _dims(self.graph, args)
+        dims = _dims(self._graph, args)
 
         def attr(item: Any) -> Any:
             if item is MODE:
@@ -425,7 +388,7 @@ class GraphModule(Module):
             return subs(item, dims)
 
         base = graph.scope if graph else ""
-        for node in self.graph.nodes:
+        for node in self._graph.nodes:
             scope = ".".join(filter(None, (base, node.scope)))
             attrs = {k: attr(a) for k, a in node.attrs.items()}
             if "salt" in attrs:
@@ -437,13 +400,13 @@ class GraphModule(Module):
                 with graph.within(scope):
                     out = OPS[node.op](*inputs, **attrs)
             env |= zip(node.outputs, out if isinstance(out, tuple) else (out,), strict=True)
-        for state, new in self.graph.updates.items():
+        for state, new in self._graph.updates.items():
             if self.training is MODE or self.training:
                 env[state].assign(env[new])
-        return restructure(self.graph, [env[v] for v in self.graph.outputs])
+        return restructure(self._graph, [env[v] for v in self._graph.outputs])
 
     def __repr__(self) -> str:
-        return f"GraphModule({self.graph.name})"
+        return f"GraphModule({self._graph.name})"
 
 
 def _dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:

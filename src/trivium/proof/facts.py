@@ -63,10 +63,7 @@ def compared(a: Graph, b: Graph) -> Iterator[Row]:
 
 
 def _trained(graph: Graph) -> dict[str, bool]:
-    return {
-        v.name: v.kind == "param" and getattr(v, "trainable", True)
-        for v in graph.of_kind("param", "state")
-    }
+    return {v.name: v.kind == "param" and v.trainable for v in graph.of_kind("param", "state")}
 
 
 def _dtypes(graph: Graph) -> dict[str, str]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from trivium.frameworks.runner import Array, Pulled
 from trivium.graph import Graph
-from trivium.nn.module import Module, Parameter
+from trivium.nn.module import Module
+from trivium.nn.parameter import Parameter
 from trivium.tensor import Tensor, asarray, no_grad
 
 
@@ -79,7 +80,7 @@ class ModuleRunner:
             for y, c in zip(floating, cotangents, strict=True):
                 if y.requires_grad:
                     y.backward(c)
-            trained = {n: p for n, p in held.items() if p.kind == "param"}
+            trained = {n: p for n, p in held.items() if p.requires_grad}
             return Pulled(
                 [np.array(y) for y in outputs],
                 {n: np.zeros_like(p.data) if p.grad is None else np.array(p.grad)

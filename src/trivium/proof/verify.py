@@ -145,7 +145,7 @@ class _Comparison:
         """
         best: dict[tuple[str, str, str], Row] = {}
         tried = 0
-        while not best or (tried < POINTS and not all(r.ok for r in best.values())):
+        while not tried or (tried < POINTS and not all(r.ok for r in best.values())):
             tried += 1
             before, self.report.rows = self.report.rows, []
             self._gradients_at(next(points), case, training, kind)
@@ -350,7 +350,7 @@ def _train(a: Side, b: Side | None, where: Points, steps: int, report: Report) -
     todo.gradients(where.stream(3, given=True, masked=masks), label, True)
     if where.has_batch and not any(n.op == "batch_norm" for n in a.graph.nodes):
         todo.gradients(where.stream(1, masked=masks), "normal, batch 1", True)
-    if steps and a.graph.of_kind("param"):
+    if steps and a.graph.trained():
         todo.steps(where.stream(3, start=100, masked=masks), steps)
 
 

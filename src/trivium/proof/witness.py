@@ -70,7 +70,7 @@ class GraphRunner:
         self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool = False
     ) -> Pulled:
         """Outputs and gradients by our own derivation."""
-        params = [v.name for v in self.graph.of_kind("param")]
+        params = [v.name for v in self.graph.trained()]
         floats = [v for v in self.graph.of_kind("data") if v.dtype.is_floating]
         key = ("pull", training)
         if key not in self._made:

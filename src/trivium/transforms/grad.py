@@ -80,11 +80,11 @@ def differentiable(graph: Graph) -> Graph:
 def gradient(graph: Graph, wrt: Sequence[str] | None = None, output: int = 0) -> Graph:
     """A Graph that returns the scalar output and then its gradient for each input named in ``wrt``.
 
-    None means all parameters. Updates of states stay.
+    None means all parameters that are not frozen. Updates of states stay.
     """
     new = differentiable(graph)
     inputs = {v.name: v for v in new.inputs}
-    names = [v.name for v in new.of_kind("param")] if wrt is None else list(wrt)
+    names = [v.name for v in new.trained()] if wrt is None else list(wrt)
     if missing := [n for n in names if n not in inputs]:
         raise GraphError(f"there is no input {missing[0]!r} to differentiate by")
     loss = new.outputs[output]

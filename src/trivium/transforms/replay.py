@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ def replay(
             env[v] = inputs[v]
         else:
             shape = tuple(size(s) for s in v.shape)
-            env[v] = new.input(v.kind or "data", dtype(v.dtype), shape, v.name)
+            env[v] = new.input(v.kind or "data", dtype(v.dtype), shape, v.name, v.trainable)
     with new:
         for node in graph.nodes:
             values = [env[v] for v in node.inputs]
@@ -90,6 +90,14 @@ def specialize(
         return item
 
     new, _ = replay(graph, attr=attr, dtype=kind, size=lambda s: subs(s, env))
+    return new
+
+
+def freeze(graph: Graph, names: Collection[str]) -> Graph:
+    """The same Graph in which the parameters of these names are frozen, and no others."""
+    new, _ = replay(graph)
+    for v in new.of_kind("param"):
+        v.trainable = v.name not in names
     return new
 
 

@@ -14,6 +14,9 @@ from trivium.op import lift
 from trivium.transforms.grad import gradient
 from trivium.transforms.replay import inline, replay
 
+COUNT = "optimizer/count"
+"""The state that counts the steps."""
+
 
 @dataclass(frozen=True)
 class Update:
@@ -43,20 +46,28 @@ def slot_name(parameter: str, slot: str) -> str:
     return f"{parameter}/{slot}"
 
 
+def trained(loss: Graph) -> list[str]:
+    """The names of the parameters that a step changes; a GraphError where there are none."""
+    names = [v.name for v in loss.trained()]
+    if not names:
+        frozen = bool(loss.of_kind("param"))
+        why = "every parameter is frozen" if frozen else "the graph has no parameters"
+        raise GraphError(f"there is nothing to train: {why}")
+    return names
+
+
 def training_step(loss: Graph, update: Update) -> Graph:
     """(data, parameters, states, slots, count, lr) -> loss; everything that changes is an update.
 
-    ``loss`` has the scalar loss as its first output.
+    ``loss`` has the scalar loss as its first output. A frozen parameter is read and stays.
     """
-    params = [v.name for v in loss.of_kind("param")]
-    if not params:
-        raise GraphError("there is nothing to train: the graph has no parameters")
+    params = trained(loss)
     step = gradient(loss, params)
     step.name = f"{loss.name}_step"
     by_name = {v.name: v for v in step.inputs}
     value, *grads = step.outputs
     with step:
-        count = step.input("state", dt.float32, (), "optimizer/count")
+        count = step.input("state", dt.float32, (), COUNT)
         lr = step.input("data", dt.float32, (), "lr")
         now = OPS["add"](count, 1)
         step.updates[count] = now
@@ -85,4 +96,4 @@ def by_mode(graph: Graph) -> Graph:
 def initial_slots(params: Mapping[str, Any], update: Update) -> dict[str, Any]:
     """Zeros for every slot, and the count."""
     slots = {slot_name(n, s): np.zeros_like(p) for n, p in params.items() for s in update.slots}
-    return slots | {"optimizer/count": np.zeros((), np.float32)}
+    return slots | {COUNT: np.zeros((), np.float32)}

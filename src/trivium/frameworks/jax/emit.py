@@ -37,7 +37,7 @@ from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, Weight, square
 from trivium.frameworks.source import Body, Class, Emitted, Emitter
 from trivium.frameworks.writer import Writer
-from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
+from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, quoted
 from trivium.op import Refused
 
 NARROW = {"int64": "int32", "uint64": "uint32"}
@@ -437,6 +437,9 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
         lines.append(
             '"""With ``training=True`` -> (y, the new running statistics, nested as in params)."""'
         )
+    if root and (paths := emitter.frozen()):
+        some = f"frozen(params, {', '.join(map(quoted, paths))})"
+        lines.append(f"params = {some if paths != [''] else 'lax.stop_gradient(params)'}")
     if (n := len(writer.keys)) > 1:
         split = f"keys = jax.random.split(rng, {n})"
         lines.append(split + (f" if training else [None] * {n}" if moded else ""))

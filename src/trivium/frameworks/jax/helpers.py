@@ -1,6 +1,18 @@
 """The small functions that emitted JAX source brings along, each only when it is called."""
 
 HELPERS = {
+    "frozen": '''
+def frozen(params, *paths):
+    """The parameters, no gradient for those at or below these paths.
+
+    An optimizer may change what has no gradient (weight decay): leave them out of it as well.
+    """
+    for path in paths:
+        first, _, rest = path.partition(".")
+        inner = params[first]
+        params = {**params, first: frozen(inner, rest) if rest else lax.stop_gradient(inner)}
+    return params
+''',
     "conv": '''
 def conv(params, x, stride=1, padding=0, dilation=1, groups=1, layout=None):
     """The convolution of images x (N, C, *size); weight (out, in / groups, *kernel)."""

@@ -15,7 +15,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update
+from trivium.transforms.step import COUNT, Update
 from trivium.tree import flatten, nest
 
 
@@ -30,7 +30,7 @@ def load_jax() -> Any:
 
 @dataclass
 class JaxModel:
-    """A function of (params, *inputs), its parameters, and which of them are states."""
+    """A function of (params, *inputs), its parameters, and which of them no gradient changes."""
 
     function: Callable[..., Any]
     params: dict[str, Any]
@@ -63,10 +63,8 @@ def build(
     load_jax()
     emitted = emit(graph)
     weights = emitted.weights
-    held = {v.name for v in graph.of_kind("param", "state")}
-    if unused := held - weights.keys():  # they cost nothing, and belong to the model
-        weights |= {n: (n, Weight("", n, n)) for n in unused}
-    states = frozenset(v.name for v in graph.of_kind("state"))
+    trained = {v.name for v in graph.trained() if v.dtype.is_floating}
+    states = frozenset(weights.keys() - trained)
     function = execute(emitted, "jax")
     model = JaxModel(function, {}, states, bool(graph.updates), emitted.source)
     JaxRunner(model, weights).load(values)
@@ -225,17 +223,13 @@ class JaxTrainer:
         JaxRunner(self.model, self.weights).load(values)
         self._take()
 
-    def slots(self) -> list[Array]:
-        """What the optimizer has gathered, and its count."""
-        # By name: a step gives dicts back in an order of JAX's own.
-        held = [np.array(s) for n in sorted(self._slots) for s in self._slots[n]]
-        return [*held, np.array(self.count)]
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
+        kept = {n: [np.array(s) for s in slots] for n, slots in self._slots.items()}
+        return {COUNT: np.array(self.count)} | kept
 
-    def take_slots(self, slots: Sequence[Array]) -> None:
-        """Go on from these."""
-        new = iter(slots)
-        self._slots = {
-            n: [self.jax.numpy.array(next(new)) for _ in self._slots[n]]
-            for n in sorted(self._slots)
-        }
-        self.count = int(next(new))
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""
+        array = self.jax.numpy.array
+        self.count = int(memory[COUNT])
+        self._slots |= {n: [array(a) for a in memory[n]] for n in self._slots if n in memory}

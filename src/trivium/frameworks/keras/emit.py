@@ -95,10 +95,9 @@ class Keras(Target):
     def call(self, layer: Layer, member: Member) -> list[Statement]:
         """An RNN gives what its constructor says; an Embedding takes indices."""
         node = layer.node
-        if any(autocast(v) for v in node.inputs):
-            raise UnsupportedError(
-                "Keras layers compute in float32", layer.path, "cast before and after"
-            )
+        if wide := [v.dtype for v in node.inputs if v is not None and autocast(v)]:
+            what = f"Keras layers compute in float32, this one reads {wide[0]}"
+            raise UnsupportedError(what, layer.path, "cast before and after")
         if node.op == "embedding":
             return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
         if node.op != "rnn":
@@ -113,7 +112,8 @@ class Keras(Target):
     def parameter(self, value: Value) -> Code:
         """A weight of no layer."""
         code: Code = ["Weight(", Slot("shape", value.shape)]
-        return [*code, ")"] if value.kind == "param" else [*code, ", trainable=False)"]
+        code += [f', "{value.dtype}"'] if value.dtype != "float32" else []
+        return [*code, ")"] if value.kind == "param" else [*code, ", state=True)"]
 
     def use(self, value: Value) -> Code:
         """A weight of no layer, inside an expression."""
@@ -169,11 +169,12 @@ class _Function(Keras):
 
 def emit(graph: Graph) -> Emitted:
     """The source of a function that builds the Keras model this Graph means."""
+    emitter = FunctionEmitter(graph, Keras())
     for v in graph.of_kind("param", "state"):
-        if v.dtype != "float32":
-            raise UnsupportedError(f"Keras source with the {v.dtype} parameter {v.name}",
+        if v.dtype != "float32" and v.name not in emitter.free:
+            raise UnsupportedError(f"a Keras layer with the {v.dtype} parameter {v.name}",
                                    remedy="make the model float32")  # fmt: skip
-    return FunctionEmitter(graph, Keras()).run()
+    return emitter.run()
 
 
 def emit_function(graph: Graph) -> Emitted:

@@ -15,7 +15,7 @@ class UnbiasedBatchNormalization(layers.BatchNormalization):
     """Its moving variance takes n / (n - 1) times the batch's variance, as PyTorch's does."""
 
     def call(self, inputs, training=None, mask=None):
-        if not training:
+        if not (training and self.trainable):
             return super().call(inputs, training=False, mask=mask)
         kept = self.moving_variance * self.momentum
         outputs = super().call(inputs, training=True, mask=mask)
@@ -56,18 +56,28 @@ WEIGHT = '''
 class Weight(layers.Layer):
     """A weight by itself. What it is called on only makes it part of the model."""
 
-    def __init__(self, shape, **kwargs):
+    def __init__(self, shape, of="float32", state=False, **kwargs):
         super().__init__(**kwargs)
-        self.shape = tuple(shape)
+        self.shape, self.of, self.state = tuple(shape), of, state
 
     def build(self, input_shape):
-        self.value = self.add_weight(shape=self.shape, name="value", trainable=self.trainable)
+        fixed = dict(dtype=self.of, trainable=not self.state, autocast=False)
+        self.value = self.add_weight(self.shape, "zeros", name="value", **fixed)
 
     def call(self, inputs):
         return ops.convert_to_tensor(self.value)
 
     def get_config(self):
-        return super().get_config() | {"shape": self.shape}
+        return super().get_config() | {"shape": self.shape, "of": self.of, "state": self.state}
+'''
+
+KEPT = '''
+@keras.saving.register_keras_serializable(package="trivium")
+class Kept(Weight):
+    """A weight that nothing reads: it is kept, and what comes in goes out."""
+
+    def call(self, inputs):
+        return inputs
 '''
 
 LIKE_BATCH = '''
@@ -81,14 +91,16 @@ class LikeBatch(layers.Layer):
 '''
 
 HELPERS = {"UnbiasedBatchNormalization": UNBIASED, "FrozenBatchNormalization": FROZEN,
-           "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "LikeBatch": LIKE_BATCH}  # fmt: skip
+           "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "Kept": KEPT,
+           "LikeBatch": LIKE_BATCH}  # fmt: skip
 
 
 def _batch_norm(name: str, frozen: bool) -> LayerForm:
     def write(node: Node) -> Mapping[str, Any] | None:
         x, scale, bias = node.inputs[:3]
         a = node.attrs
-        trained = any(v is not None and v.kind == "param" for v in (scale, bias))
+        held = (v for v in (scale, bias) if v is not None and v.kind == "param")
+        trained = any(v.trainable for v in held)
         if x is None or a["training"] is True:
             return None
         if frozen != (a["training"] is False) or (not trained if frozen else not a["unbiased"]):

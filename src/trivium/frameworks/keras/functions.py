@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.blocks import Block, Layer, leaf, parent
+from trivium.frameworks.blocks import Block, Layer, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.keras.calls import Like
 from trivium.frameworks.layer import Weight
@@ -19,7 +19,7 @@ from trivium.shape import Dim
 LINE = 100
 """Longer lines are broken."""
 
-RESERVED = {"keras", "layers", "ops", "name", "inputs"}
+RESERVED = {"keras", "layers", "ops", "name", "inputs", "model", "layer", "weight"}
 """Names that emitted source uses itself."""
 
 
@@ -69,18 +69,70 @@ class FunctionEmitter(Emitter):
         super().note(layer)
 
     def node(self, body: Body, node: Node) -> None:
-        """A free parameter is the weight of a layer made for it."""
-        before = set(self.weights)
+        """A weight that is a layer's has no second place."""
         super().node(body, node)
         if node.op == "batch_norm":  # by its statistics, which stay as they are
             body.statements[-1].outputs = [node.outputs[0]]
-        for name in self.weights.keys() - before:
-            self.weights[name] = (f"{name}.value", Weight("", leaf(name), "value"))
         for v in node.inputs:
             if v is None or v.kind not in ("param", "state"):
                 continue
             if self.weights.get(v.name, ("",))[0] != f"{v.name}.value":
                 raise _tied(v, node.scope)
+
+    def declare(self, body: Body, value: Value) -> None:
+        """A free parameter is the weight of a layer made for it."""
+        if value.name in self.weights:
+            return
+        super().declare(body, value)
+        self.weights[value.name] = (f"{value.name}.value", Weight("", leaf(value.name), "value"))
+        if value in self.unread:
+            name = self.member_name(body.block, value.name)
+            body.members[name] = ["Kept(", *body.members[name][1:]]
+
+    def freezing(self) -> list[str]:
+        """The lines that freeze what is not trained.
+
+        Layers, as Keras has it; but a BatchNormalization that is not trainable would collect no
+        statistics, so where one does, its weights.
+        """
+        layers: dict[str, dict[str, bool]] = {}  # path of each layer: is each weight trained?
+        for v in self.graph.of_kind("param"):
+            place, w = self.weights[v.name]
+            layers.setdefault(place.removesuffix(f".{w.theirs}"), {})[w.theirs] = v.trainable
+        live = {parent(v.name) for v in self.graph.updates} & layers.keys()
+        lines: list[str] = []
+        for path in self.frozen():
+            below = [p for p in layers if inside(p, path)]
+            if below and not live.intersection(below):
+                lines += _layers_frozen(path, below)
+            elif len(below) > 1:
+                lines += _weights_frozen(path)
+            else:
+                names = [(p, w) for p in layers for w in layers[p] if inside(f"{p}.{w}", path)]
+                lines += [f'model.get_layer("{p}").{w}.trainable = False' for p, w in names]
+        return lines
+
+
+def _layers_frozen(path: str, layers: Sequence[str]) -> list[str]:
+    """Layers and all that they hold."""
+    if not path:
+        return ["model.trainable = False"]
+    if list(layers) == [path]:
+        return [f'model.get_layer("{path}").trainable = False']
+    return ["for layer in model.layers:", f'    if layer.name.startswith("{path}."):',
+            "        layer.trainable = False"]  # fmt: skip
+
+
+def _weights_frozen(path: str) -> list[str]:
+    """The weights of layers that go on as they are."""
+    lines = ["for weight in model.trainable_weights:  # not the layers: statistics are collected"]
+    if not path:
+        return [*lines, "    weight.trainable = False"]
+    return [
+        *lines,
+        f'    if weight.path.startswith("{path}."):',
+        "        weight.trainable = False",
+    ]
 
 
 def _tied(value: Value, where: str) -> UnsupportedError:
@@ -113,7 +165,14 @@ class FunctionWriter(Writer):
         for name, code in self.body.members.items():
             if str(code[0]).startswith("Weight("):
                 self.make(name, f"({self.first_argument(names)})")
-        body = [wrapped("    " + line) for line in [*first, *self.write()]]
+            elif str(code[0]).startswith("Kept("):
+                x = self.first_argument(names)
+                self.lines.append(f"{x} = {self.layer(name)}({x})")
+        lines = self.write()
+        if self.root and (freezing := self.emitter.freezing()):  # type: ignore[attr-defined]
+            model = lines.pop().replace("return ", "model = ", 1)
+            lines += [model, *freezing, "return model"]
+        body = [wrapped("    " + line) for line in [*first, *lines]]
         return "\n".join([head, *body])
 
     def first_argument(self, names: Sequence[str]) -> str:

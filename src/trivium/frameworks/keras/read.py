@@ -85,14 +85,9 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
     first = readers[0]
     _open_mode(model, first.graph, readers[1].graph)
     first.update_states()
-    unread = [v.path for v in model.weights if id(v) not in first.claimed]
-    if unread:
-        raise UnsupportedError(
-            f"no operation of the model reads the weight {unread[0]!r}"
-            + (f" (nor {len(unread) - 1} others)" if unread[1:] else ""),
-            model.name,
-            "leave unused layers out of the model",
-        )
+    for variable in (v for v in model.weights if id(v) not in first.claimed):
+        *scope, name = variable.path.split("/")  # nothing reads it: it is kept
+        first.variable(variable, ".".join(scope), model, name)
     return GraphModule(check(first.graph), first.arrays, first.source_names)
 
 
@@ -125,6 +120,7 @@ class Reader:
         self.arrays: dict[str, Any] = {}
         self.source_names: dict[str, str] = {}
         self.claimed: dict[int, tuple[Value, Weight]] = {}  # by id of Keras's variable
+        self.trained = {id(v) for v in model.trainable_variables}
         self.statistics: dict[
             Value, tuple[Value, list[Node]]
         ] = {}  # state: as it is now, its nodes
@@ -212,15 +208,16 @@ class Reader:
         if name in self.arrays:
             raise UnsupportedError(f"two weights are called {name!r}", path, "name layers apart")
         array = weight.back(np.asarray(self.keras.ops.convert_to_numpy(variable)))
-        kind = "state" if state else "param"
-        value = self.graph.input(kind, _dtype(variable.dtype, name), array.shape, name)
+        kind, frozen = "state" if state else "param", not state and id(variable) not in self.trained
+        dtype = _dtype(variable.dtype, name)
+        value = self.graph.input(kind, dtype, array.shape, name, trainable=not frozen)
         self.arrays[name], self.source_names[name] = np.array(array, order="C"), variable.path
         self.claimed[id(variable)] = value, weight
         return value
 
-    def variable(self, variable: Any, path: str, layer: Any) -> Value:
+    def variable(self, variable: Any, path: str, layer: Any, name: str = "") -> Value:
         """A variable that an operation reads directly."""
-        leaf = Weight("", variable.name, variable.name)
+        leaf = Weight("", name or variable.name, variable.name)
         fixed = any(
             v is variable for la in layer._flatten_layers() for v in la._non_trainable_variables
         )

@@ -16,7 +16,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_mode
 
 Weights = Mapping[str, tuple[str, Weight]]
 
@@ -80,6 +80,8 @@ class KerasRunner:
         fixed = [v for la in model._flatten_layers() for v in la._non_trainable_variables]
         states = {id(v) for v in fixed}
         self.states = {n for n, v in self.variables.items() if id(v) in states}
+        trained = {id(v) for v in model.trainable_variables}
+        self.trained = {n for n, v in self.variables.items() if id(v) in trained}
 
     def _find(self, place: str) -> Any:
         for v in self.model.weights:
@@ -171,7 +173,7 @@ class KerasRunner:
         tf = load_tensorflow()
         kept = self._kept()
         xs = [tf.convert_to_tensor(np.asarray(x)) for x in inputs]
-        wanted = {n: v.value for n, v in self.variables.items() if n not in self.states}
+        wanted = {n: v.value for n, v in self.variables.items() if n in self.trained}
         sources = [x for x in xs if x.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch([*wanted.values(), *sources])
@@ -214,6 +216,7 @@ class KerasTrainer:
         self.model, weights = build(by_mode(graph), values)
         self.runner = KerasRunner(self.model, weights)
         self.update = execute(emit_function(specialize(update.graph)), "keras")
+        self.names = [v.path for v in self.model.trainable_variables]
         self.params = [v.value for v in self.model.trainable_variables]
         self._slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
@@ -244,12 +247,15 @@ class KerasTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
 
-    def slots(self) -> list[Array]:
-        """What the optimizer has gathered, and its count."""
-        return [np.array(v) for v in (*(s for slots in self._slots for s in slots), self.count)]
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
+        held = zip(self.names, self._slots, strict=True)
+        kept = {n: [np.array(s) for s in slots] for n, slots in held}
+        return {COUNT: np.array(self.count)} | kept
 
-    def take_slots(self, slots: Sequence[Array]) -> None:
-        """Go on from these."""
-        held = [*(s for slots in self._slots for s in slots), self.count]
-        for variable, value in zip(held, slots, strict=True):
-            variable.assign(value)
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""
+        self.count.assign(memory[COUNT])
+        for name, slots in zip(self.names, self._slots, strict=True):
+            for variable, value in zip(slots, memory.get(name, ()), strict=False):
+                variable.assign(value)

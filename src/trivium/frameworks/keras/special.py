@@ -115,7 +115,13 @@ def like_batch(reader: Reader, layer: Any, inputs: Any, path: str, training: boo
 def free_weight(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> Any:
     """Of emitted source: a layer that is but a weight; its path is the weight's whole name."""
     scope, _, leaf = path.rpartition(".")
-    return reader.weight(layer.value, scope, Weight("", leaf, "value"), not layer.trainable)
+    return reader.weight(layer.value, scope, Weight("", leaf, "value"), layer.state)
+
+
+def kept_weight(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> Any:
+    """Of emitted source: a weight that nothing reads."""
+    free_weight(reader, layer, x, path, training)
+    return x
 
 
 SPECIAL: dict[str, Callable[[Reader, Any, Value, str, bool], Any]] = {
@@ -129,4 +135,5 @@ SPECIAL: dict[str, Callable[[Reader, Any, Value, str, bool], Any]] = {
     "Normalization": normalization,
     "trivium>LikeBatch": like_batch,
     "trivium>Weight": free_weight,
+    "trivium>Kept": kept_weight,
 }

@@ -81,7 +81,11 @@ class MXNet(Target):
             return [f'self.params.get_constant("{name}", {_constant(self.constants[value.name])})']
         words = f"shape={literal(value.shape or (1,))}"
         words += f', dtype="{value.dtype}"' if value.dtype != dt.float32 else ""
-        words += ', grad_req="null"' if value.kind == "state" else ""
+        words += "" if value.dtype.is_floating else ', init="zeros"'  # it draws floats alone
+        if value.kind == "state":
+            words += ", differentiable=False"
+        elif not value.dtype.is_floating:
+            words += ', grad_req="null"'
         return [f'self.params.get("{name}", {words})']
 
     def render(self, emitter: Emitter) -> str:
@@ -113,7 +117,8 @@ def class_source(emitter: Emitter, cls: Class) -> str:
         lines += ["        " + line for line in writer.declarations()]
     if not body.chain:
         lines += [""] * bool(body.members)
-        arguments = ", ".join([*writer.argument_names(), *writer.own])
+        own = [n for n in writer.own if "." not in n]
+        arguments = ", ".join([*writer.argument_names(), *own])
         lines.append(f"    def hybrid_forward(self, F, {arguments}):")
         lines += ["        " + line for line in writer.write()]
     return "\n".join(lines)
@@ -137,8 +142,8 @@ class _Writer(Writer):
         self.own = [n for n, c in self.members.items() if str(c[0]).startswith("self.params.")]
         self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
         wrong = {n.partition(".")[0] for n in self.members} & _TAKEN
-        if wrong or any("." in n for n in self.own):
-            what = next(iter(wrong), "") or next(n for n in self.own if "." in n)
+        if wrong:
+            what = min(wrong)
             raise UnsupportedError(f"MXNet source with a member called {what!r}", body.block.path)
 
     def inner(self, name: str) -> str:
@@ -152,25 +157,45 @@ class _Writer(Writer):
         items = {name: self.declared(code) for name, code in self.members.items()}
         lines: list[str] = []
         made: set[str] = set()
+        fixed = self.emitter.fixed(self.body)
         if self.base == "nn.HybridSequential":
-            return [*_added("self", list(items.values())), *self.corrections()]
+            added = _added("self", list(items.values()))
+            return [*added, *self.corrections(), *self.frozen()]
         for name, item in items.items():
             *path, last = name.split(".")
             for i in range(len(path)):  # names that cross a scope which is no class of its own
                 outer = ".".join(path[: i + 1])
-                if outer not in made:
+                if outer not in made | items.keys():
                     made.add(outer)
                     kind = "nn.HybridSequential" if self.listed(outer) else "gluon.HybridBlock"
                     lines.append(self.held(".".join(path[:i]), path[i], f"{kind}()"))
             text = item if isinstance(item, str) else "nn.HybridSequential()"
+            text = f'{text[:-1]}, grad_req="null")' if name in fixed else text
             lines.append(self.held(".".join(path), last, text))
             if not isinstance(item, str):
                 lines += _added(self.place(name), item)
-        return [*lines, *self.corrections()]
+        return [*lines, *self.corrections(), *self.frozen()]
+
+    def frozen(self) -> list[str]:
+        """What is not trained: a line for each part, at the end of the whole model."""
+        if self.body is not self.emitter.root:
+            return []
+        at = {path for path, _ in self.emitter.weights.values()}
+        lines = []
+        fixed = self.emitter.fixed(self.body)
+        for path in (p for p in self.emitter.frozen() if p not in fixed):
+            where = self.place(path.replace("._unfused.0.", ".l0_"))
+            one = f'{where}.grad_req = "null"'
+            lines.append(
+                one if path in at else f'{where}.collect_params().setattr("grad_req", "null")'
+            )
+        return lines
 
     def held(self, path: str, name: str, text: str) -> str:
         """The line that puts something into the container ``path`` under a name."""
         where = self.place(path)
+        if path and text.startswith("self.params."):
+            text = where + text.removeprefix("self")
         if self.listed(path):
             return f"{where}.add({text})"
         if name.isdigit():
@@ -234,8 +259,8 @@ class _Writer(Writer):
     def member(self, member: Member) -> str:
         """A layer inside, or a parameter: by its argument where it is this block's own."""
         name = self.inner(member.name)
-        if name in self.own:
-            return name
+        if name in self.own:  # hybrid_forward gets those that are not further down
+            return f"array_of(F, {self.place(name)})" if "." in name else name
         if name in self.members:
             return self.place(name)
         path = self.body.block.path
@@ -290,12 +315,13 @@ def _added(where: str, items: list[Declared]) -> list[str]:
 
 def emit(graph: Graph) -> Emitted:
     """The source of a HybridBlock that means this Graph."""
+    target = MXNet()
+    emitter = Emitter(graph, target)
     for v in graph.of_kind("param", "state"):
-        if v.dtype != dt.float32 and "." in v.name:
+        if v.dtype != dt.float32 and v.name not in emitter.free:
             what = f"MXNet source with parameters of dtype {v.dtype}"
             raise UnsupportedError(what, v.name, "use float32")
-    target = MXNet()
-    emitted = Emitter(graph, target).run()
+    emitted = emitter.run()
     without_axes = {v.name for v in graph.of_kind("param", "state") if v.shape == ()}
     for name in target.constants:
         emitted.weights.pop(name, None)

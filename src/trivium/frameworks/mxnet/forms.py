@@ -41,9 +41,21 @@ def _conv(rank: int) -> LayerForm:
     return LayerForm("conv", f"nn.Conv{rank}D", write, weights=(_WEIGHT, _BIAS))
 
 
+def bias_alone(node: Node) -> bool:
+    """Is the bias of a dense layer trained and its weight is not?
+
+    FullyConnected of MXNet 1.9.1 gives a gradient of zero for it then.
+    """
+    w, b = (*node.inputs, None)[1:3]
+    return (
+        b is not None and w is not None and (w.kind == "state" or not w.trainable)
+        and not (b.kind == "state" or not b.trainable)
+    )  # fmt: skip
+
+
 def _dense(node: Node) -> Mapping[str, Any] | None:
     x, w, b = (*node.inputs, None)[:3]
-    if x is None or w is None or len(x.shape) < 2:
+    if x is None or w is None or len(x.shape) < 2 or bias_alone(node):
         return None
     arguments = {"units": w.shape[0]} | given(use_bias=(b is not None, True))
     return arguments | given(flatten=(len(x.shape) == 2, True))

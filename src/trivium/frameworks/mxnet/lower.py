@@ -14,7 +14,7 @@ from typing import Any
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.frameworks.code import Code, Target, number
-from trivium.frameworks.mxnet.forms import symmetric
+from trivium.frameworks.mxnet.forms import bias_alone, symmetric
 from trivium.frameworks.mxnet.prepare import held
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
@@ -482,7 +482,7 @@ IF: dict[str, Callable[[Node], bool]] = {
     ),
     "gelu": lambda node: node.attrs["approximate"] == "none",
     "flatten": lambda node: node.attrs["start"] == 1,
-    "linear": lambda node: len(_inputs(node, 1)[0].shape) > 1,
+    "linear": lambda node: len(_inputs(node, 1)[0].shape) > 1 and not bias_alone(node),
     "layer_norm": lambda node: node.attrs["axes"] == 1 and _inputs(node, 2)[1] is not None,
     "select": lambda node: False,
 }  # fmt: skip

@@ -81,7 +81,7 @@ def held(value: Value | None) -> Value | None:
 
 def _check_statistics(graph: Graph) -> None:
     """MXNet collects batch statistics on the way back: where none or two lead, they differ."""
-    depends: set[Value | None] = set(graph.of_kind("param"))
+    depends: set[Value | None] = set(graph.trained())
     seen: set[Value | None] = set()
     for node in graph.nodes:
         if node.op == "batch_norm" and node.attrs["training"] is MODE:
@@ -91,9 +91,9 @@ def _check_statistics(graph: Graph) -> None:
                 what = "applied twice while training: MXNet collects the last application first"
                 remedy = "give each application a layer of its own"
                 raise UnsupportedError(f"MXNet source of a batch norm {what}", node.scope, remedy)
-            if x not in depends and scale is None and bias is None and mean in graph.updates:
+            if not depends.intersection((x, scale, bias)) and mean in graph.updates:
                 what = "that no gradient reaches: MXNet collects statistics on the way back"
-                remedy = "give it a scale or a bias"
+                remedy = "train its scale or bias, or read the model in inference mode"
                 raise UnsupportedError(f"MXNet source of a batch norm {what}", node.scope, remedy)
             seen.add(mean)
         if any(v in depends for v in node.inputs) and node.op != "stop_gradient":

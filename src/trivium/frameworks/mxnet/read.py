@@ -43,6 +43,7 @@ class _Source:
     name: str
     arrays: dict[str, np.ndarray[Any, Any]]  # by MXNet's names
     states: set[str]  # those that no gradient changes
+    frozen: set[str] = field(default_factory=set)  # parameters with grad_req="null"
     paths: dict[str, str] = field(default_factory=dict)  # MXNet's name -> "features.0.weight"
     layers: set[str] = field(default_factory=set)  # the paths of MXNet's own layers with parameters
     classes: dict[str, str] = field(default_factory=dict)  # path -> the block's own class
@@ -129,15 +130,20 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
             raise UnsupportedError(f"two parameters are called {p.name!r}", path, "rename one")
         source.paths.setdefault(p.name, path)
         source.arrays[p.name] = p.data(p.list_ctx()[0]).asnumpy()
-        if p.grad_req == "null":
+        if not p._differentiable:  # Gluon's own word for statistics and constants
             source.states.add(p.name)
+        elif p.grad_req == "null" or np.dtype(p.dtype).kind != "f":
+            source.frozen.add(p.name)
     own = ((p, b) for p, b in _blocks(block) if ".gluon.nn" not in type(b).__module__)
     source.classes = {path: type(b).__name__ for path, b in own}
     count = max(len(examples), 1)
     names = ["data"] if count == 1 else [f"data{i}" for i in range(count)]
     result = _traced(mx, block, names, source)
     outputs = _flat(result)
-    source.symbol = parse_symbol(mx.sym.Group(outputs).tojson(), source.name)
+    whole = mx.sym.Group(outputs)
+    source.states |= set(whole.list_auxiliary_states())
+    source.frozen -= source.states
+    source.symbol = parse_symbol(whole.tojson(), source.name)
     source.structure = None if len(outputs) == 1 and result is outputs[0] else type(result)
     return source
 
@@ -246,6 +252,9 @@ class _Reader:
         read = {v for node in self.graph.nodes for v in node.inputs} | set(self.graph.results())
         # A parameter that is stored and not used (the gamma of fix_gamma) would be trained in vain.
         self.graph.inputs = [v for v in self.graph.inputs if v.kind == "data" or v in read]
+        met = {n.name for n in self.symbol.nodes}
+        for name in (n for n in self.source.arrays if n not in met):
+            self._stored(name)  # no operator knows of it: it is kept
         used = {v.name for v in self.graph.inputs}
         names = {ours: theirs for ours, theirs in self.names.items() if ours in used}
         values = {ours: self.source.arrays[theirs] for ours, theirs in names.items()}
@@ -302,14 +311,17 @@ class _Reader:
         raise UnsupportedError(what, self.source.name, "give an example input")
 
     def _variable(self, node: SymbolNode) -> Value:
-        if node.name not in self.inputs:
-            array = self.source.arrays[node.name]
-            kind = "state" if node.name in self.source.states else "param"
-            name = self._name(node.name)
-            with self.graph:
-                value = self.graph.input(kind, as_dtype(array.dtype), array.shape, name)
-            self.inputs[node.name], self.names[name] = value, node.name
-        return self.inputs[node.name]
+        known = self.inputs.get(node.name)
+        return self._stored(node.name) if known is None else known
+
+    def _stored(self, theirs: str) -> Value:
+        """The Graph's input for a stored array."""
+        array, ours = self.source.arrays[theirs], self._name(theirs)
+        kind = "state" if theirs in self.source.states else "param"
+        trainable = kind == "state" or theirs not in self.source.frozen
+        value = self.graph.input(kind, as_dtype(array.dtype), array.shape, ours, trainable)
+        self.inputs[theirs], self.names[ours] = value, theirs
+        return value
 
     def _plain_name(self, name: str) -> None:
         """Refuse a name that could be more than a name once it stands in source code."""

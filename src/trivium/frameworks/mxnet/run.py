@@ -16,7 +16,7 @@ from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, Type, UnsupportedError
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_mode
 
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
@@ -258,7 +258,8 @@ class MxnetTrainer:
         self.block, weights = build(by_mode(graph), values)
         self.block.hybridize(static_alloc=True)
         self.runner = MxnetRunner(self.block, weights, device)
-        self.params = [p for p in self.runner.parameters().values() if p.grad_req != "null"]
+        trained = {n: p for n, p in self.runner.parameters().items() if p.grad_req != "null"}
+        self.names, self.params = list(trained), list(trained.values())
         self._slots = [[self.mx.nd.zeros_like(p.data()) for _ in update.slots] for p in self.params]
         self.count = self.mx.nd.zeros((1,), self.runner.device)
         self.update = execute(emit(specialize(update.graph)), "mxnet")()
@@ -284,12 +285,18 @@ class MxnetTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
 
-    def slots(self) -> list[Array]:
-        """What the optimizer has gathered, and its count."""
-        return [a.asnumpy() for a in (*(s for held in self._slots for s in held), self.count)]
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
+        held = zip(self.names, self._slots, strict=True)
+        kept = {n: [s.asnumpy() for s in slots] for n, slots in held}
+        return {COUNT: self.count.asnumpy()} | kept
 
-    def take_slots(self, slots: Sequence[Array]) -> None:
-        """Go on from these."""
-        new = iter([self.mx.nd.array(s, self.runner.device, dtype=s.dtype) for s in slots])
-        self._slots = [[next(new) for _ in held] for held in self._slots]
-        self.count = next(new)
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""
+
+        def array(a: Any) -> Any:
+            return self.mx.nd.array(a, self.runner.device, dtype=a.dtype)
+
+        self.count = array(memory[COUNT])
+        held = zip(self.names, self._slots, strict=True)
+        self._slots = [[array(a) for a in memory[n]] if n in memory else s for n, s in held]

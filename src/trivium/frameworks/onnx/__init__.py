@@ -16,6 +16,7 @@ RENAMED = {
     "leaky_relu": {"slope": "alpha"}
 }  # attributes of bijective ops that ONNX calls otherwise
 KIND = "trivium.kind"  # on an initializer: which of our kinds it is, since ONNX has only one
+FROZEN = "trivium.trainable"  # on an initializer, "false": a parameter that is not trained
 UNBIASED = "trivium.unbiased"  # on a BatchNormalization: ONNX has no word for torch's n / (n - 1)
 
 

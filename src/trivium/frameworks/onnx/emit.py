@@ -10,6 +10,7 @@ import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.onnx import (
+    FROZEN,
     IR_VERSION,
     KIND,
     OPSET,
@@ -194,6 +195,8 @@ class Writer:
             raise UnsupportedError(f"{value.name!r} has shape {value.shape}, got {array.shape}")
         tensor = self.tensor(array, value.dtype, value.name)
         tensor.metadata_props.add(key=KIND, value=value.kind)
+        if not value.trainable:
+            tensor.metadata_props.add(key=FROZEN, value="false")
         return tensor
 
     # -- graphs --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trivium.check import check
-from trivium.frameworks.onnx import KIND, decimal, from_onnx_dtype, package
+from trivium.frameworks.onnx import FROZEN, KIND, decimal, from_onnx_dtype, package
 from trivium.frameworks.onnx.layers import OPERATORS
 from trivium.frameworks.onnx.load import array, load
 from trivium.frameworks.onnx.sizes import fold
@@ -76,6 +76,9 @@ class Reader:
         with self.graph:
             self.nodes(self.proto)
             self.graph.outputs = [self.value(o.name) for o in self.proto.output]
+            for name in (n for n in self.initializers if not self.uses[n] and n not in self.env):
+                if self.constant(name) is None:
+                    self.parameter(name)  # nothing reads it: it is kept
         if len(self.graph.outputs) > 1:
             self.graph.structure = tuple
         self._agree()
@@ -129,7 +132,7 @@ class Reader:
             numbers = array(tensor)
             # A foreign number alone is rather a factor than a weight; of our own the kind is known.
             fixed = numbers.ndim == 0 or not from_onnx_dtype(tensor.data_type).is_floating
-            if forced or (fixed and not _kind(tensor)):
+            if forced or (fixed and not _meta(tensor, KIND, "param", "state")):
                 return numbers
         return None
 
@@ -172,7 +175,9 @@ class Reader:
         numbers = change(array(tensor))
         ours = self._ours(name, leaf, part)
         dtype = from_onnx_dtype(tensor.data_type)
-        value = self.graph.input(_kind(tensor) or kind, dtype, numbers.shape, ours)
+        kind = _meta(tensor, KIND, "param", "state") or kind
+        trainable = kind != "param" or _meta(tensor, FROZEN, "false") != "false"
+        value = self.graph.input(kind, dtype, numbers.shape, ours, trainable)
         self.values[ours] = numbers
         if ours != name:
             self.source_names[ours] = name
@@ -372,9 +377,10 @@ def _attribute(proto: Any, where: str) -> Any:
     raise UnsupportedError(f"attribute {proto.name!r} of an unusual type", where)
 
 
-def _kind(tensor: Any) -> str:
-    said = next((p.value for p in tensor.metadata_props if p.key == KIND), "")
-    return said if said in ("param", "state") else ""
+def _meta(tensor: Any, key: str, *words: str) -> str:
+    """What our exporter noted on an initializer, if it is one of these words."""
+    said = next((p.value for p in tensor.metadata_props if p.key == key), "")
+    return said if said in words else ""
 
 
 def _size(dim: Any, name: str, axis: int) -> Size:

@@ -139,7 +139,8 @@ class TensorFlow(Calls):
     def parameter(self, value: Value) -> Code:
         """A variable of no layer."""
         kind = "" if value.dtype == "float32" else f", {self.literal(value.dtype)}"
-        trained = "" if value.kind == "param" else ", trainable=False"
+        fixed = value.kind == "state" or not value.dtype.is_floating
+        trained = ", trainable=False" if fixed else ""
         return ["tf.Variable(tf.zeros(", Slot("shape", value.shape), f"{kind}){trained})"]
 
     def inner(self, graph: Graph) -> Emitter:
@@ -229,9 +230,11 @@ class _Writer(CallWriter):
         """The lines of ``__init__``."""
         if self.body.chain:
             items = [self.declaration(code, 1) for code in self.body.members.values()]
-            return ["super().__init__(", *(f"    {line}," for line in items), ")"]
+            items = [f"    {line}," for line in items]
+            return ["super().__init__(", *items, ")", *self.frozen()]
         lines = ["super().__init__()"]
         seen: set[str] = set()
+        fixed = self.emitter.fixed(self.body)
         for name, code in self.body.members.items():
             parts = ["self", *map(attribute, name.split("."))]
             for i in range(2, len(parts)):  # names that cross a scope which is no class of its own
@@ -243,7 +246,25 @@ class _Writer(CallWriter):
                     f"two parts of the model that are both {where} in TensorFlow", name
                 )
             seen.add(where)
-            lines.append(f"{where} = {self.declaration(code, 0)}")
+            text = self.declaration(code, 0)
+            lines.append(f"{where} = {text[:-1]}, trainable=False)" if name in fixed else
+                         f"{where} = {text}")  # fmt: skip
+        return [*lines, *self.frozen()]
+
+    def frozen(self) -> list[str]:
+        """What is not trained: a line for each part, at the end of the whole model."""
+        if self.body is not self.emitter.root:
+            return []
+        at = {path for path, _ in self.emitter.weights.values()}
+        lines = []
+        fixed = self.emitter.fixed(self.body)
+        for path in (p for p in self.emitter.frozen() if p not in fixed):
+            where, parts = "self", path.split(".") if path else []
+            for i, part in enumerate(parts):
+                inner = ".".join(parts[:i]) in self.emitter.chains and part.isdigit()
+                where += f".layers[{part}]" if inner else f".{attribute(part)}"
+            one = f"{where} = tf.Variable({where}, trainable=False)"
+            lines.append(one if path in at else f"freeze({where})")
         return lines
 
     def declaration(self, code: Any, depth: int) -> str:

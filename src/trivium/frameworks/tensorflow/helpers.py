@@ -1,6 +1,16 @@
 """The small layers and functions that emitted TensorFlow source brings along, where used."""
 
 HELPERS = {
+    "freeze": '''
+def freeze(part):
+    """The same variables inside, but none that is trainable."""
+    for name, item in list(vars(part).items()):
+        if isinstance(item, tf.Variable) and item.trainable:
+            setattr(part, name, tf.Variable(item, trainable=False, name=name))
+        for inner in item if isinstance(item, (list, tuple)) else [item]:
+            if isinstance(inner, tf.Module):
+                freeze(inner)
+''',
     "Sequential": '''
 class Sequential(tf.Module):
     """Layers and functions, one after the other."""

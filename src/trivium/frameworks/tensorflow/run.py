@@ -14,7 +14,7 @@ from trivium.frameworks.source import execute
 from trivium.frameworks.tensorflow.emit import attribute, emit
 from trivium.graph import Graph
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update
+from trivium.transforms.step import COUNT, Update
 
 
 def load_tensorflow() -> Any:
@@ -136,7 +136,8 @@ class TensorflowTrainer:
         module, weights = build(graph, values)
         self.runner = TensorflowRunner(module, weights)
         self.update = execute(emit(specialize(update.graph)), "tensorflow")()
-        self.params = [v for v in self.runner.variables.values() if v.trainable]
+        trained = {n: v for n, v in self.runner.variables.items() if v.trainable}
+        self.names, self.params = list(trained), list(trained.values())
         self._slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
         self._step = tf.function(self._one_step, reduce_retracing=True)
@@ -165,12 +166,15 @@ class TensorflowTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
 
-    def slots(self) -> list[Array]:
-        """What the optimizer has gathered, and its count."""
-        return [np.array(v) for v in (*(s for slots in self._slots for s in slots), self.count)]
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
+        held = zip(self.names, self._slots, strict=True)
+        kept = {n: [np.array(s) for s in slots] for n, slots in held}
+        return {COUNT: np.array(self.count)} | kept
 
-    def take_slots(self, slots: Sequence[Array]) -> None:
-        """Go on from these."""
-        held = [*(s for slots in self._slots for s in slots), self.count]
-        for variable, value in zip(held, slots, strict=True):
-            variable.assign(value)
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""
+        self.count.assign(memory[COUNT])
+        for name, slots in zip(self.names, self._slots, strict=True):
+            for variable, value in zip(slots, memory.get(name, ()), strict=False):
+                variable.assign(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -192,8 +193,10 @@ class Torch(Target):
     def parameter(self, value: Value) -> Code:
         """A free parameter or buffer."""
         shape = self.literal(value.shape)
-        zeros = f"torch.zeros({shape})"
-        return [f"nn.Parameter({zeros})" if value.kind == "param" else zeros]
+        kind = "" if value.dtype == "float32" else f", dtype={self.literal(value.dtype)}"
+        zeros = f"torch.zeros({shape}{kind})"
+        fixed = "" if value.dtype.is_floating else ", requires_grad=False"
+        return [f"nn.Parameter({zeros}{fixed})" if value.kind == "param" else zeros]
 
     def lowers(self, node: Node) -> bool:
         """A batch norm that torch would not differentiate, or would change, is written out."""
@@ -247,24 +250,42 @@ class _Writer(Writer):
             items = [self.declaration(code, 1) for code in body.members.values()]
             opening, closing = ("super().__init__(", ")") if self.base == "nn.Sequential" else (
                 "super().__init__([", "])")  # fmt: skip
-            return [opening, *(f"    {line}," for line in items), closing]
+            return [opening, *(f"    {line}," for line in items), closing, *self.frozen()]
         lines = ["super().__init__()"]
         containers: set[str] = set()
+        fixed = self.emitter.fixed(body)
         for name, code in body.members.items():
             *path, last = name.split(".")
             for i in range(len(path)):  # names that cross a scope which is no class of its own
-                if (outer := ".".join(path[: i + 1])) not in containers:
+                if (outer := ".".join(path[: i + 1])) not in containers | body.members.keys():
                     containers.add(outer)
                     lines.append(f"self.{outer} = nn.Module()")
             text = self.declaration(code, 0)
+            if name in fixed:
+                text = f"{text[:-1]}, requires_grad=False)"
             where = ".".join(["self", *path])
             if text.startswith("torch.zeros"):
                 lines.append(f'{where}.register_buffer("{last}", {text})')
             elif last.isdigit():
-                lines.append(f'{where}.add_module("{last}", {text})')
+                add = "register_parameter" if text.startswith("nn.Parameter") else "add_module"
+                lines.append(f'{where}.{add}("{last}", {text})')
             else:
                 lines.append(f"{where}.{last} = {text}")
-        return [*lines, *self.corrections()]
+        return [*lines, *self.corrections(), *self.frozen()]
+
+    def frozen(self) -> list[str]:
+        """What is not trained: a line for each part, at the end of the whole model."""
+        if self.body is not self.emitter.root:
+            return []
+        at = {path for path, _ in self.emitter.weights.values()}
+        lines = []
+        fixed = self.emitter.fixed(self.body)
+        for path in (p for p in self.emitter.frozen() if p not in fixed):
+            place = ".".join(filter(None, ("self", path)))
+            if re.search(r"\.\d", place):
+                place = f'self.get_{"parameter" if path in at else "submodule"}("{path}")'
+            lines.append(f"{place}.requires_grad_(False)")
+        return lines
 
     def corrections(self) -> list[str]:
         """nn.RNN has two biases; ours may have one, so the other stays zero and is not trained."""

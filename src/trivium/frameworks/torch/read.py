@@ -65,9 +65,6 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
         results = reader.run(program.graph, sources)
     graph.outputs = _outputs(graph, module, program, results)
     renamed = _plain_rnns(graph, arrays)
-    read_by = {v for node in graph.nodes for v in node.inputs} | set(graph.results())
-    unused = {v for v in graph.of_kind("state") if v not in read_by}
-    graph.inputs = [v for v in graph.inputs if v not in unused]
     prune(graph)
     names = {v.name: renamed.get(v.name, v.name) for v in graph.of_kind("param", "state")}
     return GraphModule(check(graph), {n: _as_array(torch, arrays[n]) for n in names}, names)
@@ -84,7 +81,8 @@ def _plain_rnns(graph: Graph, arrays: dict[str, Any]) -> dict[str, str]:
         if node.op != "rnn":
             continue
         last = node.inputs[4]
-        if last is not None and last.kind == "state" and not arrays[last.name].any():
+        fixed = last if last is not None and not (last.kind == "param" and last.trainable) else None
+        if fixed is not None and not arrays[fixed.name].any():
             node.inputs = (*node.inputs[:4], None)
         for v in node.inputs[1:]:
             if v is None or v.kind not in ("param", "state") or not v.name.endswith("_l0"):
@@ -328,9 +326,8 @@ def _inputs(
     for name, tensor in held.items():
         first.setdefault(id(tensor), name)
     for node, spec in sorted(specs, key=lambda s: order.get(s[1].target, len(order))):
-        if spec.kind == InputKind.USER_INPUT or (
-            all(map(is_count, node.users)) and _is_integer(node)
-        ):
+        counts = str(spec.target).endswith("num_batches_tracked") and all(map(is_count, node.users))
+        if spec.kind == InputKind.USER_INPUT or counts:
             continue
         fixed = spec.kind == InputKind.CONSTANT_TENSOR or spec.persistent is False
         if fixed or spec.target not in held:
@@ -344,17 +341,14 @@ def _inputs(
             continue
         tensor = held[spec.target]
         if id(tensor) not in by_tensor:
-            trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
-            name = first[id(tensor)]
-            kind, dtype = "param" if trained else "state", dtype_of(tensor.dtype)
-            by_tensor[id(tensor)] = graph.input(kind, dtype, tuple(tensor.shape), name)
+            kind = "param" if isinstance(tensor, torch.nn.Parameter) else "state"
+            trainable = kind == "state" or tensor.requires_grad
+            name, dtype = first[id(tensor)], dtype_of(tensor.dtype)
+            shape = tuple(tensor.shape)
+            by_tensor[id(tensor)] = graph.input(kind, dtype, shape, name, trainable)
             arrays[name] = tensor
         sources[node] = by_tensor[id(tensor)]
     return sources, dims
-
-
-def _is_integer(node: Any) -> bool:
-    return not node.meta["val"].dtype.is_floating_point
 
 
 def _outputs(graph: Graph, module: Any, program: Any, results: Sequence[Any]) -> list[Value]:

@@ -15,7 +15,7 @@ from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_mode
 
 
 def load_torch() -> Any:
@@ -158,7 +158,8 @@ class TorchTrainer:
         self.module = module
         self.update = execute(emit(specialize(update.graph)), "torch")().to(device)
         tensors = self.runner._tensors()
-        self.params = [t for t in tensors.values() if t.requires_grad]
+        self.names = [n for n, t in tensors.items() if t.requires_grad]
+        self.params = [tensors[n] for n in self.names]
         self._slots = [[self.torch.zeros_like(p) for _ in update.slots] for p in self.params]
         self.count = self.torch.zeros((), device=device)
 
@@ -186,16 +187,21 @@ class TorchTrainer:
         """Go on from these parameters and states; the optimizer's slots stay."""
         self.runner.load(values)
 
-    def slots(self) -> list[Array]:
-        """What the optimizer has gathered, and its count."""
-        held = [*(s for slots in self._slots for s in slots), self.count]
-        return [np.array(t.cpu().numpy()) for t in held]
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
+        held = zip(self.names, self._slots, strict=True)
+        kept = {n: [np.array(s.cpu().numpy()) for s in slots] for n, slots in held}
+        return {COUNT: np.array(self.count.cpu().numpy())} | kept
 
-    def take_slots(self, slots: Sequence[Array]) -> None:
-        """Go on from these."""
-        new = iter([self.torch.from_numpy(np.array(s)).to(self.runner.device) for s in slots])
-        self._slots = [[next(new) for _ in held] for held in self._slots]
-        self.count = next(new)
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""
+
+        def tensor(a: Any) -> Any:
+            return self.torch.from_numpy(np.array(a)).to(self.runner.device)
+
+        self.count = tensor(memory[COUNT])
+        held = zip(self.names, self._slots, strict=True)
+        self._slots = [[tensor(a) for a in memory[n]] if n in memory else s for n, s in held]
 
 
 def foreign(model: Any, module: Any) -> TorchRunner:

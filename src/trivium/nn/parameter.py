@@ -1,0 +1,107 @@
+"""Parameter: a named tensor of a module, which may be trained elsewhere, or frozen."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from trivium.graph import Graph, Value, current
+from trivium.nn.held import calling
+from trivium.op import lift
+from trivium.shape import ShapeError
+from trivium.tensor import Tensor
+
+
+class Owner(Protocol):
+    """Who trains a parameter elsewhere."""
+
+    def fetch(self) -> None:
+        """Bring the parameters up to date."""
+
+    def changed(self) -> None:
+        """A parameter was given other numbers from outside."""
+
+    def refrozen(self) -> None:
+        """A parameter was frozen, or is trained again."""
+
+
+class Parameter(Tensor):
+    """A named tensor of a module: ``kind`` "param" is trained by gradient, "state" is not.
+
+    A param with ``requires_grad=False`` is frozen: it stays as it is, on every engine.
+    """
+
+    __slots__ = ("_array", "_trainable", "kind", "name", "owner")
+
+    def __init__(self, data: Any, name: str, kind: str = "param", requires_grad: bool = True):
+        self.owner: Owner | None = None
+        self.name, self.kind, self._trainable = name, kind, False
+        super().__init__(data, requires_grad=kind == "param" and requires_grad)
+
+    @property
+    def requires_grad(self) -> bool:
+        """Is it trained? Setting it freezes the parameter, or has it trained again."""
+        return self._trainable
+
+    @requires_grad.setter
+    def requires_grad(self, flag: bool) -> None:
+        if flag and self.kind != "param":
+            raise ValueError(f"{self.name} is a {self.kind}: no gradient changes it")
+        if flag and not self.dtype.is_floating:
+            raise TypeError(f"{self.name} is {self.dtype}: gradients are of floating arrays")
+        changes, self._trainable = flag != self._trainable, bool(flag)
+        if changes and self.owner is not None:
+            self.owner.refrozen()
+
+    def requires_grad_(self, flag: bool = True) -> Parameter:
+        """Freeze it (False) or have it trained (True); the parameter itself."""
+        self.requires_grad = flag
+        return self
+
+    @property
+    def data(self) -> np.ndarray[Any, Any]:
+        """Its numbers, fetched from the engine that trains it if they are newer there."""
+        if self.owner is not None:
+            self.owner.fetch()
+        self._path()
+        return self._array
+
+    @data.setter
+    def data(self, new: np.ndarray[Any, Any]) -> None:
+        self._array = new
+        if self.owner is not None:
+            self.owner.changed()
+
+    def capture(self, graph: Graph) -> Value:
+        """An input of the Graph, under its name."""
+        frozen = self.kind == "param" and not self.requires_grad
+        array = self._array
+        return graph.input(self.kind, array.dtype, array.shape, self._path(), trainable=not frozen)
+
+    def __reduce__(self) -> Any:
+        # Not its owner: who trains this one does not train a copy of it.
+        return _copied, (self.data, self.name, self.kind, self.requires_grad, self._grad)
+
+    def _path(self) -> str:
+        """Its name in the model that is being called, which has to hold it; else its own."""
+        call = calling()
+        return self.name if call is None else call.need(self, f"the parameter {self.name!r}")
+
+    def assign(self, new: Any) -> None:
+        """Take new numbers, or, inside a Graph that is being built, say what the state becomes."""
+        if new.shape != self.shape or new.dtype != self.dtype:
+            raise ShapeError(f"{self.name} is {self.dtype}{self.shape}, got {new.dtype}{new.shape}")
+        graph = current()
+        if graph is None:
+            self.data = np.asarray(new.data if isinstance(new, Tensor) else new)
+        else:
+            lift(graph, self, None)
+            _, value = graph.captured[id(self)]
+            graph.updates[value] = lift(graph, new, None)
+
+
+def _copied(data: Any, name: str, kind: str, wanted: bool, grad: Tensor | None) -> Parameter:
+    parameter = Parameter(data, name, kind, wanted)
+    parameter._grad = grad
+    return parameter
