@@ -198,7 +198,7 @@ class TrainStep:
         self.fetch()
         if self._trainer is not None:
             self._memory |= self._trainer.memory()
-            self._trainer = None
+            self._trainer, self._like = None, []
 
 
 def _names(count: int) -> list[str]:

@@ -205,7 +205,7 @@ class Module:
         """
         for module in self.modules():
             module._requires_grad = flag
-            for p in module.__dict__.get("_parameters", {}).values():
+            for p in module._own().values():
                 if p.kind == "param" and (p.dtype.is_floating or not flag):
                     p.requires_grad = flag
         return self

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trivium.dtype import as_dtype
 from trivium.graph import Graph, Value, current
 from trivium.nn.held import calling
 from trivium.op import lift
@@ -48,8 +49,9 @@ class Parameter(Tensor):
     def requires_grad(self, flag: bool) -> None:
         if flag and self.kind != "param":
             raise ValueError(f"{self.name} is a {self.kind}: no gradient changes it")
-        if flag and not self.dtype.is_floating:
-            raise TypeError(f"{self.name} is {self.dtype}: gradients are of floating arrays")
+        dtype = as_dtype(self._array.dtype)
+        if flag and not dtype.is_floating:
+            raise TypeError(f"{self.name} is {dtype}: gradients are of floating arrays")
         changes, self._trainable = flag != self._trainable, bool(flag)
         if changes and self.owner is not None:
             self.owner.refrozen()

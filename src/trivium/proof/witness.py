@@ -198,8 +198,10 @@ class Witness:
         }
         # A state that the reading leaves alone has to stay as it is.
         states, held = group["states"], self.oracle.values()
+        known = {v.name for v in self.side.graph.of_kind("state")}
+        states.real = {n: a for n, a in states.real.items() if n in known}
         for name in states.real.keys() - states.exact.keys():
-            states.exact[name] = states.moved[name] = held.get(name)
+            states.exact[name] = states.moved[name] = held[name]
         return group
 
     def _shaken(self, inputs: Sequence[Any], ask: Callable[[Sequence[Any]], Any]) -> Any:

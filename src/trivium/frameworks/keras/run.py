@@ -81,7 +81,7 @@ class KerasRunner:
         states = {id(v) for v in fixed}
         self.states = {n for n, v in self.variables.items() if id(v) in states}
         trained = {id(v) for v in model.trainable_variables}
-        self.trained = {n for n, v in self.variables.items() if id(v) in trained}
+        self._trained = {n for n, v in self.variables.items() if id(v) in trained}
 
     def _find(self, place: str) -> Any:
         for v in self.model.weights:
@@ -98,6 +98,10 @@ class KerasRunner:
 
     def _ours(self, name: str, value: Any) -> Array:
         return np.array(self.weights[name][1].back(self._numpy(value)))
+
+    def trained(self) -> dict[str, bool]:
+        """Which parameters have gradients."""
+        return {n: n in self._trained for n in self.variables}
 
     @contextmanager
     def quiet(self) -> Iterator[list[float]]:
@@ -173,7 +177,7 @@ class KerasRunner:
         tf = load_tensorflow()
         kept = self._kept()
         xs = [tf.convert_to_tensor(np.asarray(x)) for x in inputs]
-        wanted = {n: v.value for n, v in self.variables.items() if n in self.trained}
+        wanted = {n: v.value for n, v in self.variables.items() if n in self._trained}
         sources = [x for x in xs if x.dtype.is_floating]
         with tf.GradientTape() as tape:
             tape.watch([*wanted.values(), *sources])

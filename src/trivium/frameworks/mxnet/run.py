@@ -64,6 +64,10 @@ class MxnetRunner:
         named |= self.block._collect_params_with_prefix()  # what save_parameters goes by
         return {ours: named[theirs] for ours, (theirs, _) in self.weights.items()}
 
+    def trained(self) -> dict[str, bool]:
+        """Which parameters have gradients."""
+        return {n: p.grad_req != "null" for n, p in self.parameters().items()}
+
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
         return {n: self._back(n, p.data(self.device)) for n, p in self.parameters().items()}

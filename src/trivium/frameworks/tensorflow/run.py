@@ -57,6 +57,10 @@ class TensorflowRunner:
         self._call = self.tf.function(self._called)
         self._pull = self.tf.function(self._pulled)
 
+    def trained(self) -> dict[str, bool]:
+        """Which variables are trainable."""
+        return {n: bool(v.trainable) for n, v in self.variables.items()}
+
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
         return {n: np.array(self.weights[n][1].back(v.numpy())) for n, v in self.variables.items()}
