@@ -33,6 +33,34 @@ class Refused:
     reason: str
 
 
+class By:
+    """A form that depends on an attribute: ``By("ties", first="...", share="...")``.
+
+    A composite's body is written for a value that has no form, and a primitive is refused.
+    """
+
+    def __init__(self, attribute: str, lines: Mapping[Any, str | Refused] | None = None,
+                 **more: str | Refused):  # fmt: skip
+        self.attribute = attribute
+        self.lines: dict[Any, str | Refused] = {**(lines or {}), **more}
+
+
+CORNERS = ("ties", "edge")
+"""Attributes that say which gradient is meant at a corner. No output depends on them, so they are
+nothing to a format without gradients.
+
+``ties``: of equal extrema the "first" gets the gradient, or all "share" it in equal parts, or
+"each" gets the whole. ``edge``: at a bound itself the slope is that "inside" it, or "outside".
+"""
+
+
+def corner(name: str, word: str, words: Sequence[str], x: Type) -> str:
+    """A corner's attribute, checked; integers have no gradient, and so the first word always."""
+    if word not in words:
+        raise TypeError(f"{name}={word!r} is not one of {', '.join(words)}")
+    return word if x.dtype.is_floating else words[0]
+
+
 @dataclass(frozen=True)
 class Sample:
     """A random array for a conformance case: its shape, dtype and range."""
@@ -102,7 +130,7 @@ class Op:
     numpy: Callable[..., Any] | None
     gradient: Rule | None
     normal: Rule | None
-    lowerings: dict[str, str | Refused]
+    lowerings: dict[str, str | Refused | By]
     cases: list[Case]
     random: bool
     arrays: list[str] = field(default_factory=list)
@@ -137,6 +165,11 @@ class Op:
         """
         self.gradient = function
         return function
+
+    def lowering(self, framework: str, attrs: Mapping[str, Any]) -> str | Refused | None:
+        """What is declared of a framework's form of this op, with these attributes."""
+        form = self.lowerings.get(framework)
+        return form.lines.get(attrs[form.attribute]) if isinstance(form, By) else form
 
     # -- applying ------------------------------------------------------------------------------
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -329,7 +362,7 @@ def _declare(
     cases: Sequence[Case] = (),
     random: bool = False,
     name: str = "",
-    **lowerings: str | Refused,
+    **lowerings: str | Refused | By,
 ) -> Callable[[Callable[..., Any]], Op]:
     if wrong := lowerings.keys() - set(FRAMEWORKS):
         raise TypeError(f"no framework {', '.join(wrong)}")

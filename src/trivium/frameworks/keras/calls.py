@@ -148,6 +148,8 @@ def _broadcast_to(target: Target, node: Node) -> Code:
     x, shape = node.inputs[0], node.attrs["shape"]
     assert x is not None
     one = _one(x, shape)
+    if one is not None and len(x.shape) == len(shape) and x.shape[0] == shape[0]:
+        return [*target.array(x), f" * ops.ones({one})"]  # the batch is there already
     if one is None:
         return ["ops.broadcast_to(", *target.array(x), ", ", *target.attribute(shape), ")"]
     row: Code = target.array(x)
