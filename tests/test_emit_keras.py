@@ -340,3 +340,12 @@ def test_update_is_a_plain_function() -> None:
         *map(keras.ops.convert_to_tensor, ([1.0], [2.0], [3.0], 1.0, 0.5))
     )
     assert float(v[0]) == pytest.approx(4.71) and float(p[0]) == pytest.approx(-2.1245)
+
+
+@pytest.mark.parametrize("shapes", [((3, 3), (3, 1)), ((3, 3, 2), (1, 3, 1)), ((3, 3), (3,))])
+def test_what_broadcasts_is_no_bias(shapes: Any) -> None:
+    """Keras adds an operand with one axis along the axis of the channels, if the size fits."""
+    x, y = (np.random.default_rng(0).standard_normal(s).astype("f") for s in shapes)
+    graph = tv.trace(lambda x, y: x + y, *[tv.Spec("float32", s) for s in shapes])
+    runner = KerasRunner(*build(graph, {}))
+    np.testing.assert_array_equal(runner.outputs([x, y])[0], x + y)

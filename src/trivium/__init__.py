@@ -38,6 +38,7 @@ from trivium.fit import Callback, History, TerminateOnNaN, TrainStep, compile
 from trivium.functional import grad, value_and_grad
 from trivium.graph import MODE, Graph, GraphError, UnsupportedError
 from trivium.nn.module import seed, trace
+from trivium.ops.activation import clip
 from trivium.ops.control import cond, scan
 from trivium.ops.conv import conv
 from trivium.ops.creation import ones_like, zeros_like
@@ -138,6 +139,7 @@ __all__ = [
     "bool_",
     "broadcast_to",
     "cast",
+    "clip",
     "compile",
     "concat",
     "cond",

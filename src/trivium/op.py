@@ -37,6 +37,34 @@ class Refused:
     reason: str
 
 
+class By:
+    """A form that depends on an attribute: ``By("ties", first="...", share="...")``.
+
+    A composite's body is written for a value that has no form, and a primitive is refused.
+    """
+
+    def __init__(self, attribute: str, lines: Mapping[Any, str | Refused] | None = None,
+                 **more: str | Refused):  # fmt: skip
+        self.attribute = attribute
+        self.lines: dict[Any, str | Refused] = {**(lines or {}), **more}
+
+
+CORNERS = ("ties", "edge")
+"""Attributes that say which gradient is meant at a corner. No output depends on them, so they are
+nothing to a format without gradients.
+
+``ties``: of equal extrema the "first" gets the gradient, or all "share" it in equal parts, or
+"each" gets the whole. ``edge``: at a bound itself the slope is that "inside" it, or "outside".
+"""
+
+
+def corner(name: str, word: str, words: Sequence[str], x: Type) -> str:
+    """A corner's attribute, checked; integers have no gradient, and so the first word always."""
+    if word not in words:
+        raise TypeError(f"{name}={word!r} is not one of {', '.join(words)}")
+    return word if x.dtype.is_floating else words[0]
+
+
 @dataclass(frozen=True)
 class Sample:
     """A random array for a conformance case: its shape, dtype and range."""
@@ -106,7 +134,7 @@ class Op:
     numpy: Callable[..., Any] | None
     gradient: Rule | None
     normal: Rule | None
-    lowerings: dict[str, str | Refused]
+    lowerings: dict[str, str | Refused | By]
     cases: list[Case]
     random: bool
     checks: dict[str, Check]
@@ -150,6 +178,11 @@ class Op:
         """Raise where these NumPy arrays are not what the op's declaration demands of them."""
         for name, check in self.checks.items():
             check(arrays[self.arrays.index(name)], types, attrs)
+
+    def lowering(self, framework: str, attrs: Mapping[str, Any]) -> str | Refused | None:
+        """What is declared of a framework's form of this op, with these attributes."""
+        form = self.lowerings.get(framework)
+        return form.lines.get(attrs[form.attribute]) if isinstance(form, By) else form
 
     # -- applying ------------------------------------------------------------------------------
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -364,7 +397,7 @@ def _declare(
     random: bool = False,
     checks: Mapping[str, Check] | None = None,
     name: str = "",
-    **lowerings: str | Refused,
+    **lowerings: str | Refused | By,
 ) -> Callable[[Callable[..., Any]], Op]:
     if wrong := lowerings.keys() - set(FRAMEWORKS):
         raise TypeError(f"no framework {', '.join(wrong)}")

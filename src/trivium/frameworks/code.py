@@ -140,18 +140,23 @@ class Target:
     # -- lowering a node ---------------------------------------------------------------------------
     def lowers(self, node: Node) -> bool:
         """Has the target a form of its own for this node?"""
-        op = OPS[node.op]
-        if node.op in self.functions or isinstance(op.lowerings.get(self.name), str):
+        if node.op in self.functions or self.template(node) is not None:
             return True
         return any(f.op == node.op and f.write(node) is not None for f in self.forms)
+
+    def template(self, node: Node) -> str | None:
+        """The declaration's line for this node, if it has one."""
+        line = OPS[node.op].lowering(self.name, node.attrs)
+        return line if isinstance(line, str) else None
 
     def expression(self, node: Node) -> Code:
         """The call form of a node."""
         if node.op in self.functions:
             return self.functions[node.op](self, node)
-        template = OPS[node.op].lowerings.get(self.name)
-        if not isinstance(template, str):
-            reason = f": {template.reason}" if isinstance(template, Refused) else ""
+        template = self.template(node)
+        if template is None:
+            refused = OPS[node.op].lowering(self.name, node.attrs)
+            reason = f": {refused.reason}" if isinstance(refused, Refused) else ""
             raise UnsupportedError(
                 f"{self.name} has no exact form of {node.op}{reason}", node.scope or "the top scope"
             )
@@ -194,6 +199,8 @@ class Target:
         """An attribute's value; ``how`` is the conversion after ``!`` in the template."""
         if how == "args":
             return joined([self.attribute(v) for v in value])
+        if how == "one":
+            return self.attribute(value[0])
         if how == "flag":
             return [", True"] if value else []
         if how == "flag_keepdims":

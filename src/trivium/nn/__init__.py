@@ -19,6 +19,7 @@ from trivium.nn.layers import (
     Tanh,
 )
 from trivium.nn.module import GraphModule, Module, Parameter
+from trivium.ops.activation import celu, elu, hardsigmoid, hardswish, relu6, selu
 from trivium.ops.conv import conv
 from trivium.ops.elementwise import gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from trivium.ops.index import embedding, one_hot
@@ -34,7 +35,8 @@ __all__ = [
     "RNN", "AvgPool2d", "BatchNorm", "BatchNorm2d", "Conv2d", "Dropout", "Embedding", "Flatten",
     "GlobalAvgPool2d", "GraphModule", "Identity", "LayerNorm", "Linear", "MaxPool2d", "Module",
     "Parameter", "ReLU", "Sequential", "Tanh", "avg_pool", "batch_norm",
-    "binary_cross_entropy_with_logits", "conv", "cross_entropy", "dropout", "embedding", "gelu",
-    "layer_norm", "leaky_relu", "linear", "log_softmax", "max_pool", "mse_loss", "one_hot", "relu",
-    "rnn", "sigmoid", "silu", "softmax", "softplus", "tanh",
+    "binary_cross_entropy_with_logits", "celu", "conv", "cross_entropy", "dropout", "elu",
+    "embedding", "gelu", "hardsigmoid", "hardswish", "layer_norm", "leaky_relu", "linear",
+    "log_softmax", "max_pool", "mse_loss", "one_hot", "relu", "relu6", "rnn", "selu", "sigmoid",
+    "silu", "softmax", "softplus", "tanh",
 ]  # fmt: skip

@@ -9,7 +9,17 @@ import numpy as np
 
 from trivium.dtype import DType, as_dtype, bool_, float32, float64
 from trivium.graph import OPS, Type
-from trivium.op import S, case, comparison, composite, elementwise, primitive, zero_gradient
+from trivium.op import (
+    By,
+    S,
+    case,
+    comparison,
+    composite,
+    corner,
+    elementwise,
+    primitive,
+    zero_gradient,
+)
 
 _TWO = [case(S(2, 3, low=0.5), S(3, low=0.5)), case(S(2, 1, 3), S(4, 1, low=0.5, high=3))]
 _ONE = [case(S(2, 3)), case(S(4, low=-6, high=6)), case(S())]
@@ -107,30 +117,63 @@ def _one(x: Any) -> Any:
     return OPS["full"](shape=(), value=1, dtype=x.dtype)
 
 
+_EXTREMA = [case(S(2, 3), S(3)), case(S(4, 1), S(3, low=-1.7, high=1.9)),
+            case(S(2, 3), S(3), ties="share")]  # fmt: skip
+
+
+def _normal_ties(x: Type, y: Type, *, ties: str) -> dict[str, Any]:
+    return {"ties": corner("ties", ties, ("first", "share"), x)}
+
+
 @primitive(
-    promotes=True,
-    vjp=lambda g, out, x, y: (g * (x >= y).astype(g.dtype), g * (x < y).astype(g.dtype)),
-    cases=[case(S(2, 3), S(3)), case(S(4, 1), S(3, low=-1.7, high=1.9))],
-    torch="torch.maximum({x}, {y})", keras="ops.maximum({x}, {y})",
-    tensorflow="tf.maximum({x}, {y})", mxnet="F.broadcast_maximum({x}, {y})",
-    jax="jnp.maximum({x}, {y})", onnx="Max",
+    promotes=True, normal=_normal_ties, cases=_EXTREMA,
+    torch=By("ties", first="torch.clamp({x}, min={y})", share="torch.maximum({x}, {y})"),
+    keras=By("ties", first="ops.maximum({x}, {y})", share="shared_maximum({x}, {y})"),
+    tensorflow=By("ties", first="tf.maximum({x}, {y})", share="shared_maximum({x}, {y})"),
+    mxnet=By("ties", first="F.broadcast_maximum({x}, {y})", share="shared_maximum(F, {x}, {y})"),
+    jax=By("ties", first="first_maximum({x}, {y})", share="jnp.maximum({x}, {y})"),
+    onnx="Max",
 )  # fmt: skip
-def maximum(x: Any, y: Any) -> Any:
-    """The larger of x and y, broadcasting; the gradient of a tie goes to x."""
+def maximum(x: Any, y: Any, *, ties: str = "first") -> Any:
+    """The larger of x and y, broadcasting.
+
+    The gradient of a tie goes to x (TensorFlow, Keras, MXNet), or with ``ties="share"`` half to
+    each (torch, JAX).
+    """
     return np.maximum(x, y)
 
 
+@maximum.vjp
+def _maximum_vjp(g: Any, out: Any, x: Any, y: Any, *, ties: str) -> Any:
+    if ties == "share":
+        return g * _won(x > y, x, y, g), g * _won(x < y, x, y, g)
+    return g * (x >= y).astype(g.dtype), g * (x < y).astype(g.dtype)
+
+
+def _won(alone: Any, x: Any, y: Any, g: Any) -> Any:
+    """1 where one of the two is the extremum alone, a half where both are."""
+    return alone.astype(g.dtype) + equal(x, y).astype(g.dtype) * 0.5
+
+
 @primitive(
-    promotes=True,
-    vjp=lambda g, out, x, y: (g * (x <= y).astype(g.dtype), g * (x > y).astype(g.dtype)),
-    cases=[case(S(2, 3), S(3))],
-    torch="torch.minimum({x}, {y})", keras="ops.minimum({x}, {y})",
-    tensorflow="tf.minimum({x}, {y})", mxnet="F.broadcast_minimum({x}, {y})",
-    jax="jnp.minimum({x}, {y})", onnx="Min",
+    promotes=True, normal=_normal_ties, cases=_EXTREMA,
+    torch=By("ties", first="torch.clamp({x}, max={y})", share="torch.minimum({x}, {y})"),
+    keras=By("ties", first="ops.minimum({x}, {y})", share="shared_minimum({x}, {y})"),
+    tensorflow=By("ties", first="tf.minimum({x}, {y})", share="shared_minimum({x}, {y})"),
+    mxnet=By("ties", first="F.broadcast_minimum({x}, {y})", share="shared_minimum(F, {x}, {y})"),
+    jax=By("ties", first="first_minimum({x}, {y})", share="jnp.minimum({x}, {y})"),
+    onnx="Min",
 )  # fmt: skip
-def minimum(x: Any, y: Any) -> Any:
-    """The smaller of x and y, broadcasting; the gradient of a tie goes to x."""
+def minimum(x: Any, y: Any, *, ties: str = "first") -> Any:
+    """The smaller of x and y, broadcasting; ``ties`` as in :func:`maximum`."""
     return np.minimum(x, y)
+
+
+@minimum.vjp
+def _minimum_vjp(g: Any, out: Any, x: Any, y: Any, *, ties: str) -> Any:
+    if ties == "share":
+        return g * _won(x < y, x, y, g), g * _won(x > y, x, y, g)
+    return g * (x <= y).astype(g.dtype), g * (x > y).astype(g.dtype)
 
 
 @primitive(
@@ -146,10 +189,10 @@ def negative(x: Any) -> Any:
 @primitive(
     vjp=lambda g, out, x: (g * OPS["sign"](x),), cases=[case(S(2, 3))],
     torch="torch.abs({x})", keras="ops.abs({x})", tensorflow="tf.abs({x})",
-    mxnet="F.abs({x})", jax="jnp.abs({x})", onnx="Abs",
+    mxnet="F.abs({x})", jax="absolute({x})", onnx="Abs",
 )  # fmt: skip
 def abs(x: Any) -> Any:
-    """The absolute value."""
+    """The absolute value; its gradient at 0 is 0 (JAX's is 1)."""
     return np.abs(x)
 
 
@@ -318,10 +361,13 @@ def gelu(x: Any, *, approximate: str = "none") -> Any:
     cases=[case(S(2, 3)), case(S(2, 3), slope=0.2)],
     torch="F.leaky_relu({x}, {slope})", keras="ops.leaky_relu({x}, {slope})",
     tensorflow="tf.nn.leaky_relu({x}, {slope})", mxnet="F.LeakyReLU({x}, slope={slope})",
-    jax="jax.nn.leaky_relu({x}, {slope})", onnx="LeakyRelu",
+    onnx="LeakyRelu",
 )  # fmt: skip
 def leaky_relu(x: Any, *, slope: float = 0.01) -> Any:
-    """x where positive, slope * x elsewhere. Defaults differ: torch .01, tf.nn .2, MXNet .25."""
+    """x where positive, slope * x elsewhere. Defaults differ: torch .01, tf.nn .2, MXNet .25.
+
+    Its gradient at 0 is the slope; jax.nn's is 1, so for JAX the body is written.
+    """
     return where(x > 0, x, x * slope)
 
 

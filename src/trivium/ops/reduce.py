@@ -8,7 +8,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import OPS, Type
-from trivium.op import S, case, composite, primitive, zero_gradient
+from trivium.op import By, S, case, composite, corner, primitive, zero_gradient
 from trivium.shape import ShapeError, normalize_axes, size_product
 
 _CASES = [
@@ -80,45 +80,75 @@ def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     return sum(x, axis=axis, keepdims=keepdims) / OPS["full"](shape=(), value=count, dtype=x.dtype)
 
 
+# -- extrema -------------------------------------------------------------------------------------
+_TIES = [*_CASES, case(S(2, 3, 4), axis=1, ties="first"),
+         case(S(2, 3), axis=-1, keepdims=True, ties="each")]  # fmt: skip
+
+
 def _some(x: Type, axis: tuple[int, ...]) -> None:
     if any(x.shape[a] == 0 for a in axis):
         raise ShapeError(f"nothing has no extremum: {x} along {axis}")
 
 
-def _extremum_rule(x: Type, *, axis: tuple[int, ...], keepdims: bool) -> Type:
+def _extremum_rule(x: Type, *, axis: tuple[int, ...], keepdims: bool, ties: str) -> Type:
     _some(x, axis)
     return _reduced(x, axis=axis, keepdims=keepdims)
 
 
-def _extremum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
-    # Equal extrema share the gradient, as torch.amax and JAX do.
-    hit = (x == spread(out, x, axis, keepdims)).astype(x.dtype)
-    return (hit * spread(g, x, axis, keepdims) / sum(hit, axis=axis, keepdims=True),)
+def _extremum_normal(x: Type, *, axis: Any, keepdims: bool, ties: str) -> dict[str, Any]:
+    axes = normalize_axes(axis, len(x.shape))
+    ties = corner("ties", ties, ("share", "first", "each"), x)
+    if ties == "first" and len(axes) != 1:
+        raise TypeError("ties='first' is along one axis: reshape those of interest into one")
+    return {"axis": axes, "ties": ties}
+
+
+def _extremum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool, ties: str) -> Any:
+    hit = OPS["equal"](x, spread(out, x, axis, keepdims))
+    g = spread(g, x, axis, keepdims)
+    if ties == "first":
+        hit = _first(hit.astype(x.dtype), axis[0])
+    hit = hit.astype(x.dtype)
+    return (hit * g / sum(hit, axis=axis, keepdims=True) if ties == "share" else hit * g,)
+
+
+def _first(hit: Any, axis: int) -> Any:
+    """The first of the ones along an axis, alone."""
+    found = OPS["expand_dims"](argmax(hit, axis=axis), axis=axis)
+    count = hit.shape[axis]
+    shape = tuple(count if i == axis else 1 for i in range(len(hit.shape)))
+    return OPS["equal"](OPS["reshape"](OPS["arange"](stop=count), shape=shape), found)
 
 
 @primitive(
-    rule=_extremum_rule, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
-    torch="{x}.amax({axis}{keepdims!flag})",
-    keras="ops.max({x}, axis={axis}{keepdims!flag_keepdims})",
-    tensorflow="tf.reduce_max({x}, axis={axis}{keepdims!flag_keepdims})",
-    mxnet="F.max({x}, axis={axis}{keepdims!flag_keepdims})",
-    jax="{x}.max({axis}{keepdims!flag_keepdims})",
+    rule=_extremum_rule, normal=_extremum_normal, cases=_TIES, vjp=_extremum_vjp,
+    torch=By("ties", share="{x}.amax({axis}{keepdims!flag})",
+             first="{x}.max({axis!one}{keepdims!flag}).values",
+             each="max_each({x}, {axis}{keepdims!flag})"),
+    keras=By("ties", share="ops.max({x}, axis={axis}{keepdims!flag_keepdims})",
+             first="max_first({x}, {axis!one}{keepdims!flag_keepdims})",
+             each="max_each({x}, {axis}{keepdims!flag_keepdims})"),
 )  # fmt: skip
-def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
-    """The largest along ``axis``; equal ones share the gradient."""
+def max(x: Any, *, axis: Any = None, keepdims: bool = False, ties: str = "share") -> Any:
+    """The largest along ``axis``.
+
+    Equal ones share the gradient (torch.amax, TensorFlow, Keras, JAX); with ``ties="first"`` the
+    first gets all of it (torch.max along an axis), with "each" every one gets all of it (MXNet).
+    """
     return np.max(x, axis=axis, keepdims=keepdims)
 
 
 @primitive(
-    rule=_extremum_rule, normal=_axes, cases=_CASES, vjp=_extremum_vjp,
-    torch="{x}.amin({axis}{keepdims!flag})",
-    keras="ops.min({x}, axis={axis}{keepdims!flag_keepdims})",
-    tensorflow="tf.reduce_min({x}, axis={axis}{keepdims!flag_keepdims})",
-    mxnet="F.min({x}, axis={axis}{keepdims!flag_keepdims})",
-    jax="{x}.min({axis}{keepdims!flag_keepdims})",
+    rule=_extremum_rule, normal=_extremum_normal, cases=_TIES, vjp=_extremum_vjp,
+    torch=By("ties", share="{x}.amin({axis}{keepdims!flag})",
+             first="{x}.min({axis!one}{keepdims!flag}).values",
+             each="min_each({x}, {axis}{keepdims!flag})"),
+    keras=By("ties", share="ops.min({x}, axis={axis}{keepdims!flag_keepdims})",
+             first="min_first({x}, {axis!one}{keepdims!flag_keepdims})",
+             each="min_each({x}, {axis}{keepdims!flag_keepdims})"),
 )  # fmt: skip
-def min(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
-    """The smallest along ``axis``; equal ones share the gradient."""
+def min(x: Any, *, axis: Any = None, keepdims: bool = False, ties: str = "share") -> Any:
+    """The smallest along ``axis``; ``ties`` as in :func:`max`."""
     return np.min(x, axis=axis, keepdims=keepdims)
 
 

@@ -17,9 +17,18 @@ _LAYOUTS = {"NCHW": {3: "NCW", 4: "NCHW", 5: "NCDHW"}, "NHWC": {3: "NWC", 4: "NH
 _WITH_LAYOUT = ("conv", "max_pool", "avg_pool")
 _ELEMENTWISE = {
     "add", "subtract", "multiply", "divide", "maximum", "minimum", "pow", "negative", "abs", "sign",
-    "exp", "log", "log1p", "expm1", "sqrt", "tanh", "erf", "sigmoid", "relu", "softplus", "silu",
-    "gelu", "leaky_relu", "square", "cast", "stop_gradient", "dropout", "where",
+    "exp", "log", "log1p", "expm1", "sqrt", "tanh", "erf", "sigmoid", "relu", "cast",
+    "stop_gradient", "dropout", "where",
 }  # fmt: skip
+
+
+def _elementwise(node: Node) -> bool:
+    """Is it a function of one place at a time? A composite is, if all of its body is."""
+    op = OPS[node.op]
+    if node.op in _ELEMENTWISE or not op.is_composite or len(node.outputs) != 1:
+        return node.op in _ELEMENTWISE
+    body = op.body([None if v is None else v.type for v in node.inputs], node.attrs)
+    return all(_elementwise(n) or (n.op == "full" and n.out.shape == ()) for n in body.nodes)
 
 
 def to_layout(graph: Graph, layout: str) -> Graph:
@@ -86,7 +95,7 @@ def to_layout(graph: Graph, layout: str) -> Graph:
                 out, at = passed
                 lies[out[0]] = at
                 return out
-        if node.op in _ELEMENTWISE:
+        if _elementwise(node):
             moved = [v for v in values if v is not None and order(v) != tuple(range(len(v.shape)))]
             if moved:
                 passed = _passed(new, node, values, order, lay)
@@ -118,7 +127,7 @@ def _passed(
     x = next(v for v in values if v is not None and order(v) != tuple(range(len(v.shape))))
     at = order(x)
     rank = len(at)
-    if node.op in _ELEMENTWISE:
+    if _elementwise(node):
         inputs = []
         for v in values:
             if v is None or v.shape == () or (node.op == "dropout" and v is not values[0]):

@@ -133,6 +133,9 @@ def _reduce(target: Target, node: Node) -> Code:
     whole = len(a["axis"]) == len(x.shape)
     axis = "" if whole else target.literal(square(a["axis"]))
     keep = (", " if axis else "") + "keepdims=True" if a["keepdims"] else ""
+    if (ties := a.get("ties", "share")) != "share":
+        more = ", ".join(filter(None, (axis, keep.removeprefix(", "))))
+        return [f"{node.op}_{ties}(", *target.array(x), f", {more})" if more else ")"]
     return [*target.array(x), f".{node.op}({axis}{keep})"]
 
 

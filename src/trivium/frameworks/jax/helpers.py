@@ -137,6 +137,39 @@ def dilated_max_pool(x, kernel, stride=None, padding=0, dilation=1, axis=2):
     taps = jnp.stack(taps)
     return jnp.take_along_axis(taps, taps.argmax(0, keepdims=True), 0)[0]
 ''',
+    "absolute": '''
+def absolute(x):
+    """jnp.abs, but its gradient at 0 is 0: JAX's own is 1 there."""
+    return x * jnp.sign(x)
+''',
+    **{
+        f"first_{name}": f'''
+def first_{name}(x, y):
+    """jnp.{name}, but the gradient of a tie goes to x: JAX's own halves it."""
+    return jnp.where((x {sign} y) | jnp.isnan(x), x, y)
+'''
+        for name, sign in (("maximum", ">="), ("minimum", "<="))
+    },
+    **{
+        f"{name}_first": f'''
+def {name}_first(x, axis, keepdims=False):
+    """x.{name}(axis), but a tie's gradient goes to the first: JAX's own is shared out."""
+    y = jnp.take_along_axis(x, x.arg{name}(axis, keepdims=True), axis)
+    return y if keepdims else y.squeeze(axis)
+'''
+        for name in ("max", "min")
+    },
+    **{
+        f"{name}_each": f'''
+def {name}_each(x, axis=None, keepdims=False):
+    """x.{name}(axis), but equal ones get the whole gradient each: JAX's own is shared out."""
+    top = lax.stop_gradient(x.{name}(axis, keepdims=True))
+    gap = x - top  # NaN where both are infinite: no gradient there
+    y = top + jnp.where(gap == 0, gap, 0).sum(axis, keepdims=True)
+    return y if keepdims else y.squeeze(axis)
+'''
+        for name in ("max", "min")
+    },
     "flatten": '''
 def flatten(x, start=1):
     """The axes from ``start`` on made into one."""

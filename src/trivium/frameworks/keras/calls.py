@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.code import Code, Target, array_source
+from trivium.frameworks.code import Code, Target, array_source, number
 from trivium.frameworks.layer import given, square
 from trivium.graph import Node, UnsupportedError, Value
 from trivium.shape import Dim
@@ -43,6 +43,21 @@ def _conv(target: Target, node: Node) -> Code:
     for key, value in arguments.items():
         code.append(f", {key}={target.literal(value)}")
     return [*code, ")"] + ([" + ", *target.array(b)] if b is not None else [])
+
+
+def _add(target: Target, node: Node) -> Code:
+    """Keras takes a second operand with one axis for a bias: (3, 1) is added along the last axis.
+
+    With the operands in the other order it is added where it belongs.
+    """
+    x, y = node.inputs
+    assert x is not None and y is not None
+    long = [i for i, s in enumerate(y.shape) if s != 1]
+    if len(long) != 1 or long[0] == len(y.shape) - 1 or number(target, x):
+        return target.fill("{x} + {y}", node)
+    swapped = Node(node.op, [y, x], node.attrs)
+    swapped.outputs, swapped.scope = node.outputs, node.scope
+    return target.fill("{x} + {y}", swapped)
 
 
 def _pool(target: Target, node: Node) -> Code:
@@ -148,6 +163,8 @@ def _broadcast_to(target: Target, node: Node) -> Code:
     x, shape = node.inputs[0], node.attrs["shape"]
     assert x is not None
     one = _one(x, shape)
+    if one is not None and len(x.shape) == len(shape) and x.shape[0] == shape[0]:
+        return [*target.array(x), f" * ops.ones({one})"]  # the batch is there already
     if one is None:
         return ["ops.broadcast_to(", *target.array(x), ", ", *target.attribute(shape), ")"]
     row: Code = target.array(x)
@@ -174,7 +191,7 @@ def _one(value: Value, shape: Sequence[Any]) -> tuple[int, ...] | None:
 
 
 FUNCTIONS: dict[str, Callable[..., Code]] = {
-    "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "pad": _pad, "slice_axis": _slice,
+    "add": _add, "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "pad": _pad, "slice_axis": _slice,
     "select": _select, "reshape": _reshape, "broadcast_to": _broadcast_to, "full": _full,
     "constant": _constant, "batch_norm": _batch_norm, "cross_entropy": _cross_entropy,
     "mse_loss": _mse_loss, "cond": _CLOSURE, "scan": _CLOSURE, "take_grad": _GRADIENT,

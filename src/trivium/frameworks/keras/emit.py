@@ -20,7 +20,7 @@ from trivium.frameworks.keras.prepare import ALL_FORMS, prepared, written
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.source import Emitted, Emitter
 from trivium.frameworks.writer import Writer
-from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.graph import Graph, Node, UnsupportedError, Value
 
 
 class Keras(Target):
@@ -55,7 +55,7 @@ class Keras(Target):
 
     def calls(self, node: Node) -> bool:
         """Has the node a form in keras.ops?"""
-        return node.op in self.functions or isinstance(OPS[node.op].lowerings.get(self.name), str)
+        return node.op in self.functions or self.template(node) is not None
 
     def lowers(self, node: Node) -> bool:
         """A layer's op whose arrays are no layer's weights is decomposed, if keras.ops lacks it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from trivium.frameworks.keras.layers import FORMS
@@ -90,9 +91,56 @@ class LikeBatch(layers.Layer):
         return ops.broadcast_to(x, (ops.shape(like)[0], *x.shape[1:]))
 '''
 
-HELPERS = {"UnbiasedBatchNormalization": UNBIASED, "FrozenBatchNormalization": FROZEN,
-           "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "Kept": KEPT,
-           "LikeBatch": LIKE_BATCH}  # fmt: skip
+FIRST_POOL = '''
+@keras.saving.register_keras_serializable(package="trivium")
+class FirstMaxPooling3D(layers.MaxPooling3D):
+    """Pooled in planes, then along the first axis: so a tie's gradient goes to the first, where
+    TensorFlow's own pooling of volumes gives the whole to each of the equal ones.
+    """
+
+    def call(self, inputs):
+        first, *plane = zip(self.pool_size, self.strides)
+        _, d, h, w, c = ops.shape(inputs)
+        y = ops.max_pool(ops.reshape(inputs, (-1, h, w, c)), *zip(*plane), self.padding)
+        _, h, w, _ = ops.shape(y)
+        y = ops.reshape(y, (-1, d, h * w, c))
+        y = ops.max_pool(y, (first[0], 1), (first[1], 1), self.padding)
+        return ops.reshape(y, (-1, ops.shape(y)[1], h, w, c))
+'''
+
+SHARED = '''
+def shared_{name}(x, y):
+    """ops.{name}, but the two share the gradient of a tie: TensorFlow gives it all to x."""
+    return ops.{name}(x, y) / 2 + ops.{name}(y, x) / 2
+'''
+
+FIRST = '''
+def {name}_first(x, axis, keepdims=False):
+    """ops.{name}, but a tie's gradient goes to the first: TensorFlow shares it out."""
+    top = ops.{name}(x, axis, keepdims=True)
+    hit = ops.cast(ops.equal(x, top), "int32")  # not of x itself: Keras puts -0.0 below 0.0
+    y = ops.take_along_axis(x, ops.expand_dims(ops.argmax(hit, axis), axis), axis)
+    return y if keepdims else ops.squeeze(y, axis)
+'''
+
+EACH = '''
+def {name}_each(x, axis, keepdims=False):
+    """ops.{name}, but equal ones get the whole gradient each: TensorFlow shares it out."""
+    top = ops.stop_gradient(ops.{name}(x, axis, keepdims=True))
+    gap = x - top  # NaN where both are infinite: no gradient there
+    y = top + ops.sum(ops.where(ops.equal(gap, 0), gap, 0), axis, keepdims=True)
+    return y if keepdims else ops.squeeze(y, axis)
+'''
+
+HELPERS = {
+    "UnbiasedBatchNormalization": UNBIASED, "FrozenBatchNormalization": FROZEN,
+    "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "Kept": KEPT,
+    "LikeBatch": LIKE_BATCH,
+    "FirstMaxPooling3D": FIRST_POOL,
+    **{f"shared_{n}": SHARED.format(name=n) for n in ("maximum", "minimum")},
+    **{f"{n}_first": FIRST.format(name=n) for n in ("max", "min")},
+    **{f"{n}_each": EACH.format(name=n) for n in ("max", "min")},
+}  # fmt: skip
 
 
 def _batch_norm(name: str, frozen: bool) -> LayerForm:
@@ -151,4 +199,5 @@ EXACT = [
         Weight("weight_hh", "weight_hh", "cell.recurrent_kernel", **permuted(1, 0)),
         Weight("bias_ih", "bias_ih", "cell.bias"),
         Weight("bias_hh", "bias_hh", "cell.recurrent_bias"))),
+    replace(next(f for f in FORMS if f.layer == "layers.MaxPooling3D"), layer="FirstMaxPooling3D"),
 ]  # fmt: skip

@@ -316,7 +316,7 @@ def _pool(op: str, name: str, rank: int) -> LayerForm:
 def _global_pool(op: str, name: str, rank: int) -> LayerForm:
     def write(node: Node) -> Arguments | None:
         x, axis = node.inputs[0], node.attrs["axis"]
-        if x is None or len(x.shape) != rank + 2:
+        if x is None or len(x.shape) != rank + 2 or node.attrs.get("ties", "share") != "share":
             return None
         formats = {
             tuple(range(1, rank + 1)): "channels_last",

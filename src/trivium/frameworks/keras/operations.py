@@ -45,6 +45,7 @@ _ALIKE = {  # Keras's class: our op, with the same arrays and no attributes
     "Negative": "negative", "Absolute": "abs", "Sign": "sign", "Exp": "exp", "Log": "log",
     "Log1p": "log1p", "Expm1": "expm1", "Sqrt": "sqrt", "Tanh": "tanh", "Erf": "erf",
     "Sigmoid": "sigmoid", "Relu": "relu", "Softplus": "softplus", "Silu": "silu",
+    "Relu6": "relu6", "HardSigmoid": "hardsigmoid", "HardSilu": "hardswish",
     "Square": "square", "Equal": "equal", "NotEqual": "not_equal", "Less": "less",
     "LessEqual": "less_equal", "Greater": "greater", "GreaterEqual": "greater_equal",
     "LogicalAnd": "logical_and", "LogicalOr": "logical_or", "LogicalNot": "logical_not",
@@ -69,63 +70,48 @@ def _leaky_relu(op: Any, x: Value) -> Any:
     return OPS["leaky_relu"](x, slope=float(op.negative_slope))
 
 
-def _clip(x: Any, low: float, high: float) -> Any:
-    return OPS["minimum"](OPS["maximum"](x, low), high)
-
-
 @operation("Clip")
-def _clipped(op: Any, x: Value) -> Any:
+def _clip(op: Any, x: Value) -> Any:
     if not all(isinstance(v, (int, float)) for v in (op.x_min, op.x_max)):
         raise refuse(op, "its bounds are not numbers")
-    return _clip(x, op.x_min, op.x_max)
+    return OPS["clip"](x, min=op.x_min, max=op.x_max)
 
 
-@operation("Relu6")
-def _relu6(op: Any, x: Value) -> Any:
-    return OPS["minimum"](6.0, OPS["relu"](x))  # TF's gradient at 6 is 0
+@operation("HardTanh")
+def _hard_tanh(op: Any, x: Value) -> Any:
+    return OPS["clip"](x, min=-1.0, max=1.0)  # its slope at 1 is 1, unlike torch's
 
 
 @operation("ReLU")
 def _relu(op: Any, x: Value) -> Any:
     if op.threshold:
         raise refuse(op, f"threshold={op.threshold}")
-    slope = op.negative_slope
-    y = OPS["leaky_relu"](x, slope=float(slope)) if slope else OPS["relu"](x)
-    if op.max_value is None:
-        return y
-    return (
-        _relu6(op, x) if op.max_value == 6 and not slope else OPS["minimum"](y, float(op.max_value))
-    )
+    slope, top = float(op.negative_slope), op.max_value
+    if top is None:
+        return OPS["leaky_relu"](x, slope=slope) if slope else OPS["relu"](x)
+    y = OPS["relu6"](x) if top == 6 else OPS["minimum"](OPS["relu"](x), float(top))
+    return y - OPS["relu"](-x) * slope if slope else y  # so the slope at 0 is 0, not ``slope``
 
 
-def _elu_of(x: Any, alpha: float) -> Any:
-    # minimum: where x is large, expm1(x) overflows and its gradient would be 0 * inf.
-    return OPS["where"](x > 0, x, OPS["expm1"](OPS["minimum"](x, 0.0)) * alpha)
-
-
-@operation("Elu")
+@operation("Elu", "Celu")
 def _elu(op: Any, x: Value) -> Any:
-    return _elu_of(x, float(op.alpha))
+    if type(op).__name__ == "Elu":
+        return OPS["elu"](x, alpha=op.alpha)
+    # Two extrema, whose slopes at 0 add up: torch's celu has 1 there, this one 2.
+    below = OPS["expm1"](OPS["minimum"](x, 0.0) / op.alpha) * op.alpha
+    return OPS["maximum"](x, 0.0) + below
 
 
 @operation("Selu")
 def _selu(op: Any, x: Value) -> Any:
-    return _elu_of(x, 1.6732632423543772) * 1.0507009873554805  # Klambauer et al., 2017
+    # TensorFlow counts 0 to the upper side, where the slope is the scale: torch to the lower.
+    below = OPS["expm1"](OPS["minimum"](x, 0.0)) * 1.6732632423543772
+    return OPS["where"](x >= 0, x, below) * 1.0507009873554805  # Klambauer et al., 2017
 
 
 @operation("Softsign")
 def _softsign(op: Any, x: Value) -> Any:
     return OPS["divide"](x, 1.0 + OPS["abs"](x))
-
-
-@operation("HardSigmoid")
-def _hard_sigmoid(op: Any, x: Value) -> Any:
-    return _clip(OPS["divide"](x, 6.0) + 0.5, 0.0, 1.0)  # Keras 2 had .2 x + .5
-
-
-@operation("HardSilu")
-def _hard_silu(op: Any, x: Value) -> Any:
-    return x * _hard_sigmoid(op, x)
 
 
 @operation("Mish")
@@ -134,7 +120,7 @@ def _mish(op: Any, x: Value) -> Any:
 
 
 # Two functions of keras.activations leave keras.ops before they record anything.
-ACTIVATIONS: dict[str, Rule] = {"hard_silu": _hard_silu, "mish": _mish}
+ACTIVATIONS: dict[str, Rule] = {"hard_silu": _plain("hardswish"), "mish": _mish}
 
 
 @operation("Normalize")

@@ -198,6 +198,18 @@ def {name}_shared(F, x, axis, keepdims=False):
     return total / F.sum(hit, axis=axis, keepdims=keepdims)
 '''
 
+_FIRST = '''
+def {name}_first(F, x, axis, keepdims=False):
+    """F.{name}, but a tie's gradient goes to the first: F.{name} gives the whole to each."""
+    return F.pick(x, F.arg{name}(x, axis=axis), axis=axis, keepdims=keepdims)
+'''
+
+_HALVES = '''
+def shared_{name}(F, x, y):
+    """The {name}, but the two share the gradient of a tie: MXNet gives it all to x."""
+    return F.broadcast_{name}(x, y) / 2 + F.broadcast_{name}(y, x) / 2
+'''
+
 _ARRAY_OF = '''
 def array_of(F, parameter):
     """A parameter of a layer inside, to compute with: hybrid_forward gets the block's own alone."""
@@ -209,5 +221,7 @@ HELPERS = {
     "log_softmax": _LOG_SOFTMAX,
     "max_shared": _SHARED.format(name="max", plural="maxima"),
     "min_shared": _SHARED.format(name="min", plural="minima"),
+    **{f"{name}_first": _FIRST.format(name=name) for name in ("max", "min")},
+    **{f"shared_{name}": _HALVES.format(name=name) for name in ("maximum", "minimum")},
     "array_of": _ARRAY_OF,
 }

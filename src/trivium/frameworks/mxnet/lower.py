@@ -96,6 +96,8 @@ def _extremum(name: str) -> Lowering:
     def lower(target: Target, node: Node) -> Code:
         x, y = _inputs(node, 2)
         b = number(target, y)
+        if node.attrs["ties"] == "share":
+            return [f"shared_{name}(F, ", *target.array(x), ", ", *target.array(y), ")"]
         if b and not number(target, x):  # the other way round a tie would have another gradient
             return call(name, target.array(x), b)
         return call(f"broadcast_{name}", target.array(x), target.array(y))
@@ -308,9 +310,11 @@ def _reduction(name: str) -> Lowering:
         if not axis:
             return target.array(x)
         words: dict[str, Any] = {"axis": axis[0] if len(axis) == 1 else axis}
-        if name in ("max", "min") and x.dtype.is_floating and not _cut_off(node):
+        ties = "each" if x.dtype.is_integer or _cut_off(node) else node.attrs.get("ties", "each")
+        if ties != "each":
             words |= {"keepdims": True} if node.attrs["keepdims"] else {}
-            return [f"{name}_shared(F, ", *call("", target.array(x), **words)[1:]]
+            word = "shared" if ties == "share" else ties
+            return [f"{name}_{word}(F, ", *call("", target.array(x), **words)[1:]]
         if len(axis) == len(x.shape) and not node.attrs["keepdims"]:
             return call(name, target.array(x))
         if node.attrs["keepdims"]:

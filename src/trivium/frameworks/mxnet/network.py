@@ -51,10 +51,12 @@ def _pooling(call: Call, x: Any) -> Any:
     convention = call.word("pooling_convention", "valid")
     counts = call.flag("count_include_pad", True)
     if call.flag("global_pool"):  # the kernel and all else are ignored
-        if kind == "max" and all(isinstance(s, int) for s in x.shape[2:]):
+        if kind == "avg":
+            return OPS["mean"](x, axis=tuple(range(2, x.ndim)), keepdims=True)
+        if all(isinstance(s, int) for s in x.shape[2:]):
             return OPS["max_pool"](x, kernel=x.shape[2:])  # a tie's gradient goes to the first
-        op = OPS["mean" if kind == "avg" else "max"]
-        return op(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+        flat = OPS["max"](OPS["flatten"](x, start=2), axis=2, ties="first")
+        return OPS["reshape"](flat, shape=(*x.shape[:2], *(1,) * n))
     if convention not in ("valid", "full") or not len(kernel) == len(stride) == len(pad) == n:
         raise call.refuse(f"with {dict(call.node.attrs)} is not carried")
     extra = [_ceil(call, *item) if convention == "full" else 0
@@ -100,16 +102,13 @@ def _leaky_relu(call: Call, x: Any, gamma: Any = None) -> Any:
     kind, slope = call.word("act_type", "leaky"), call.number("slope", 0.25)
     call.asked |= {"lower_bound", "upper_bound"}  # of the random slope, rrelu
 
-    def below() -> Any:
-        return OPS["expm1"](OPS["minimum"](x, 0.0))  # exp would overflow where it is not used
-
     match kind:
         case "leaky":
             return OPS["leaky_relu"](x, slope=slope)
         case "gelu":
             return OPS["gelu"](x)
         case "elu":
-            return OPS["where"](x > 0, x, below() * slope)
+            return OPS["elu"](x, alpha=slope)
         case "selu":
             # It multiplies by lambda (y + alpha) where the slope is y + lambda alpha.
             raise call.refuse(

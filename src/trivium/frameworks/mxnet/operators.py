@@ -182,8 +182,10 @@ def _softsign(call: Call, x: Any) -> Any:
 
 @operator("hard_sigmoid")
 def _hard_sigmoid(call: Call, x: Any) -> Any:
-    y = x * call.number("alpha", 0.2) + call.number("beta", 0.5)
-    return OPS["minimum"](OPS["maximum"](y, 0.0), 1.0)
+    alpha, beta = call.number("alpha", 0.2), call.number("beta", 0.5)
+    if abs(alpha * 6 - 1) < 1e-6 and beta == 0.5:  # float32, and as few digits as it was said in
+        return OPS["hardsigmoid"](x)
+    return OPS["clip"](x * alpha + beta, min=0.0, max=1.0, edge="outside")
 
 
 @operator("clip")
@@ -191,7 +193,7 @@ def _clip(call: Call, x: Any) -> Any:
     low, high = call.number("a_min"), call.number("a_max")
     if low is None or high is None:
         raise call.refuse("has no a_min or no a_max")
-    return OPS["minimum"](OPS["maximum"](x, low), high)
+    return OPS["clip"](x, min=low, max=high)
 
 
 @operator("Cast", "cast")
@@ -224,7 +226,8 @@ def _reduce(call: Call, x: Any) -> Any:
             raise call.refuse("with exclude wants axes")
         axes = tuple(i for i in range(x.ndim) if i not in {a % x.ndim for a in axes})
     op = OPS[call.node.op.removesuffix("_axis")]
-    return op(x, axis=axes, keepdims=call.flag("keepdims"))
+    ties = {"ties": "each"} if "ties" in op.defaults else {}  # each of equal ones gets it all
+    return op(x, axis=axes, keepdims=call.flag("keepdims"), **ties)
 
 
 @operator("argmax")

@@ -21,7 +21,7 @@ from trivium.frameworks.onnx import (
 )
 from trivium.frameworks.onnx.forms import FORMS, ONLY_WHEN
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
-from trivium.op import Refused
+from trivium.op import CORNERS, Refused
 from trivium.shape import Dim, Quotient, Size
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import prune, specialize
@@ -217,7 +217,7 @@ class Writer:
             return made
         if node.op in self.words:
             renamed = RENAMED.get(node.op, {})
-            attrs = {renamed.get(k, k): item for k, item in node.attrs.items()}
+            attrs = {renamed.get(k, k): item for k, item in node.attrs.items() if k not in CORNERS}
             return self.emit(self.words[node.op], *inputs, **attrs)
         refused = OPS[node.op].lowerings.get("onnx")
         why = refused.reason if isinstance(refused, Refused) else "no ONNX operator means the same"

@@ -122,6 +122,22 @@ def _gelu(w: Writer, node: Node, x: str) -> str:
     return w.emit("Gelu", x, approximate=node.attrs["approximate"])
 
 
+@form("hardsigmoid")
+def _hardsigmoid(w: Writer, node: Node, x: str) -> str:
+    return w.emit("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+
+
+@form("hardswish")
+def _hardswish(w: Writer, node: Node, x: str) -> str:
+    return w.emit("HardSwish", x)
+
+
+@form("clip")
+def _clip(w: Writer, node: Node, x: str) -> str:
+    bounds = [w.number(node.attrs[k], node.out.dtype) for k in ("min", "max")]
+    return w.emit("Clip", x, *bounds)
+
+
 # -- reductions --------------------------------------------------------------------------------
 _REDUCTIONS = {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax", "min": "ReduceMin",
                "logsumexp": "ReduceLogSumExp"}  # fmt: skip

@@ -174,25 +174,23 @@ def _clip(call: Call) -> Any:
 
 @reads("HardSigmoid")
 def _hard_sigmoid(call: Call) -> Any:
-    return _bounded(call.value(0) * call.attr("alpha") + call.attr("beta"))
-
-
-def _bounded(x: Any) -> Any:
-    return OP["minimum"](OP["maximum"](x, 0.0), 1.0)
+    alpha, beta = call.attr("alpha"), call.attr("beta")
+    if abs(alpha * 6 - 1) < 1e-6 and beta == 0.5:
+        return OP["hardsigmoid"](call.value(0))
+    return OP["clip"](call.value(0) * alpha + beta, min=0.0, max=1.0, edge="outside")
 
 
 @reads("HardSwish")
 def _hard_swish(call: Call) -> Any:
-    x = call.value(0)
-    return x * _bounded(x * (1 / 6) + 0.5)
+    return OP["hardswish"](call.value(0))
 
 
 @reads("Elu", "Selu", "Celu")
 def _elu(call: Call) -> Any:
     x, alpha = call.value(0), call.attr("alpha")
-    low = OP["minimum"](x, 0.0)  # so that exp does not overflow where it is not taken
-    inner = low / alpha if call.op == "Celu" else low
-    y = OP["where"](x > 0, x, OP["expm1"](inner) * alpha)
+    if call.op == "Celu":
+        return OP["celu"](x, alpha=alpha)
+    y = OP["elu"](x, alpha=alpha)
     return y * call.attr("gamma") if call.op == "Selu" else y
 
 

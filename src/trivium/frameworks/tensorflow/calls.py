@@ -17,7 +17,7 @@ from trivium.frameworks.functional import (
     slice_axis,
 )
 from trivium.frameworks.layer import square
-from trivium.frameworks.tensorflow.layers import pool_arguments
+from trivium.frameworks.tensorflow.layers import in_volumes, pool_arguments
 from trivium.graph import MODE, Node, UnsupportedError
 from trivium.shape import Dim
 
@@ -46,10 +46,14 @@ def pool(target: Target, node: Node) -> Code:
     arguments = pool_arguments(node)
     sizes: list[Code] = [[target.literal(arguments.pop(k))] for k in ("kernel", "stride")]
     x = target.array(node.inputs[0])
-    if not arguments:
+    name = f"{node.op}3d" if in_volumes(node) else node.op
+    if "dilation" in arguments and in_volumes(node):
+        what = "TensorFlow source of a dilated max_pool of volumes, with other ties"
+        raise UnsupportedError(what, node.scope)
+    if not arguments and name == node.op:
         return call(f"tf.nn.{node.op}{len(node.attrs['kernel'])}d", x, *sizes, ['"VALID"'])
     more: Code = [Keyword(k, v) for k, v in arguments.items()]
-    return [*call(node.op, x, *sizes)[:-1], *more, ")"]
+    return [*call(name, x, *sizes)[:-1], *more, ")"]
 
 
 def dropout(target: Target, node: Node) -> Code:
@@ -67,7 +71,8 @@ def reduce(target: Target, node: Node) -> Code:
         parts.append([target.literal(a["axis"][0] if len(a["axis"]) == 1 else a["axis"])])
     if a["keepdims"]:
         parts.append(["keepdims=True"])
-    return call(f"tf.reduce_{node.op}", *parts)
+    plain = a.get("ties", "share") == "share"
+    return call(f"tf.reduce_{node.op}" if plain else f"{node.op}_{a['ties']}", *parts)
 
 
 def transpose(target: Target, node: Node) -> Code:

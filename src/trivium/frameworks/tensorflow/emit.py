@@ -95,7 +95,7 @@ class TensorFlow(Calls):
             return node.attrs["training"] is not False
         if node.attrs.get("ignore_index") is not None:
             return False
-        if node.op in self.functions or isinstance(OPS[node.op].lowerings.get(self.name), str):
+        if node.op in self.functions or self.template(node) is not None:
             return True
         forms = [f for f in self.forms if f.op == node.op and f.write(node) is not None]
         return any(owned(f, node) for f in forms) or (

@@ -200,6 +200,21 @@ def max_pool(x, kernel, stride, padding=0, dilation=1):
     y = tf.nn.pool(x, kernel, "MAX", [1] * n, "VALID", dilations=dilation)
     return y[:, *(slice(None, None, s) for s in stride)]  # tf.nn.pool has not both at once
 ''',
+    "max_pool3d": '''
+def max_pool3d(x, kernel, stride, padding=0):
+    """Pooled in planes, then along the first axis: tf.nn.max_pool3d gives the gradient of a tie to
+    each of the equal ones, where tf.nn.max_pool2d gives it to the first.
+    """
+    kernel, stride = ([v] * 3 if isinstance(v, int) else list(v) for v in (kernel, stride))
+    x = padded(x, padding, float("-inf"))
+    n, d, h, w, c = (tf.shape(x)[i] if s is None else s for i, s in enumerate(x.shape))
+    y = tf.reshape(x, (n * d, h, w, c))
+    y = tf.nn.max_pool2d(y, kernel[1:], stride[1:], "VALID")
+    h, w = tf.shape(y)[1], tf.shape(y)[2]
+    y = tf.reshape(y, (n, d, h * w, c))
+    y = tf.nn.max_pool2d(y, (kernel[0], 1), (stride[0], 1), "VALID")
+    return tf.reshape(y, (n, -1, h, w, c))
+''',
     "avg_pool": '''
 def avg_pool(x, kernel, stride, padding=0, include_pad=True):
     """The mean of each window along all axes but the first and last, pads counted or not."""
@@ -216,6 +231,34 @@ def padded(x, padding, value=0.0):
     pads = [(padding, padding)] * (len(x.shape) - 2) if isinstance(padding, int) else padding
     return tf.pad(x, [(0, 0), *pads, (0, 0)], constant_values=value) if padding else x
 ''',
+    **{
+        f"shared_{name}": f'''
+def shared_{name}(x, y):
+    """tf.{name}, but the two share the gradient of a tie: TensorFlow gives it all to x."""
+    return tf.{name}(x, y) / 2 + tf.{name}(y, x) / 2
+'''
+        for name in ("maximum", "minimum")
+    },
+    **{
+        f"{name}_first": f'''
+def {name}_first(x, axis, keepdims=False):
+    """tf.reduce_{name}, but a tie's gradient goes to the first: TensorFlow shares it out."""
+    first = tf.one_hot(tf.arg{name}(x, axis), tf.shape(x)[axis], True, False, axis, tf.bool)
+    return tf.reduce_sum(tf.where(first, x, tf.zeros_like(x)), axis, keepdims=keepdims)
+'''
+        for name in ("max", "min")
+    },
+    **{
+        f"{name}_each": f'''
+def {name}_each(x, axis=None, keepdims=False):
+    """tf.reduce_{name}, but equal ones get the whole gradient each: TensorFlow shares it out."""
+    top = tf.stop_gradient(tf.reduce_{name}(x, axis, keepdims=True))
+    gap = x - top  # NaN where both are infinite: no gradient there
+    y = top + tf.reduce_sum(tf.where(gap == 0, gap, 0), axis, keepdims=True)
+    return y if keepdims else tf.squeeze(y, axis)
+'''
+        for name in ("max", "min")
+    },
     "flatten": '''
 def flatten(x, start=1):
     """The axes from ``start`` on made into one."""

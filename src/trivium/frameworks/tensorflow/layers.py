@@ -147,6 +147,16 @@ def pool_arguments(node: Node) -> dict[str, Any]:
     )  # fmt: skip
 
 
+def in_volumes(node: Node) -> bool:
+    """Is it a max pool along three axes, whose ties TensorFlow treats unlike others?"""
+    return node.op == "max_pool" and len(node.attrs["kernel"]) == 3
+
+
+def _volumes(node: Node) -> Mapping[str, Any] | None:
+    arguments = pool_arguments(node)
+    return arguments if in_volumes(node) and "dilation" not in arguments else None
+
+
 def _only(exact: bool) -> Mapping[str, Any] | None:
     return {} if exact else None
 
@@ -191,6 +201,8 @@ FORMS = [
     LayerForm("gelu", "tf.nn.gelu", lambda node: _only(node.attrs["approximate"] == "none")),
     LayerForm("flatten", "flatten", lambda node: _only(node.attrs["start"] == 1)),
     LayerForm("dropout", "Dropout", _dropout),
-    LayerForm("max_pool", "partial(max_pool", pool_arguments),
+    LayerForm("max_pool", "partial(max_pool3d", _volumes),
+    LayerForm("max_pool", "partial(max_pool",
+              lambda node: None if in_volumes(node) else pool_arguments(node)),
     LayerForm("avg_pool", "partial(avg_pool", pool_arguments),
 ]  # fmt: skip

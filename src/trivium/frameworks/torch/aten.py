@@ -428,7 +428,8 @@ def _binary(name: str) -> Handler:
         )
         if alpha != 1:
             y = y * alpha
-        return OPS[name](x, y)
+        more = {"ties": "share"} if "ties" in OPS[name].defaults else {}  # torch halves a tie
+        return OPS[name](x, y, **more)
 
     return handler
 

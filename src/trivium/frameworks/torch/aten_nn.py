@@ -187,35 +187,18 @@ def _rms_norm(
 @aten("clamp", "clip", "clamp_min", "clamp_max")
 def _clamp(at: Reader, self: Any, min: Any = None, max: Any = None) -> Any:
     x = at.cast(self, at.out.dtype)
+    if all(isinstance(v, (int, float)) for v in (min, max)):
+        return OPS["clip"](x, min=min, max=max)
     if min is not None:
         x = OPS["maximum"](x, at.cast(min, x.dtype))
     return x if max is None else OPS["minimum"](x, at.cast(max, x.dtype))
 
 
-def _between(at: Reader, x: Any, low: float, high: float) -> Any:
-    """x cut to [low, high]; at the bounds its gradient is 0, unlike clamp's: ties go to them."""
-    x = OPS["maximum"](at.full((), low, x.dtype), x)
-    return OPS["minimum"](at.full((), high, x.dtype), x)
-
-
 @aten("hardtanh")
 def _hardtanh(at: Reader, self: Any, min_val: float = -1.0, max_val: float = 1.0) -> Any:
-    return _between(at, self, min_val, max_val)
-
-
-@aten("relu6")
-def _relu6(at: Reader, self: Any) -> Any:
-    return _between(at, self, 0, 6)
-
-
-@aten("hardsigmoid")
-def _hardsigmoid(at: Reader, self: Any) -> Any:
-    return _between(at, self + 3, 0, 6) / 6
-
-
-@aten("hardswish")
-def _hardswish(at: Reader, self: Any) -> Any:
-    return self * _between(at, self + 3, 0, 6) / 6
+    if min_val == 0 and max_val == 6:  # what nn.ReLU6 calls
+        return OPS["relu6"](self)
+    return OPS["clip"](self, min=float(min_val), max=float(max_val), edge="outside")
 
 
 @aten("gelu")
@@ -235,21 +218,9 @@ def _prelu(at: Reader, self: Any, weight: Any) -> Any:
     return OPS["where"](self > 0, self, self * weight)
 
 
-@aten("elu")
-def _elu(at: Reader, self: Any, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Any:
-    # Only the negative side goes into expm1: the other could overflow, and spoil the gradient.
-    negative = OPS["expm1"](OPS["minimum"](self, 0) * float(input_scale)) * float(alpha * scale)
-    return OPS["where"](self > 0, self if scale == 1 else self * float(scale), negative)
-
-
-@aten("celu")
-def _celu(at: Reader, self: Any, alpha: float = 1.0) -> Any:
-    return _elu(at, self, alpha, 1, 1 / alpha)
-
-
-@aten("selu")
-def _selu(at: Reader, self: Any) -> Any:
-    return _elu(at, self, 1.6732632423543772, 1.0507009873554805)
+@aten("threshold")
+def _threshold(at: Reader, self: Any, threshold: float, value: float) -> Any:
+    return OPS["where"](self > threshold, self, at.full((), value, self.dtype))
 
 
 @aten("softplus")

@@ -377,11 +377,12 @@ def _extremum(
 ) -> Any:
     largest = str(at.node.target).startswith("aten.max")
     if other is not None:
-        return OPS["maximum" if largest else "minimum"](*at.promoted(self, other))
-    values = OPS["max" if largest else "min"](self, axis=dim, keepdims=keepdim)
+        return OPS["maximum" if largest else "minimum"](*at.promoted(self, other), ties="share")
+    # The whole array's largest shares its gradient; along an axis the position found has it all.
+    ties = "share" if dim is None else "first"
+    values = OPS["max" if largest else "min"](self, axis=dim, keepdims=keepdim, ties=ties)
     if dim is None:
         return values
-    # torch gives a tie's gradient to one of the equal ones, this op to all of them in equal parts.
     read = any(u.args[1] == 1 and u.users for u in at.node.users)
     at.require(not read or largest, "the positions of the smallest")
     return values, _argmax(at, self, dim, keepdim) if read else None
@@ -405,10 +406,32 @@ def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: 
     axis = tuple(d % rank for d in dim) if dim else tuple(range(rank))
     centered = self - OPS["mean"](self, axis=axis, keepdims=True)
     less = float(1 if correction is None else correction) if unbiased else 0.0  # need not be whole
-    number = at.full((), size_product(self.shape[a] for a in axis), self.dtype)
-    number = OPS["maximum"](number - less, at.full((), 0, self.dtype)) if less else number
+    count = size_product(self.shape[a] for a in axis)
+    number = at.full((), count, self.dtype)
+    if less and isinstance(count, int):
+        number = at.full((), max(count - less, 0.0), self.dtype)
+    elif less:
+        number = OPS["maximum"](number - less, at.full((), 0.0, self.dtype))
     var = OPS["sum"](centered * centered, axis=axis, keepdims=keepdim) / number
-    return OPS["sqrt"](var) if str(at.node.target).startswith("aten.std") else var
+    return _root(var) if str(at.node.target).startswith("aten.std") else var
+
+
+def _root(x: Value) -> Any:
+    """The square root as torch has it in norms and deviations: its gradient at 0 is 0."""
+    none, one = (OPS["full"](shape=(), value=v, dtype=x.dtype) for v in (0.0, 1.0))
+    nothing = OPS["equal"](x, none)
+    return OPS["where"](nothing, none, OPS["sqrt"](OPS["where"](nothing, one, x)))
+
+
+@aten("linalg_vector_norm", "norm")
+def _norm(at: Reader, self: Any, ord: Any = 2, p: Any = 2, dim: Any = None, keepdim: bool = False,
+          dtype: Any = None) -> Any:  # fmt: skip
+    x, kind = at.cast(self, at.out.dtype), p if p is not None and p != 2 else ord
+    at.require(kind in (1, 2), f"ord={kind}", "write it in sums and powers")
+    settings = {"axis": tuple(dim) if dim else None, "keepdims": keepdim}
+    if kind == 1:
+        return OPS["sum"](OPS["abs"](x), **settings)
+    return _root(OPS["sum"](OPS["square"](x), **settings))
 
 
 # -- products --------------------------------------------------------------------------------------

@@ -8,7 +8,15 @@ from typing import Any
 
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Layer, leaf
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
+from trivium.frameworks.code import (
+    Code,
+    Member,
+    Slot,
+    Statement,
+    Target,
+    array_source,
+    number,
+)
 from trivium.frameworks.functional import select, slice_axis
 from trivium.frameworks.layer import LayerForm, square
 from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
@@ -40,6 +48,16 @@ def _pad(target: Target, node: Node) -> Code:
         target.literal(_pads(a["low"], a["high"])),
     ]
     return [*code, f", value={target.literal(a['value'])})" if a["value"] else ")"]
+
+
+def _extremum(target: Target, node: Node) -> Code:
+    """A bound may stay a number where the tie's gradient is the array's."""
+    x, y = node.inputs
+    b = number(target, y)
+    if node.attrs["ties"] == "share" or not b or number(target, x):
+        return target.fill(target.template(node) or "", node)
+    word = "min" if node.op == "maximum" else "max"
+    return ["torch.clamp(", *target.array(x), f", {word}=", *b, ")"]
 
 
 def _conv(target: Target, node: Node) -> Code:
@@ -138,7 +156,7 @@ class Torch(Target):
         "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": slice_axis, "select": select,
         "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
-        "constant": _constant,
+        "constant": _constant, "maximum": _extremum, "minimum": _extremum,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:

@@ -146,7 +146,11 @@ FORMS = [
     LayerForm("leaky_relu", "nn.LeakyReLU",
               lambda node: given(negative_slope=(node.attrs["slope"], 0.01))),
     _plain("relu", "nn.ReLU"), _plain("tanh", "nn.Tanh"), _plain("sigmoid", "nn.Sigmoid"),
-    _plain("silu", "nn.SiLU"), _plain("softplus", "nn.Softplus"),
+    _plain("silu", "nn.SiLU"), _plain("softplus", "nn.Softplus"), _plain("relu6", "nn.ReLU6"),
+    _plain("hardswish", "nn.Hardswish"), _plain("hardsigmoid", "nn.Hardsigmoid"),
+    _plain("selu", "nn.SELU"),
+    *(LayerForm(op, name, lambda node: given(alpha=(node.attrs["alpha"], 1.0)))
+      for op, name in (("elu", "nn.ELU"), ("celu", "nn.CELU"))),
 ]  # fmt: skip
 
 BIASED = '''
@@ -162,4 +166,15 @@ class BiasedBatchNorm{n}d(nn.BatchNorm{n}d):
             self.running_var.lerp_(var, self.momentum)
         return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
 '''
-HELPERS = {f"BiasedBatchNorm{n}d": BIASED.format(n=n) for n in (1, 2)}
+EACH = '''
+def {name}_each(x, dim, keepdim=False):
+    """x.a{name}(dim), whose gradient equal {plural} get in full each: PyTorch's own is shared."""
+    top = x.detach().a{name}(dim, keepdim=True)
+    gap = x - top  # NaN where both are infinite: no gradient there
+    y = top + torch.where(gap == 0, gap, 0).sum(dim, keepdim=True)
+    return y if keepdim else y.squeeze(dim)
+'''
+HELPERS = {f"BiasedBatchNorm{n}d": BIASED.format(n=n) for n in (1, 2)} | {
+    "max_each": EACH.format(name="max", plural="maxima"),
+    "min_each": EACH.format(name="min", plural="minima"),
+}

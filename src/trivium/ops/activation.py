@@ -1,0 +1,102 @@
+"""Activations with corners, which two frameworks have a name for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trivium.graph import Type
+from trivium.op import By, S, case, composite, corner, elementwise
+from trivium.ops.elementwise import expm1, maximum, minimum, where
+
+
+def _clip_normal(x: Type, *, min: Any, max: Any, edge: str) -> dict[str, Any]:
+    if not all(isinstance(v, (int, float)) for v in (min, max)):
+        raise TypeError("wants two numbers; for one bound, or arrays, use maximum and minimum")
+    number = float if x.dtype.is_floating else int
+    if number is int and not all(v == int(v) for v in (min, max)):
+        raise TypeError(f"{x} between {min} and {max}: cast it to floats first")
+    words = {"edge": corner("edge", edge, ("inside", "outside"), x)}
+    return {"min": number(min), "max": number(max)} | words
+
+
+@composite(
+    rule=elementwise, normal=_clip_normal,
+    cases=[case(S(2, 3), min=-1.0, max=0.5), case(S(4, 3), min=-0.7, max=1.1, edge="outside"),
+           case(S(5, dtype="int64", low=-4, high=4), min=-2, max=1)],
+    torch=By("edge", inside="torch.clamp({x}, {min}, {max})",
+             outside="F.hardtanh({x}, {min}, {max})"),
+    keras=By("edge", inside="ops.clip({x}, {min}, {max})"),
+    tensorflow=By("edge", inside="tf.clip_by_value({x}, {min}, {max})"),
+    mxnet=By("edge", inside="F.clip({x}, {min}, {max})"),
+)  # fmt: skip
+def clip(x: Any, *, min: float, max: float, edge: str = "inside") -> Any:
+    """x, but at least ``min`` and at most ``max``, which are numbers.
+
+    At the bounds themselves the gradient is 1, as inside (torch.clamp, TensorFlow, MXNet), or with
+    ``edge="outside"`` 0, as beyond them (torch's hardtanh; ReLU6 everywhere). JAX's is 1/2.
+    """
+    if edge == "inside":
+        return minimum(maximum(x, min), max)
+    return minimum(max, maximum(min, x))  # a tie's gradient goes to what stands first
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(4, low=-2, high=9))],
+    torch="F.relu6({x})", keras="ops.relu6({x})", tensorflow="tf.nn.relu6({x})",
+    jax="jax.nn.relu6({x})",
+)  # fmt: skip
+def relu6(x: Any) -> Any:
+    """min(max(x, 0), 6); the gradient at 0 and at 6 is 0, as in every framework that has it."""
+    return clip(x, min=0.0, max=6.0, edge="outside")
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(5, low=-4, high=4))],
+    torch="F.hardsigmoid({x})", keras="ops.hard_sigmoid({x})", jax="jax.nn.hard_sigmoid({x})",
+    mxnet="F.hard_sigmoid({x}, alpha=1 / 6)",
+)  # fmt: skip
+def hardsigmoid(x: Any) -> Any:
+    """relu6(x + 3) / 6. (MXNet's and Keras 2's default is clip(x / 5 + 1 / 2, 0, 1).)"""
+    return relu6(x + 3.0) / 6.0
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(5, low=-4, high=4))],
+    torch="F.hardswish({x})", keras="ops.hard_silu({x})", jax="jax.nn.hard_silu({x})",
+)  # fmt: skip
+def hardswish(x: Any) -> Any:
+    """x * hardsigmoid(x), also called hard SiLU; its gradient is 0 at -3 and 1 at 3."""
+    return x * hardsigmoid(x)
+
+
+@composite(
+    normal=lambda x, *, alpha: {"alpha": float(alpha)},
+    cases=[case(S(2, 3)), case(S(2, 3), alpha=0.5)],
+    torch="F.elu({x}, {alpha})", keras="ops.elu({x}, {alpha})", jax="jax.nn.elu({x}, {alpha})",
+    tensorflow=By("alpha", {1.0: "tf.nn.elu({x})"}),
+    mxnet="F.LeakyReLU({x}, act_type='elu', slope={alpha})",
+    onnx="Elu",
+)  # fmt: skip
+def elu(x: Any, *, alpha: float = 1.0) -> Any:
+    """x where positive, alpha * (exp(x) - 1) elsewhere; the gradient at 0 is alpha."""
+    return where(x > 0, x, expm1(minimum(x, 0.0)) * alpha)  # exp overflows where it is not used
+
+
+@composite(cases=[case(S(2, 3))], torch="F.selu({x})", jax="jax.nn.selu({x})")
+def selu(x: Any) -> Any:
+    """scale * elu(x, alpha) with the numbers of Klambauer et al., 2017.
+
+    The gradient at 0 is scale * alpha; TensorFlow's selu gives scale, and MXNet's is not that of
+    its output, so there the body is written.
+    """
+    return elu(x, alpha=1.6732632423543772) * 1.0507009873554805
+
+
+@composite(
+    normal=lambda x, *, alpha: {"alpha": float(alpha)},
+    cases=[case(S(2, 3)), case(S(2, 3), alpha=0.5)],
+    torch="F.celu({x}, {alpha})", jax="jax.nn.celu({x}, {alpha})", onnx="Celu",
+)  # fmt: skip
+def celu(x: Any, *, alpha: float = 1.0) -> Any:
+    """x where positive, alpha * (exp(x / alpha) - 1) elsewhere; smooth at 0 (Keras's is not)."""
+    return where(x > 0, x, expm1(minimum(x, 0.0) / alpha) * alpha)
