@@ -144,9 +144,11 @@ class TrainStep:
         )
 
     def _start(self, arrays: list[Any]) -> None:
+        model, loss = self.model, self.loss
+
         def compute(*args: Any) -> Any:
             *inputs, target = args
-            return self.loss(self.model(*inputs), target)
+            return loss(model(*inputs), target)
 
         _takes(self.model, len(arrays) - 1)
         specs = [spec_of(a, batch=True) for a in arrays]

@@ -8,7 +8,7 @@ from typing import Any
 from trivium.dtype import as_dtype
 from trivium.graph import GraphError, current
 from trivium.interpret import Interpreter
-from trivium.nn.module import Parameter, trace
+from trivium.nn.module import Parameter, trace_once
 from trivium.op import lift
 from trivium.tensor import Tensor, asarray
 from trivium.transforms.grad import gradient
@@ -35,7 +35,7 @@ def value_and_grad(
                 raise TypeError(
                     f"argument {i} is {arrays[i].dtype}: gradients are of floating arrays"
                 )
-        graph = trace(function, *((a.dtype, a.shape) for a in arrays), training=True)
+        graph = trace_once(function, [(a.dtype, a.shape) for a in arrays], training=True)
         if len(graph.outputs) != 1:
             raise GraphError("a gradient is of a function with one scalar result")
         back = gradient(graph, [graph.of_kind("data")[i].name for i in which])

@@ -12,7 +12,7 @@ from trivium.dtype import DType
 from trivium.graph import Graph
 from trivium.op import run
 from trivium.recent import Recent
-from trivium.shape import bind
+from trivium.shape import Dim, ShapeError, bind, subs
 from trivium.transforms.replay import specialize
 
 
@@ -21,6 +21,26 @@ def bound_dims(graph: Graph, arrays: Sequence[Any]) -> dict[str, int]:
     env: dict[str, int] = {}
     for value, array in zip(graph.inputs, arrays, strict=True):
         bind(value.shape, array.shape, env, f"input {value.name!r}")
+    return env
+
+
+def traced_dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:
+    """What the Graph's open sizes are for these arguments, themselves perhaps traced and open."""
+    env: dict[str, Any] = {}
+    for value, arg in zip(graph.of_kind("data"), args, strict=True):
+        if arg.dtype != value.dtype and not (arg.dtype.is_floating and value.dtype.is_floating):
+            raise TypeError(f"input {value.name!r} wants {value.dtype}, got {arg.dtype}")
+        if len(arg.shape) != len(value.shape):
+            raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
+        if all(isinstance(s, int) for s in arg.shape):
+            bind(value.shape, arg.shape, env, f"input {value.name!r}")
+            continue
+        for want, got in zip(value.shape, arg.shape, strict=True):
+            if isinstance(want, Dim) and want == Dim(n := next(iter(want.names()))):
+                env.setdefault(n, got)
+        for want, got in zip(value.shape, arg.shape, strict=True):
+            if subs(want, env) != got:
+                raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
     return env
 
 

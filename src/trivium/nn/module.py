@@ -16,11 +16,13 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Graph, current
+from trivium.interpret import traced_dims
+from trivium.nn.chance import settled
 from trivium.nn.held import called, calling, held, mode
 from trivium.nn.parameter import Parameter
 from trivium.op import lift
 from trivium.operators import Operators
-from trivium.shape import Dim, Shape, ShapeError, bind, subs
+from trivium.shape import Shape, ShapeError, subs
 from trivium.tensor import Spec, asarray, spec_of
 from trivium.transforms.replay import freeze, specialize
 
@@ -300,7 +302,15 @@ def trace(
         if isinstance(function, Module)
         else getattr(function, "__name__", "graph")
     )
-    graph = Graph(name or default.strip("<>"))
+    title = name or default.strip("<>")
+    return settled(lambda: trace_once(function, specs, training, title), function, title)
+
+
+def trace_once(
+    function: Callable[..., Any], specs: Any, training: Any = None, name: str = "graph"
+) -> Graph:
+    """The Graph of one call, to be run once: what chance decides in it may be decided."""
+    graph = Graph(name)
     graph.training = MODE if training is None else training
     with graph:
         result = function(
@@ -375,7 +385,7 @@ class GraphModule(Module):
         graph = current()
         for v in self._graph.of_kind("rng"):
             env[v] = random_key()
-        dims = _dims(self._graph, args)
+        dims = traced_dims(self._graph, args)
 
         def attr(item: Any) -> Any:
             if item is MODE:
@@ -407,26 +417,6 @@ class GraphModule(Module):
 
     def __repr__(self) -> str:
         return f"GraphModule({self._graph.name})"
-
-
-def _dims(graph: Graph, args: tuple[Any, ...]) -> dict[str, Any]:
-    """What the Graph's open sizes are for these arguments, themselves perhaps traced and open."""
-    env: dict[str, Any] = {}
-    for value, arg in zip(graph.of_kind("data"), args, strict=True):
-        if arg.dtype != value.dtype and not (arg.dtype.is_floating and value.dtype.is_floating):
-            raise TypeError(f"input {value.name!r} wants {value.dtype}, got {arg.dtype}")
-        if len(arg.shape) != len(value.shape):
-            raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
-        if all(isinstance(s, int) for s in arg.shape):
-            bind(value.shape, arg.shape, env, f"input {value.name!r}")
-            continue
-        for want, got in zip(value.shape, arg.shape, strict=True):
-            if isinstance(want, Dim) and want == Dim(n := next(iter(want.names()))):
-                env.setdefault(n, got)
-        for want, got in zip(value.shape, arg.shape, strict=True):
-            if subs(want, env) != got:
-                raise ShapeError(f"input {value.name!r} wants shape {value.shape}, got {arg.shape}")
-    return env
 
 
 _keys = itertools.count(1)

@@ -184,9 +184,13 @@ def _reduced(code: Code, reduction: str) -> Code:
 
 
 def cross_entropy(target: Target, node: Node) -> Code:
-    """TF's own, which gives one loss for each label."""
+    """TF's own, which gives one loss for each label, of two dtypes alone."""
     logits, labels = node.inputs
-    code: Code = ["tf.nn.sparse_softmax_cross_entropy_with_logits(labels=", *target.array(labels),
+    assert labels is not None
+    index = target.array(labels)
+    if labels.dtype not in ("int32", "int64"):
+        index = call("tf.cast", index, ['"int64"'])
+    code: Code = ["tf.nn.sparse_softmax_cross_entropy_with_logits(labels=", *index,
                   ", logits=", *target.array(logits), ")"]  # fmt: skip
     return _reduced(code, node.attrs["reduction"])
 
