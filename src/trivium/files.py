@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +23,23 @@ from trivium.dtype import as_dtype
 from trivium.nn.module import GraphModule, Module
 
 
-def save(model: Any, path: str | Path, *examples: Any) -> None:
+def save(model: Any, path: str | Path, *examples: Any, verify: bool = True) -> None:
     """Write a model: ``.tv`` (its Graph and numbers, as safetensors), ``.onnx`` or ``.keras``.
 
+    ``verify=False`` leaves out the comparison that comes before ``.onnx`` and ``.keras``.
     The file is there whole or not at all: what was there before stays until then. OSError: the disk
     is full, or nobody may write there.
     """
     path = Path(path)
-    if path.suffix not in _CONTENT:
+    if path.suffix not in ENDINGS:
         raise ValueError(
-            f"no format for the ending {path.suffix!r}: {', '.join(_CONTENT)} are there"
+            f"no format for the ending {path.suffix!r}: {', '.join(ENDINGS)} are there"
         )
     writable(path)
-    write(path, _CONTENT[path.suffix](model, *examples))
+    write(path, _CONTENT[path.suffix](model, examples, verify))
 
 
-def _tv(model: Any, *examples: Any) -> bytes:
+def _tv(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
     from safetensors.numpy import save
 
     module = as_module(model, *examples)
@@ -47,20 +48,24 @@ def _tv(model: Any, *examples: Any) -> bytes:
     return save(arrays, metadata={"trivium": "1", "graph": str(graph)})  # type: ignore[no-any-return]
 
 
-def _onnx(model: Any, *examples: Any) -> bytes:
-    return to_onnx(model, *examples).SerializeToString()  # type: ignore[no-any-return]
+def _onnx(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
+    return to_onnx(model, *examples, verify=verify).SerializeToString()  # type: ignore[no-any-return]
 
 
-def _keras(model: Any, *examples: Any) -> bytes:
+def _keras(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder:  # Keras writes to a path only
         file = Path(folder, "model.keras")
-        to_keras(model, *examples).save(str(file))
+        to_keras(model, *examples, verify=verify).save(str(file))
         return file.read_bytes()
 
 
 _CONTENT: dict[str, Callable[..., bytes]] = {
     ".tv": _tv, ".safetensors": _tv, ".onnx": _onnx, ".keras": _keras,
 }  # fmt: skip
+
+
+ENDINGS = tuple(_CONTENT)
+"""What can be written, by ending."""
 
 
 def load(path: str | Path) -> Module:
@@ -106,4 +111,4 @@ def _load_tv(path: Path) -> Module:
     return GraphModule(graph, values)
 
 
-__all__ = ["load", "save"]
+__all__ = ["ENDINGS", "load", "save"]
