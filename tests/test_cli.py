@@ -17,7 +17,7 @@ import pytest
 import trivium as tv
 from trivium.cli import main
 from trivium.convert import OUT
-from trivium.report import Report, VerificationError
+from trivium.proof.report import Report, VerificationError
 from trivium.tour import DigitsCNN, run
 
 X = np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)

@@ -28,12 +28,13 @@ from trivium.convert import OUT, TARGETS, as_module, framework_of, graph_of
 from trivium.dtype import as_dtype
 from trivium.engines import ENGINES
 from trivium.files import ENDINGS
-from trivium.report import Report, VerificationError
+from trivium.proof.report import Report, VerificationError
 
 MODEL = (
     "MODEL is a file (.tv, .onnx, .keras, -symbol.json) or package.module:name, a model or a "
-    "function that makes one. A file is only read, never run; a module is your own code, "
-    "and is imported."
+    "function that makes one. A file is read as data; verify and convert, once that is done, run it "
+    "in its own framework too, without custom operators or layers. A module is your own code, and "
+    "is imported."
 )
 SOURCES = [name for name in TARGETS if name != "onnx"]
 _HINT = "Give the shape of each input, without the batch: --input 3,224,224 (or int64:128)"
@@ -66,11 +67,13 @@ _SHAPE = click.option(
 )  # fmt: skip
 
 
-def _model(spec: str) -> Any:
-    """The model that an argument means."""
+def _model(spec: str, run: bool = False) -> Any:
+    """The model that an argument means; a file to ``run`` stays a path."""
     path = Path(spec)
     if path.is_dir():
         raise click.ClickException(f"{spec} is a folder. {MODEL}")
+    if path.exists() and run:
+        return path
     if path.exists():
         with _doing(f"reading {spec}"):
             return tv.load(path)
@@ -159,16 +162,6 @@ def _learning(spec: str, shapes: tuple[Any, ...]) -> Iterator[None]:
         if shapes or Path(spec).exists():
             raise
         raise click.ClickException(f"{spec}: {error}. {_HINT}") from error
-
-
-def _runnable(path: Path) -> Any:
-    """The model in a file, as what runs it: ONNX Runtime, or else our reading of it."""
-    if path.suffix == ".onnx":
-        import onnx
-
-        tv.load(path)  # refuses what is damaged or hostile
-        return onnx.load(str(path))
-    return tv.load(path)
 
 
 def _doing(what: str) -> Any:
@@ -282,7 +275,7 @@ def convert(source: str, destination: Path, target: str | None, shapes: tuple[An
     writable(destination)
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder:
         made = Path(folder, destination.name)
-        model = _model(source)
+        model = _model(source, run=True)
         with _learning(source, shapes), _doing(f"converting and verifying {source}"):
             report = _made(model, made, target, shapes)
         if not report.ok:
@@ -301,7 +294,7 @@ def _made(model: Any, path: Path, target: str | None, shapes: tuple[Any, ...]) -
     module = as_module(model, *shapes)
     if target is None:
         tv.save(module, path, *shapes, verify=False)
-        return tv.verify(module, _runnable(path), *shapes)
+        return tv.verify(model, path, *shapes)
     native = OUT[target](model, *shapes)
     write(path, tv.emit(module, target, *shapes))
     tv.save(module, path.with_suffix(".tv"), *shapes)
@@ -329,7 +322,7 @@ def verify(a: str, b: str, steps: int, as_json: bool, shapes: tuple[Any, ...]) -
       trivium verify model.keras mymodels:make --steps 0 --input 3,224,224
       trivium verify model.tv model.onnx --json > report.json
     """
-    sides = [_runnable(Path(s)) if Path(s).is_file() else _model(s) for s in (a, b)]
+    sides = [_model(s, run=True) for s in (a, b)]
     with _learning(a, shapes), _learning(b, shapes), _doing(f"comparing {a} with {b}"):
         report = tv.verify(*sides, *shapes, steps=steps)
     click.echo(report.to_json() if as_json else f"{report.table()}\n{report.verdict}")
@@ -358,6 +351,8 @@ def inspect(model: str, shapes: tuple[Any, ...]) -> None:
         f"# {sum(a.size for a in numbers.values()):,} numbers "
         f"in {len(numbers)} parameters and states"
     )
+    if Path(model).exists():
+        click.echo("# read, not run: trivium verify runs it beside what was read")
 
 
 @cli.command()
