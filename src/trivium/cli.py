@@ -32,9 +32,9 @@ from trivium.proof.report import Report, VerificationError
 
 MODEL = (
     "MODEL is a file (.tv, .onnx, .keras, -symbol.json) or package.module:name, a model or a "
-    "function that makes one. A file is read as data; verify and convert, once that is done, run it "
-    "in its own framework too, without custom operators or layers. A module is your own code, and "
-    "is imported."
+    "function that makes one. A file is read as data; verify and convert, once that is done, "
+    "run it in its own framework too, without custom operators or layers. A module is your own "
+    "code, and is imported."
 )
 SOURCES = [name for name in TARGETS if name != "onnx"]
 _HINT = "Give the shape of each input, without the batch: --input 3,224,224 (or int64:128)"
