@@ -73,19 +73,18 @@ class NativeTrainer:
                  threads: int | None = None):  # fmt: skip
         self._graph = training_step(graph, update)
         self._params = [v.name for v in graph.of_kind("param", "state")]
-        params = {v.name: values[v.name] for v in graph.of_kind("param")}
-        self._start: dict[str, Any] | None = dict(values) | initial_slots(params, update)
+        self._start: dict[str, Any] | None = dict(values) | initial_slots(self._graph, graph)
         self._threads = threads
-        own = {v.name: v for v in self._graph.inputs if v.kind == "rng" or v.name == "lr"}
-        self._data = [v for v in self._graph.inputs if v.kind == "data" and v.name not in own]
+        self._data = self._graph.of_kind("data")
         self._dtypes = [v.dtype.numpy for v in self._data]
         self._lr, self._key = np.zeros((), np.float32), np.zeros(2, np.uint64)
-        self._own = {n: self._key if v.kind == "rng" else self._lr for n, v in own.items()}
+        own = {"rng": self._key, "hyper": self._lr}
+        self._own = {v.name: own[v.kind] for v in self._graph.inputs if v.kind in own}
         self._held: Any = None
         self._layouts: dict[str, Any] = {}
         self._fixed: dict[Any, _Fixed] = {}
         self._last: _Fixed | None = None
-        self._random = any(v.kind == "rng" for v in own.values())
+        self._random = bool(self._graph.of_kind("rng"))
         self._lock = threading.Lock()
         self._rate = 0.0
 

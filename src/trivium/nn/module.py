@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Graph, Value, current
 from trivium.op import lift
 from trivium.shape import Dim, Shape, ShapeError, bind, subs
@@ -63,7 +62,10 @@ class Parameter(Tensor):
             self.owner.changed()
 
     def capture(self, graph: Graph) -> Value:
-        """An input of the Graph, under its name."""
+        """An input of the Graph, under its name; an argument that is called so gives way."""
+        for v in graph.inputs:
+            if v.name == self.name and v.kind not in ("param", "state"):
+                v.name = graph.unused(v.name)  # what is passed goes by its place
         return graph.input(self.kind, self.dtype, self.shape, self.name)
 
     def assign(self, new: Any) -> None:
@@ -434,8 +436,7 @@ def random_key() -> Any:
     """The key a dropout draws from: the Graph's rng input while tracing, else a fresh one."""
     graph = current()
     if graph is not None:
-        found = graph.of_kind("rng")
-        return found[0] if found else graph.input("rng", dt.uint64, (2,), "rng")
+        return graph.key()
     _key_count[0] += 1
     return asarray(np.array([_default_seed, _key_count[0]], np.uint64))
 
