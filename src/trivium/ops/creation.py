@@ -10,7 +10,7 @@ from trivium import dtype as dt
 from trivium.dtype import DType, as_dtype
 from trivium.graph import Type
 from trivium.op import S, case, composite, primitive, zero_gradient
-from trivium.shape import Size, as_shape, parse_size
+from trivium.shape import ShapeError, Size, as_shape, parse_size
 
 
 def _filled(*, shape: Any, dtype: DType, **_: Any) -> Type:
@@ -63,9 +63,12 @@ def constant(*, value: Any) -> Any:
 
 
 def _arange_normal(*, stop: Any, start: Any, step: Any, dtype: Any) -> dict[str, Any]:
+    if step == 0:
+        raise ShapeError("a range has to step on, got step=0")
+    start, stop = parse_size(start), parse_size(stop)
     return {
-        "stop": parse_size(stop),
-        "start": parse_size(start),
+        "stop": start if _count(stop, start, step) == 0 else stop,  # torch and TF refuse (0, -1)
+        "start": start,
         "step": step,
         "dtype": as_dtype(dtype),
     }

@@ -9,7 +9,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import Type
 from trivium.op import Refused, S, case, composite, primitive
-from trivium.shape import normalize_axes
+from trivium.shape import ShapeError, normalize_axes
 
 
 def _take_rule(x: Type, indices: Type, *, axis: int) -> Type:
@@ -52,12 +52,19 @@ def _take_vjp(g: Any, out: Any, x: Any, indices: Any, *, axis: int) -> Any:
 
 
 def _take_grad_rule(g: Type, indices: Type, *, axis: int, size: Any) -> Type:
+    if g.shape[axis : axis + len(indices.shape)] != indices.shape:
+        raise ShapeError(f"{g} is not what {indices} took along axis {axis}")
     after = g.shape[axis + len(indices.shape) :]
     return Type(g.dtype, (*g.shape[:axis], size, *after))
 
 
+def _grad_axis(g: Type, indices: Type, *, axis: int, size: Any) -> dict[str, Any]:
+    return {"axis": normalize_axes(axis, len(g.shape) - len(indices.shape) + 1)[0]}
+
+
 @primitive(
     rule=_take_grad_rule,
+    normal=_grad_axis,
     vjp=lambda g, out, x, indices, *, axis, size: (take(g, indices, axis=axis), None),
     cases=[case(S(2, 4, 3), S(2, 4, dtype="int64", low=0, high=5), axis=0, size=5)],
     torch=Refused("a gradient: the framework derives its own"),
@@ -73,8 +80,14 @@ def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
     return np.moveaxis(out, 0, axis)
 
 
+def _one_hot_rule(indices: Type, *, classes: Any, dtype: dt.DType) -> Type:
+    if isinstance(classes, int) and classes < 1:
+        raise ShapeError(f"wants at least one class, got {classes}")
+    return Type(dtype, (*indices.shape, classes))
+
+
 @primitive(
-    rule=lambda indices, *, classes, dtype: Type(dtype, (*indices.shape, classes)),
+    rule=_one_hot_rule,
     vjp=lambda *_, **__: (None,),
     cases=[case(S(2, 3, dtype="int64", low=0, high=4), classes=4)],
     keras="ops.one_hot({indices}, {classes}, dtype={dtype})",
@@ -101,4 +114,6 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
 )  # fmt: skip
 def embedding(weight: Any, indices: Any) -> Any:
     """Rows of the table ``weight`` (count, width) at integer ``indices``."""
+    if len(weight.shape) != 2:
+        raise ShapeError(f"wants a table (count, width), got {weight.shape}; use take")
     return take(weight, indices, axis=0)

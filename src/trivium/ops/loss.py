@@ -14,16 +14,20 @@ def _reduce(values: Any, reduction: str) -> Any:
     return values if reduction == "none" else OPS[reduction](values)
 
 
+def _alike(x: Any, y: Any) -> None:
+    if x.shape != y.shape:
+        raise ValueError(
+            f"wants equal shapes, got {x.shape} and {y.shape}: nothing is broadcast here"
+        )
+
+
 @composite(
     cases=[case(S(4, 3), S(4, 3)), case(S(4, 3), S(4, 3), reduction="sum")],
     torch="F.mse_loss({x}, {y}, reduction={reduction})",
 )
 def mse_loss(x: Any, y: Any, *, reduction: str = "mean") -> Any:
     """(x - y) ** 2, averaged. MXNet's L2Loss has a factor 1/2; this has none."""
-    if x.shape != y.shape:
-        raise ValueError(
-            f"wants equal shapes, got {x.shape} and {y.shape}: nothing is broadcast here"
-        )
+    _alike(x, y)
     d = x - y
     return _reduce(d * d, reduction)
 
@@ -56,4 +60,5 @@ def cross_entropy(logits: Any, labels: Any, *, reduction: str = "mean") -> Any:
 )
 def binary_cross_entropy_with_logits(x: Any, y: Any, *, reduction: str = "mean") -> Any:
     """-(y * log(sigmoid(x)) + (1 - y) * log(sigmoid(-x))), averaged; never overflows."""
+    _alike(x, y)
     return _reduce(OPS["softplus"](x) - x * y, reduction)

@@ -19,6 +19,7 @@ from trivium.ops.conv import (
     spatial,
     window_size,
 )
+from trivium.shape import ShapeError
 
 _INSIDE = dict.fromkeys(
     ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"),
@@ -83,11 +84,14 @@ def _windows_vjp(g: Any, out: Any, x: Any, *, value: float, **attrs: Any) -> Any
     return (fold(g, size=sizes, **attrs),)
 
 
-def _fold_rule(g: Type, *, size: Any, kernel: Any, layout: str, **_: Any) -> Type:
+def _fold_rule(g: Type, *, size: Any, kernel: Any, layout: str, **attrs: Any) -> Type:
     shape = list(g.shape[: -len(kernel)])
     for axis, s in zip(spatial(len(shape), layout), size, strict=True):
         shape[axis] = s
-    return Type(g.dtype, tuple(shape))
+    x = Type(g.dtype, tuple(shape))
+    if (y := _windows_rule(x, kernel=kernel, layout=layout, **attrs)) != g:
+        raise ShapeError(f"the windows of {x} are {y}, not {g}")
+    return x
 
 
 @primitive(
