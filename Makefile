@@ -9,13 +9,14 @@ ifneq ($(filter-out all,$(FRAMEWORKS)),)
 $(error FRAMEWORKS is either "all" or left out)
 endif
 
-.PHONY: help tour test bench
+.PHONY: help tour test fuzz bench
 .NOTPARALLEL:
 
 help:
 	@echo "make tour                  a guided tour on this machine, with no framework installed"
 	@echo "make tour FRAMEWORKS=all   the same, with PyTorch, TensorFlow, JAX and MXNet (about 3 GB)"
 	@echo "make test                  lint, types, tests and doctests, with every framework"
+	@echo "make fuzz                  2,000 random models on three engines, and the smallest of what fails"
 	@echo "make bench                 our training steps beside every framework's, timed turn by turn"
 	@echo
 	@echo "Everything is installed into $(VENV). PYTHON=python3.12 chooses an interpreter."
@@ -34,6 +35,9 @@ test: $(VENV)/frameworks $(VENV)/dev
 	@$(VENV)/bin/pytest -n 2
 	@echo "doctests: pytest --doctest-modules src"
 	@$(VENV)/bin/pytest -n 2 --doctest-modules src
+
+fuzz: $(VENV)/frameworks $(VENV)/dev
+	@$(VENV)/bin/python -W ignore tests/fuzz.py --count 2000
 
 bench: $(VENV)/frameworks $(VENV)/bench
 	@$(VENV)/bin/python -m bench

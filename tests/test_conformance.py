@@ -8,6 +8,7 @@ being declared with cases.
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -204,6 +205,51 @@ def test_eager_gradient(op: Op, case: Case) -> None:
     for i, want in zip(positions(loss, wrt), expected, strict=True):
         got = np.zeros_like(want) if inputs[i].grad is None else inputs[i].grad.numpy()
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
+
+
+def resized(case: Case, size: int, new: int, attributes: bool) -> Case:
+    """The case with one of its sizes changed, in its attributes too or in its arrays alone."""
+
+    def change(item: Any) -> Any:
+        if isinstance(item, tuple):
+            return tuple(map(change, item))
+        return (
+            new if item == size and isinstance(item, int) and not isinstance(item, bool) else item
+        )
+
+    arrays = tuple(
+        s and replace(s, shape=change(s.shape), high=change(int(s.high)) if s.dtype.is_integer
+                      else s.high) for s in case.arrays
+    )  # fmt: skip
+    return Case(arrays, {k: change(v) if attributes else v for k, v in case.attrs.items()})
+
+
+@each_case
+@pytest.mark.parametrize("new", [0, 1])
+@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
+def test_gradient_at_sizes_0_and_1(op: Op, case: Case, new: int) -> None:
+    """Each size of the case in turn; what the op refuses to do, it need not differentiate."""
+    for size in sorted({n for s in case.arrays if s is not None for n in s.shape}):
+        for attributes in (False, True):
+            small = resized(case, size, new, attributes)
+            try:
+                graph, arrays = one_node(op, small), draw(small)
+                results = Interpreter(graph, tv.float64)(*arrays)
+                if not all(np.isfinite(y).all() for y in results):
+                    continue
+            except (ValueError, TypeError, LookupError):
+                continue
+            wrt = [v.name for v in graph.inputs if v.dtype.is_floating]
+            flat, _ = NO_GRADIENT.get(op.name, (set(), ""))
+            smooth = [
+                v for i, v in enumerate(graph.outputs) if v.dtype.is_floating and i not in flat
+            ]
+            if not wrt or not smooth:
+                continue
+            loss = scalar(graph, smooth, 1)
+            grads = Interpreter(check(gradient(loss, wrt)), tv.float64)(*arrays)[1:]
+            f = Interpreter(loss, tv.float64)
+            assert_derivative(lambda *xs, f=f: f(*xs)[0], grads, arrays, positions(loss, wrt))
 
 
 # -- torch as a second opinion ---------------------------------------------------------------------

@@ -51,12 +51,14 @@ def oracle(name: str) -> tuple[list[float], dict[str, Any]]:
     step = training_step(graph, update)
     held: dict[str, Any] = {n: np.asarray(a, np.float64) for n, a in model.state_dict().items()}
     params = [v.name for v in graph.of_kind("param")]
-    held |= initial_slots({n: held[n] for n in params}, update)
+    held |= initial_slots(step, graph)
     run = Interpreter(step, tv.float64)
     losses = []
     for x, y in todo:
         given = iter([x, y, np.float64(optimizer(name).lr)])
-        loss, *new = run(*(next(given) if v.kind == "data" else held[v.name] for v in step.inputs))
+        passed = ("data", "hyper")
+        arrays = (next(given) if v.kind in passed else held[v.name] for v in step.inputs)
+        loss, *new = run(*arrays)
         held |= zip((v.name for v in step.updates), new, strict=True)
         losses.append(float(loss))
     return losses, {n: held[n] for n in params}

@@ -89,6 +89,19 @@ def test_the_input_itself_as_the_loss() -> None:
     assert run(gradient(graph, ["x0"]), [np.array(3.0)]) == [3, 1]
 
 
+@pytest.mark.parametrize(("size", "step"), [(0, 2), (0, 1), (1, 2), (1, 3), (5, 2), (6, 4)])
+def test_a_strided_slice_of_any_size(size: int, step: int) -> None:
+    """Of nothing and of one too; the size known, or open until the numbers come."""
+    x = np.arange(1.0, 2 * size + 1).reshape(size, 2)
+    expected = np.where((np.arange(size) % step == 0)[:, None], 2 * x, 0)
+    for open_size in (size, "n"):
+        graph = tv.trace(lambda x: (x[::step] ** 2).sum(), ("float64", (open_size, 2)))
+        (grad,) = run(check(gradient(graph, ["x0"])), [x])[1:]
+        np.testing.assert_array_equal(grad, expected)
+    eager = tv.grad(lambda x: (x[::step] ** 2).sum())(tv.asarray(x))
+    np.testing.assert_array_equal(np.asarray(eager), expected)
+
+
 def test_updates_of_states_stay(rng: np.random.Generator) -> None:
     model = tv.nn.Sequential(tv.nn.Linear(3), tv.nn.BatchNorm())
     graph = tv.trace(lambda x: (model(x) ** 2).sum(), ("float32", ("batch", 2)), training=True)

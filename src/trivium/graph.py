@@ -2,8 +2,8 @@
 
 A Graph is in SSA form. Its inputs are tagged: ``data`` (what a call passes), ``param`` (what
 training changes by gradient; not where it is frozen, ``trainable=False``), ``state`` (what training
-changes otherwise: batch-norm statistics, optimizer slots) and ``rng`` (a key). A Graph never
-assigns: what a state becomes is an entry of ``updates``.
+changes otherwise: batch-norm statistics, optimizer slots), ``rng`` (a key) and ``hyper`` (the
+learning rate). A Graph never assigns: what a state becomes is an entry of ``updates``.
 
 This module knows no op. Ops enter their names into :data:`OPS`; ``Node.op`` is one of them.
 """
@@ -25,7 +25,7 @@ from trivium.operators import OPS as OPS
 from trivium.operators import Operators as Operators
 from trivium.shape import Dim, Shape, as_shape
 
-KINDS = ("data", "param", "state", "rng")
+KINDS = ("data", "param", "state", "rng", "hyper")
 
 
 class _Mode:
@@ -191,6 +191,17 @@ class Graph:
         self.inputs.append(value)
         return value
 
+    def key(self) -> Value:
+        """The input that everything random here draws from, made when it is first asked for."""
+        found = self.of_kind("rng")
+        return found[0] if found else self.input("rng", "uint64", (2,), self.unused("rng"))
+
+    def unused(self, wish: str) -> str:
+        """``wish``, with underscores behind it where an input is called that already."""
+        while any(v.name == wish for v in self.inputs):
+            wish += "_"
+        return wish
+
     def add(
         self,
         op: str,
@@ -254,7 +265,7 @@ class Graph:
     def difference(self, other: Graph) -> str | None:
         """The first thing in which two Graphs differ, in words; None when they are the same."""
         pairs: dict[Value | None, Value | None] = {None: None}
-        data = [g.of_kind("data", "rng") for g in (self, other)]
+        data = [g.of_kind("data", "rng", "hyper") for g in (self, other)]
         if [(v.kind, v.type) for v in data[0]] != [(v.kind, v.type) for v in data[1]]:
             return f"inputs: {data[0]} against {data[1]}"
         pairs |= zip(*data, strict=True)  # arguments go by position, parameters by name

@@ -274,7 +274,11 @@ class Op:
         if self.rule is None:
             return [v.type for v in self.body(types, attrs).outputs]
         result = self.rule(*types, **attrs)
-        return [result] if isinstance(result, Type) else list(result)
+        found = [result] if isinstance(result, Type) else list(result)
+        for t in found:
+            if any(isinstance(s, int) and s < 0 for s in t.shape):
+                raise ShapeError(f"gives a negative size: {t}")
+        return found
 
     def body(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> Graph:
         """A composite's meaning on inputs of these types, as a Graph of its own."""
@@ -359,7 +363,7 @@ def _captured(graph: Graph, item: Any, make: Callable[[], Value]) -> Value:
 
 
 def _fresh(graph: Graph) -> str:
-    return f"outer_{len(graph.captured)}"
+    return graph.unused(f"outer_{len(graph.captured)}")
 
 
 def _promoted(values: list[Value | None]) -> list[Value | None]:

@@ -142,7 +142,8 @@ class Tensor(Operators):
         The body of a control-flow node takes it as one more input.
         """
         if graph.inner:
-            return graph.input("data", self.dtype, self.shape, f"outer_{len(graph.captured)}")
+            name = graph.unused(f"outer_{len(graph.captured)}")
+            return graph.input("data", self.dtype, self.shape, name)
         if self.requires_grad:
             raise ValueError(
                 "a tensor that wants a gradient entered a Graph from outside, where no gradient "
@@ -331,4 +332,5 @@ def placeholder(dtype: Any, shape: Any, name: str | None = None) -> Value:
     graph = current()
     if graph is None:
         raise RuntimeError("placeholder() wants a Graph around it: with trivium.Graph() as g: ...")
-    return graph.input("data", dtype, shape, name or f"x{len(graph.of_kind('data'))}")
+    name = name or graph.unused(f"x{len(graph.of_kind('data'))}")
+    return graph.input("data", dtype, shape, name)

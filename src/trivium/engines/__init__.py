@@ -25,20 +25,19 @@ class NumpyTrainer:
         step = training_step(graph, update)
         self._run = Interpreter(step, training=True)
         self._params = [v.name for v in graph.of_kind("param", "state")]
-        params = {name: values[name] for name in trained(graph)}
-        self._values = dict(values) | initial_slots(params, update)
+        self._values = dict(values) | initial_slots(step, graph)
         self._inputs = step.inputs
         self._updated = [v.name for v in step.updates]
         self._steps = 0
 
     def step(self, inputs: Sequence[Any], lr: float) -> float:
         """One step on a batch; the loss before it."""
-        given = iter([*inputs, np.float32(lr)])
-        key = np.array([0, self._steps], np.uint64)
+        given = iter(inputs)
+        own = {"rng": np.array([0, self._steps], np.uint64), "hyper": np.float32(lr)}
         arrays = [
-            next(given) if v.kind == "data" else key if v.kind == "rng" else self._values[v.name]
-            for v in self._inputs
-        ]
+            next(given) if v.kind == "data" else own[v.kind] if v.kind in own
+            else self._values[v.name] for v in self._inputs
+        ]  # fmt: skip
         loss, *new = self._run(*arrays)
         self._values |= zip(self._updated, new, strict=True)
         self._steps += 1
@@ -54,11 +53,13 @@ class NumpyTrainer:
 
     def memory(self) -> dict[str, Any]:
         """What the optimizer keeps, its count of steps too."""
-        return {n: np.array(a) for n, a in self._values.items() if n not in self._params}
+        kept = {n: np.array(a) for n, a in self._values.items() if n not in self._params}
+        return kept | {COUNT: np.array(self._steps, np.float32)}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Begin with what another trainer kept; what it did not starts anew."""
-        self._values |= {n: a for n, a in memory.items() if n in self._values}
+        own = self._values.keys() - set(self._params)
+        self._values |= {n: a for n, a in memory.items() if n in own}
         self._steps = int(memory[COUNT])
 
 

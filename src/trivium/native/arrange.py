@@ -8,7 +8,7 @@ depends on shapes only, never on how many threads there are: so the bits are alw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -72,6 +72,8 @@ def arrange(fused: Fused, target: Target) -> list[Phase]:
         if isinstance(w, Kernel):
             planned.append((w, None))
             continue
+        if any(v.extent == 0 for v in w.loops):
+            continue  # nothing to do
         for nest in _in_groups(fused, w):
             nest.batch = _batch(nest)
             tiled = contract.tile(nest, fused.make, target)
@@ -144,26 +146,33 @@ def _join(fused: Fused, a: Nest, b: Nest) -> None:
 
 def _update_in_place(fused: Fused, work: list[Work]) -> None:
     """New values of parameters and states go where the old ones are, or are copied there."""
-    writer = {b: w for w in work for b in writes(w)}
+    writers: dict[Buffer, list[Work]] = {}
+    for w in work:
+        for b in writes(w):
+            writers.setdefault(b, []).append(w)
     outputs, held = set(fused.outputs), set(fused.updates)
-    for state in held:
-        for w in work:
-            if state in reads(w):
-                w.stale.add(state)
+    readers: dict[Buffer, list[Work]] = {}
+    for w in work:
+        for b in reads(w):
+            readers.setdefault(b, []).append(w)
+        w.stale |= held & reads(w)
+    placed: dict[Buffer, Work] = {}  # states written where they are: who writes them
     for state, new in list(fused.updates.items()):
         if new is state:
             continue
-        readers = [w for w in work if state in w.stale]
-        owner = writer.get(new)
+        owner, *others = writers.get(new, [None])
         if (
             isinstance(owner, Nest)
+            and not others
             and new not in outputs
             and list(fused.updates.values()).count(new) == 1
             and _in_step(owner, state, new)
-            and not _reaches(owner, [r for r in readers if r is not owner], work)
+            and not _reaches(owner, readers.get(state, []), readers, placed)
         ):
             _rename(fused, work, new, state)
+            readers.setdefault(state, []).extend(readers.get(new, ()))
             fused.updates[state] = state
+            placed[state] = owner
             continue
         if new in held:  # one state becomes what another was: by way of a copy
             kept = Buffer(f"{new}_before", new.dtype, new.shape, "arena")
@@ -193,14 +202,22 @@ def _in_step(nest: Nest, state: Buffer, new: Buffer) -> bool:
     return all(e.extra[1] == store.at for e in nest.reads() if e.extra[0] is state)
 
 
-def _reaches(start: Work, goals: Sequence[Work], work: Sequence[Work]) -> bool:
-    """Does one of the goals depend on what ``start`` writes?"""
-    tainted = set(writes(start))
-    for w in work:  # in an order in which writers come before readers
-        if w is not start and reads(w) & tainted:
-            if any(w is g for g in goals):
+def _reaches(start: Work, goals: Sequence[Work], readers: Mapping[Buffer, Sequence[Work]],
+             placed: Mapping[Buffer, Work]) -> bool:  # fmt: skip
+    """Does one of the goals have to come after ``start``?
+
+    It has to when it reads what ``start`` writes, or writes where ``start`` reads the old value.
+    """
+    wanted, seen, todo = {id(g) for g in goals} - {id(start)}, {id(start)}, [start]
+    while todo:
+        w = todo.pop()
+        later = [r for b in writes(w) for r in readers.get(b, ()) if b not in r.stale]
+        for after in (*later, *(placed[s] for s in w.stale if s in placed)):
+            if id(after) in wanted:
                 return True
-            tainted |= writes(w)
+            if id(after) not in seen:
+                seen.add(id(after))
+                todo.append(after)
     return False
 
 
@@ -208,8 +225,9 @@ def _rename(fused: Fused, work: list[Work], old: Buffer, new: Buffer) -> None:
     done: dict[int, Expr] = {}
 
     def change(e: Expr) -> Expr | None:
-        if e.op == "load" and e.extra[0] is old:
-            return fused.make.make("load", e.dtype, (), (new, e.extra[1]))
+        if e.op in ("load", "gather") and e.extra[0] is old:
+            args = [fused.make.rewrite(a, change, done) for a in e.args]
+            return fused.make.make(e.op, e.dtype, args, (new, e.extra[1]))
         return None
 
     for w in work:

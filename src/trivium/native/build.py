@@ -96,7 +96,7 @@ class Build:
             if b.place == "held":
                 b.offset, held = held, held + _rounded(physical(b))
         last = [b for v, b in zip(self.graph.inputs, fused.inputs, strict=True)
-                if v.kind == "rng" or v.name == "lr"] if self.held else []  # fmt: skip
+                if v.kind in ("rng", "hyper")] if self.held else []  # fmt: skip
         for b in [*(b for b in fused.inputs if b not in last), *last, *fused.outputs]:
             if b.place in ("input", "output") and b.slot < 0:
                 b.slot, slots = slots, slots + 1

@@ -16,11 +16,13 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import Graph, Node, Value, identifier
 from trivium.native import meaning, reductions
+from trivium.native.groups import Groups
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.nest import Axis, Buffer, Expr, Exprs, Nest, Store, parts
 from trivium.native.prepare import is_relaid
 
 VIEWS = {"reshape", "transpose", "broadcast_to", "stop_gradient", "slice_axis", "flip"}
+TWICE: meaning.At = (Index({}, -1),)  # a reduction's result that is read at two places
 _KEEPS_SIZE = meaning.ELEMENTWISE | {"reshape", "transpose", "stop_gradient"}
 
 
@@ -151,77 +153,14 @@ class Fusion:
             self.realised.add(v)
         self.cost[v] = 1 if keep else cost
 
-    # -- groups: a reduction with what follows it ------------------------------------------------
     def _groups(self) -> None:
-        """For each heavy node the values that its nest stores."""
-        below = self._heavies_below()
-        self.roots: dict[Value, list[Value]] = {}
-        owner: dict[Value, Value] = {}
-        claimed: set[Value] = set()  # told by the reduction of some group: no other may tell them
-        for node in self.graph.nodes:
-            if not meaning.is_native(node) or not self.heavy(node):
-                continue
-            v = node.out
-            late = {h for h, ancestors in below.items() if v in ancestors}
-            reach = {v}
-            for other in self.graph.nodes:
-                if (
-                    meaning.is_native(other)
-                    and other.op in _KEEPS_SIZE
-                    and not is_relaid(other)
-                    and any(x in reach for x in other.inputs)
-                    and _size(other.out) == _size(v)
-                    and other.out not in claimed
-                    and not (below[other.out] - {v}) & late
-                ):
-                    reach.add(other.out)
-            roots, told = self._frontier(v, reach)
-            if any(r.shape != roots[0].shape for r in roots):
-                roots, told = [v], {v}
-            claimed |= told
-            self.roots[v] = roots
-            owner |= dict.fromkeys(roots, v)
-            self.realised |= set(roots)
-        self.owner = owner
+        """What the nest of each reduction or product stores."""
 
-    def _frontier(self, v: Value, reach: set[Value]) -> tuple[list[Value], set[Value]]:
-        """Values that must be stored so that whoever is outside can do without the reduction.
+        def follows(node: Node) -> bool:
+            return node.op in _KEEPS_SIZE and not is_relaid(node)
 
-        And all values that are told by the reduction.
-        """
-        roots: list[Value] = []
-        told = {v}
-        needs = {v}  # what is told by the reduction without passing through a stored value
-        order = [
-            v,
-            *(n.out for n in self.graph.nodes if n.outputs and n.out in reach and n.out is not v),
-        ]
-        for f in order:
-            if f is not v:
-                assert f.node is not None
-                if not any(x in needs for x in f.node.inputs):
-                    if f in self.realised and f in self.results:
-                        roots.append(f)  # an update that reads others of this group
-                        told.add(f)
-                    continue
-                needs.add(f)
-                told.add(f)
-            outside = [n for n in self.uses.get(f, []) if not n.outputs or n.out not in reach]
-            if outside or f in self.results or f in self.realised:
-                roots.append(f)
-                if f not in self.results:
-                    needs.discard(f)
-        return roots or [v], told
-
-    def _heavies_below(self) -> dict[Value, set[Value]]:
-        """For each value the heavy values that it depends on."""
-        below: dict[Value, set[Value]] = {v: set() for v in self.graph.inputs}
-        for node in self.graph.nodes:
-            found: set[Value] = set().union(*(below[v] for v in node.inputs if v is not None))
-            for v in node.outputs:
-                own = not meaning.is_native(node) or self.heavy(node)
-                below[v] = found | {v} if own else found
-        return below
+        made = Groups(self.graph, self.realised, self.heavy, follows)
+        self.roots, self.owner = made.roots, made.owner
 
     # -- nests -----------------------------------------------------------------------------------
     def _emit(self, node: Node) -> None:
@@ -238,12 +177,8 @@ class Fusion:
         if v not in self.realised and v not in self.owner:
             return
         # This may be asked for while an expression for another group is being written.
-        outer, self.acc, self.acc_at, self.fresh = (
-            (self.acc, self.acc_at, self.fresh),
-            None,
-            None,
-            set(),
-        )
+        outer = self.acc, self.acc_at, self.fresh
+        self.acc, self.acc_at, self.fresh = None, None, set()
         if v in self.owner:
             self._emit_group(self.owner[v])
         elif node.op == "constant":
@@ -313,7 +248,11 @@ class Fusion:
             self.acc, self.acc_at, self.fresh = heavy, None, set(roots)
             stores = [(r, at, self.expand(r, at)) for r in roots]
             place, self.acc, self.fresh = self.acc_at, None, set()
-            if place is None or not (place == at or _bijective(place, heavy.shape, loops)):
+            if (
+                place is None
+                or place is TWICE
+                or not (place == at or _bijective(place, heavy.shape, loops))
+            ):
                 self._emit_alone(heavy, roots)
                 return
             made.append((loops, place, stores))
@@ -358,7 +297,7 @@ class Fusion:
         """``v`` at a place, told by its node."""
         if v is self.acc:
             if self.acc_at not in (None, at):
-                self.acc_at = (Index({}, -1),)  # read at two places: no epilogue
+                self.acc_at = TWICE
             else:
                 self.acc_at = at
             return self.make.make("acc", v.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trivium.graph import OPS, Graph, Node, Value
+from trivium.native.meaning import REDUCTIONS
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import inline, prune, replay
 
@@ -51,8 +52,17 @@ def _unroll(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Valu
 
 
 def _simpler(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-    """A convolution's bias is an addition; is relu's input positive? ask its output instead."""
+    """A convolution's bias is an addition; is relu's input positive? ask its output instead.
+
+    What is reduced over one element is that element, and the place of the largest is the first.
+    """
     op = OPS[node.op]
+    if node.op in REDUCTIONS and values[0] is not None:
+        x, out = values[0], node.out
+        if x.size == out.size:
+            if node.op == "argmax":
+                return [OPS["full"](shape=out.shape, value=0, dtype=out.dtype)]
+            return [OPS["reshape"](x, shape=out.shape)]
     if node.op == "conv" and values[2] is not None:
         (y,) = op.append(new, [*values[:2], None], node.attrs, node.origin)
         layout = node.attrs["layout"]

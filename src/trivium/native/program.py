@@ -156,7 +156,8 @@ class Frame:
     def _kernel(self, index: int, reads: list[Array], writes: list[Array]) -> None:
         node = self.recipe.nodes[index]
         slots = [*self.slots, *self.own]
-        values = iter([slots[a.at] if a.place == "input" else self.view(a).read() for a in reads])
+        values = iter([slots[a.at] if a.place in ("input", "output") else self.view(a).read()
+                       for a in reads])  # fmt: skip
         arrays = [None if v is None else next(values) for v in node.inputs]
         with np.errstate(all="ignore"):
             results = OPS[node.op].evaluate(arrays, node.attrs)

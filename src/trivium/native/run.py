@@ -17,7 +17,7 @@ from trivium.native.program import Frame, Frames, Program, address_of, empty, ro
 from trivium.native.threads import pool
 from trivium.recent import Recent
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update, initial_slots, trained, training_step
+from trivium.transforms.step import COUNT, Update, initial_slots, training_step
 
 KEPT = 16  # specialisations of a Graph by the sizes of its inputs
 
@@ -74,20 +74,18 @@ class NativeTrainer:
                  threads: int | None = None):  # fmt: skip
         self._graph = training_step(graph, update)
         self._params = [v.name for v in graph.of_kind("param", "state")]
-        params = {name: values[name] for name in trained(graph)}
-        self._start: dict[str, Any] | None = dict(values) | initial_slots(params, update)
-        self._slots = [n for n in self._start if n not in self._params]
+        self._start: dict[str, Any] | None = dict(values) | initial_slots(self._graph, graph)
         self._threads = threads
-        own = {v.name: v for v in self._graph.inputs if v.kind == "rng" or v.name == "lr"}
-        self._data = [v for v in self._graph.inputs if v.kind == "data" and v.name not in own]
+        self._data = self._graph.of_kind("data")
         self._dtypes = [v.dtype.numpy for v in self._data]
         self._lr, self._key = np.zeros((), np.float32), np.zeros(2, np.uint64)
-        self._own = {n: self._key if v.kind == "rng" else self._lr for n, v in own.items()}
+        own = {"rng": self._key, "hyper": self._lr}
+        self._own = {v.name: own[v.kind] for v in self._graph.inputs if v.kind in own}
         self._held: Any = None
         self._layouts: dict[str, Any] = {}
         self._fixed = Recent(KEPT)
         self._last: _Fixed | None = None
-        self._random = any(v.kind == "rng" for v in own.values())
+        self._random = bool(self._graph.of_kind("rng"))
         self._lock = threading.Lock()
         self._rate = 0.0
 
@@ -173,15 +171,18 @@ class NativeTrainer:
     def memory(self) -> dict[str, Any]:
         """What the optimizer keeps, its count of steps too."""
         with self._lock:
-            if self._start is not None:
-                return {n: a for n, a in self._start.items() if n not in self._params}
-            return {n: v.read() for n, v in self._views.items() if n not in self._params}
+            start = self._start
+            held = self._views if start is None else start
+            own = [n for n in held if n not in self._params]
+            kept = {n: self._views[n].read() if start is None else start[n] for n in own}
+            return kept | {COUNT: np.array(self._key[1], np.float32)}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Begin with what another trainer kept; what it did not starts anew."""
         with self._lock:
             assert self._start is not None, "before the first step"
-            self._start |= {n: a for n, a in memory.items() if n in self._start}
+            own = self._start.keys() - set(self._params)
+            self._start |= {n: a for n, a in memory.items() if n in own}
             self._key[1] = int(memory[COUNT])
 
 

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Graph, current
 from trivium.interpret import traced_dims
 from trivium.nn.chance import settled
@@ -438,8 +437,7 @@ def random_key() -> Any:
     """The key a dropout draws from: the Graph's rng input while tracing, else a fresh one."""
     graph = current()
     if graph is not None:
-        found = graph.of_kind("rng")
-        return found[0] if found else graph.input("rng", dt.uint64, (2,), "rng")
+        return graph.key()
     return asarray(np.array([_default_seed, next(_keys)], np.uint64))
 
 

@@ -76,10 +76,13 @@ class Parameter(Tensor):
             self.owner.changed()
 
     def capture(self, graph: Graph) -> Value:
-        """An input of the Graph, under its name."""
+        """An input of the Graph, under its name; an argument that is called so gives way."""
         frozen = self.kind == "param" and not self.requires_grad
-        array = self._array
-        return graph.input(self.kind, array.dtype, array.shape, self._path(), trainable=not frozen)
+        array, path = self._array, self._path()
+        for v in graph.inputs:
+            if v.name == path and v.kind not in ("param", "state"):
+                v.name = graph.unused(v.name)  # what is passed goes by its place
+        return graph.input(self.kind, array.dtype, array.shape, path, trainable=not frozen)
 
     def __reduce__(self) -> Any:
         # Not its owner: who trains this one does not train a copy of it.

@@ -96,6 +96,8 @@ def _scan_rule(*xs: Type, body: Graph, carries: int, scanned: int, reverse: bool
     for a, b in zip(body.inputs[:carries], body.outputs[:carries], strict=True):
         if a.type != b.type:
             raise ShapeError(f"a carry enters the step as {a.type} and leaves it as {b.type}")
+    if min(carries, scanned) < 0 or carries + scanned > len(xs):
+        raise ShapeError(f"{len(xs)} arrays are not {carries} carries and {scanned} to scan")
     along = xs[carries : carries + scanned]
     lengths = {x.shape[0] if x.shape else None for x in along}
     if len(lengths) != 1 or None in lengths:

@@ -7,6 +7,7 @@ Kernels are (out, in / groups, *kernel) whatever the layout of the images.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,8 @@ def default_layout(rank: int, layout: str | None) -> str:
 def conv_attrs(x: Type, *_: Any, stride: Any, padding: Any, dilation: Any, groups: int, layout: Any,
                **__: Any) -> dict[str, Any]:  # fmt: skip
     n = len(x.shape) - 2
+    if groups < 1:
+        raise ShapeError(f"there is at least one group, got groups={groups}")
     return {"stride": each(stride, n), "padding": pairs(padding, n), "dilation": each(dilation, n),
             "groups": groups, "layout": default_layout(n + 2, layout)}  # fmt: skip
 
@@ -165,9 +168,10 @@ def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, di
     columns = view.transpose(
         1, 0, *(a + 1 for a in order), 2, *(a + 1 + len(stride) for a in order)
     )
-    columns = columns.reshape(groups, n * int(np.prod(out)), -1)
-    kernels = w.reshape(groups, w.shape[0] // groups, -1).transpose(0, 2, 1)
-    y = product(columns, kernels).reshape(groups, n, *out, -1)
+    each = c // groups * math.prod(w.shape[2:])  # never -1: an axis may be 0
+    columns = columns.reshape(groups, n * math.prod(out), each)
+    kernels = w.reshape(groups, w.shape[0] // groups, each).transpose(0, 2, 1)
+    y = product(columns, kernels).reshape(groups, n, *out, w.shape[0] // groups)
     y = np.moveaxis(y, 0, -2).reshape(n, *out, w.shape[0])
     if b is not None:
         y = y + b
@@ -220,8 +224,9 @@ def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any 
     """The gradient of :func:`conv` with respect to its images, of spatial ``size``."""
     g = _channels_first(g, layout)
     n, out = g.shape[0], g.shape[2:]
-    split = g.reshape(n, groups, -1, int(np.prod(out))).transpose(1, 0, 3, 2)  # g, n, out, o/g
-    kernels = w.reshape(groups, w.shape[0] // groups, -1)  # g, o/g, c/g * k
+    each = w.shape[0] // groups
+    split = g.reshape(n, groups, each, math.prod(out)).transpose(1, 0, 3, 2)  # g, n, out, o/g
+    kernels = w.reshape(groups, each, math.prod(w.shape[1:]))  # g, o/g, c/g * k
     columns = np.matmul(split, kernels[:, None])  # g, n, out, c/g * k
     columns = columns.reshape(groups, n, *out, w.shape[1], *w.shape[2:])
     full = [s + a + b for s, (a, b) in zip(size, padding, strict=True)]
@@ -231,7 +236,7 @@ def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any 
                       for t, d, s, o in zip(tap, dilation, stride, out, strict=True))  # fmt: skip
         piece = columns[(..., *tap)]  # g, n, *out, c/g
         image[(..., *where)] += np.moveaxis(piece, -1, 2)
-    image = np.moveaxis(image, 0, 1).reshape(n, -1, *full)
+    image = np.moveaxis(image, 0, 1).reshape(n, groups * w.shape[1], *image.shape[3:])
     image = _padded(image, [(-a, -b) for a, b in padding])
     return _channels_back(image, layout)
 
@@ -271,9 +276,9 @@ def conv_weight_grad(x: Any, g: Any, *, kernel: Any, stride: Any = 1, padding: A
     view = view.reshape(n, groups, c // groups, *view.shape[2:])
     spread = tuple(range(3, 3 + d))
     columns = view.transpose(1, 0, *spread, 2, *(a + d for a in spread))
-    columns = columns.reshape(groups, -1, c // groups * int(np.prod(kernel)))
-    rows = g.reshape(n, groups, g.shape[1] // groups, -1).transpose(1, 2, 0, 3)
-    rows = rows.reshape(groups, g.shape[1] // groups, -1)
+    out, each = math.prod(g.shape[2:]), g.shape[1] // groups
+    columns = columns.reshape(groups, n * out, c // groups * math.prod(kernel))
+    rows = g.reshape(n, groups, each, out).transpose(1, 2, 0, 3).reshape(groups, each, n * out)
     return product(rows, columns).reshape(g.shape[1], c // groups, *kernel)
 
 

@@ -66,14 +66,14 @@ def constant(*, value: Any) -> Any:
 
 
 def _arange_normal(*, stop: Any, start: Any, step: Any, dtype: Any) -> dict[str, Any]:
-    if isinstance(step, int) and step == 0:
-        raise ShapeError("a range with step=0 has no end")
+    if step == 0:
+        raise ShapeError("a range has to step on, got step=0")
     stop, start = parse_size(stop), parse_size(start)
     for end in (stop, start):
         if isinstance(end, int):
             holds(end, dt.int64)
     return {
-        "stop": stop,
+        "stop": start if _count(stop, start, step) == 0 else stop,  # torch and TF refuse (0, -1)
         "start": start,
         "step": step,
         "dtype": as_dtype(dtype),

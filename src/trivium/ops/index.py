@@ -61,6 +61,8 @@ def _take_vjp(g: Any, out: Any, x: Any, indices: Any, *, axis: int) -> Any:
 
 
 def _take_grad_rule(g: Type, indices: Type, *, axis: int, size: Any) -> Type:
+    if g.shape[axis : axis + len(indices.shape)] != indices.shape:
+        raise ShapeError(f"{g} is not what {indices} took along axis {axis}")
     after = g.shape[axis + len(indices.shape) :]
     x = Type(g.dtype, (*g.shape[:axis], size, *after))
     if not 0 <= axis < len(x.shape) or _take_rule(x, indices, axis=axis) != g:
@@ -68,8 +70,13 @@ def _take_grad_rule(g: Type, indices: Type, *, axis: int, size: Any) -> Type:
     return x
 
 
+def _grad_axis(g: Type, indices: Type, *, axis: int, size: Any) -> dict[str, Any]:
+    return {"axis": normalize_axes(axis, len(g.shape) - len(indices.shape) + 1)[0]}
+
+
 @primitive(
     rule=_take_grad_rule,
+    normal=_grad_axis,
     vjp=lambda g, out, x, indices, *, axis, size: (take(g, indices, axis=axis), None),
     cases=[case(S(2, 4, 3), S(2, 4, dtype="int64", low=0, high=5), axis=0, size=5)],
     torch=Refused("a gradient: the framework derives its own"),
@@ -85,8 +92,14 @@ def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
     return np.moveaxis(out, 0, axis)
 
 
+def _one_hot_rule(indices: Type, *, classes: Any, dtype: dt.DType) -> Type:
+    if isinstance(classes, int) and classes < 1:
+        raise ShapeError(f"wants at least one class, got {classes}")
+    return Type(dtype, (*indices.shape, classes))
+
+
 @primitive(
-    rule=lambda indices, *, classes, dtype: Type(dtype, (*indices.shape, classes)),
+    rule=_one_hot_rule,
     vjp=lambda *_, **__: (None,),
     cases=[case(S(2, 3, dtype="int64", low=0, high=4), classes=4)],
     keras="ops.one_hot({indices}, {classes}, dtype={dtype})",
@@ -114,4 +127,6 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
 )  # fmt: skip
 def embedding(weight: Any, indices: Any) -> Any:
     """Rows of the table ``weight`` (count, width) at integer ``indices``."""
+    if len(weight.shape) != 2:
+        raise ShapeError(f"wants a table (count, width), got {weight.shape}; use take")
     return take(weight, indices, axis=0)

@@ -66,7 +66,18 @@ def _linear_numpy(x: Any, weight: Any, bias: Any = None) -> Any:
     return np.add(y, bias, out=y) if bias.dtype == y.dtype else y + bias
 
 
+def _linear_rule(x: Type, weight: Type, bias: Type | None = None) -> Type:
+    if len(weight.shape) != 2:
+        raise ShapeError(f"wants a weight (out, in), got {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(
+            f"a weight {weight.shape} wants a bias {weight.shape[:1]}, got {bias.shape}"
+        )
+    return _matmul_rule(x, Type(weight.dtype, weight.shape[::-1]))
+
+
 @composite(
+    rule=_linear_rule,
     numpy=_linear_numpy,
     cases=[case(S(2, 3), S(4, 3)), case(S(2, 5, 3), S(4, 3), S(4))],
     torch="F.linear({x}, {weight}, {bias})",

@@ -253,12 +253,18 @@ def slice_axis(x: Any, *, axis: int, start: Any = None, stop: Any = None, step: 
 @slice_axis.vjp
 def _slice_vjp(g: Any, out: Any, x: Any, *, axis: int, start: Any, stop: Any, step: int) -> Any:
     # Zeros between (interior), before and after put each piece back where it came from.
-    size = x.shape[axis]
-    covered = start + (g.shape[axis] - 1) * step + 1
+    size, count = x.shape[axis], g.shape[axis]
     low = [0] * len(x.shape)
     high, interior = list(low), list(low)
-    low[axis], high[axis], interior[axis] = start, size - covered, step - 1
-    return (pad(g, low=tuple(low), high=tuple(high), interior=tuple(interior)),)
+    low[axis], interior[axis] = start, step - 1
+    if step == 1 or count == 0:
+        high[axis] = size - start - count
+    elif isinstance(count, int):
+        high[axis] = size - start - (count - 1) * step - 1
+    else:  # an open count may turn out to be 0: nothing has nothing between
+        high[axis] = size
+    back = pad(g, low=tuple(low), high=tuple(high), interior=tuple(interior))
+    return (back if back.shape == x.shape else slice_axis(back, axis=axis, start=0, stop=size),)
 
 
 @composite(
@@ -322,7 +328,10 @@ def _pad_rule(x: Type, *, low: Any, high: Any, interior: Any, value: float) -> T
     sizes = list(zip(x.shape, low, high, interior, strict=True))
     grown = (s + cut(a) + cut(b) + cut(s - 1) * i for s, a, b, i in sizes)
     possible(tuple(grown), x.dtype.itemsize)
-    return Type(x.dtype, tuple(a + s + b + (s - 1) * i if i else a + s + b for s, a, b, i in sizes))
+    return Type(
+        x.dtype,
+        tuple(a + s + b + (s - 1) * i if i and s != 0 else a + s + b for s, a, b, i in sizes),
+    )
 
 
 @primitive(

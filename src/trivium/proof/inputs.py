@@ -74,7 +74,8 @@ def feed_masks(graph: Graph) -> Graph:
         x = values[0] if values else None
         if node.op != "dropout" or x is None:
             return None
-        mask = new.input("data", x.dtype, x.shape, f"mask_{len(new.of_kind('data'))}")
+        name = new.unused(f"mask_{len(new.of_kind('data'))}")
+        mask = new.input("data", x.dtype, x.shape, name)
         outputs: Sequence[Value] = OPS["multiply"].append(new, [x, mask], {}, node.origin)
         return outputs
 

@@ -109,6 +109,7 @@ def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None
     same = (
         (node.op == "cast" and node.attrs["dtype"] == x.dtype)
         or (node.op in ("reshape", "broadcast_to") and node.attrs["shape"] == x.shape)
+        or node.attrs.get("axis") == ()  # along no axis nothing is reduced, turned or left out
         or (node.op == "flatten" and len(x.shape) - node.attrs["start"] == 1)
         or (node.op == "dropout" and (node.attrs["training"] is False or node.attrs["rate"] == 0))
         or (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +35,12 @@ def update_of(rule: Callable[..., Any], slots: Sequence[str]) -> Update:
     graph = Graph("update")
     with graph:
         wide = [graph.input("data", dt.float32, ("n",), name) for name in ("p", "g", *slots)]
-        count, lr = (graph.input("data", dt.float32, (), name) for name in ("count", "lr"))
+        count, lr = (
+            graph.input("data", dt.float32, (), graph.unused(name)) for name in ("count", "lr")
+        )
         p, new = rule(wide[0], wide[1], dict(zip(slots, wide[2:], strict=True)), count, lr)
         graph.outputs = [lift(graph, v, None) for v in (p, *(new[s] for s in slots))]
     return Update(graph, tuple(slots))
-
-
-def slot_name(parameter: str, slot: str) -> str:
-    """What an optimizer's slot for a parameter is called."""
-    return f"{parameter}/{slot}"
 
 
 def trained(loss: Graph) -> list[str]:
@@ -57,9 +54,11 @@ def trained(loss: Graph) -> list[str]:
 
 
 def training_step(loss: Graph, update: Update) -> Graph:
-    """(data, parameters, states, slots, count, lr) -> loss; everything that changes is an update.
+    """(the inputs of ``loss``, count, lr, slots) -> loss; everything that changes is an update.
 
-    ``loss`` has the scalar loss as its first output. A frozen parameter is read and stays.
+    ``loss`` has the scalar loss as its first output. The learning rate is of the kind ``hyper``,
+    count and slots are states; their names give way to the model's own. A frozen
+    parameter is read and stays.
     """
     params = trained(loss)
     step = gradient(loss, params)
@@ -67,14 +66,15 @@ def training_step(loss: Graph, update: Update) -> Graph:
     by_name = {v.name: v for v in step.inputs}
     value, *grads = step.outputs
     with step:
-        count = step.input("state", dt.float32, (), COUNT)
-        lr = step.input("data", dt.float32, (), "lr")
+        count = step.input("state", dt.float32, (), step.unused(COUNT))
+        lr = step.input("hyper", dt.float32, (), step.unused("lr"))
         now = OPS["add"](count, 1)
         step.updates[count] = now
         for name, g in zip(params, grads, strict=True):
             p = by_name[name]
             slots = [
-                step.input("state", p.dtype, p.shape, slot_name(name, s)) for s in update.slots
+                step.input("state", p.dtype, p.shape, step.unused(f"{name}/{s}"))
+                for s in update.slots
             ]
             new = inline(update.graph, step, [p, g, *slots, now, lr])
             step.updates |= zip([p, *slots], new, strict=True)
@@ -83,17 +83,21 @@ def training_step(loss: Graph, update: Update) -> Graph:
 
 
 def by_mode(graph: Graph) -> Graph:
-    """Norms and dropouts that are on while training, as layers that ask for the mode."""
+    """Norms and dropouts that are on while training, as layers that ask for the mode.
+
+    A norm of which not every statistic is a state that becomes the new one is no layer.
+    """
+    kept = set(graph.updates.values())
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
-        if node.attrs.get("training") is not True:
+        if node.attrs.get("training") is not True or not kept.issuperset(node.outputs[1:]):
             return None
         return OPS[node.op].append(new, values, node.attrs | {"training": MODE}, node.origin)
 
     return replay(graph, rule)[0]
 
 
-def initial_slots(params: Mapping[str, Any], update: Update) -> dict[str, Any]:
-    """Zeros for every slot, and the count."""
-    slots = {slot_name(n, s): np.zeros_like(p) for n, p in params.items() for s in update.slots}
-    return slots | {COUNT: np.zeros((), np.float32)}
+def initial_slots(step: Graph, loss: Graph) -> dict[str, Any]:
+    """Zeros for what a training step keeps that its loss does not: the count, and every slot."""
+    own = step.inputs[len(loss.inputs) :]
+    return {v.name: np.zeros(v.shape, v.dtype.numpy) for v in own if v.kind == "state"}

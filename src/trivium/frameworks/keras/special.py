@@ -91,8 +91,7 @@ def dropout(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> 
         return x
     if layer.rate == 1:
         raise UnsupportedError("a dropout of everything", path)
-    keys = reader.graph.of_kind("rng")
-    key = keys[0] if keys else reader.graph.input("rng", "uint64", (2,), "rng")
+    key = reader.graph.key()
     salt = sum(n.op == "dropout" for n in reader.graph.nodes)
     attrs = {"rate": float(layer.rate), "training": training, "salt": salt}
     noise = getattr(layer, "noise_shape", None)

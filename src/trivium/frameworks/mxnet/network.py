@@ -127,8 +127,7 @@ def _dropout(call: Call, x: Any) -> Any:
     if call.sizes("axes", ()):
         raise call.refuse("with one mask along several axes is not carried", "leave axes out")
     always = call.word("mode", "training") == "always"
-    found = call.graph.of_kind("rng")
-    key = found[0] if found else call.graph.input("rng", "uint64", (2,), "rng")
+    key = call.graph.key()
     salt = sum(node.op == "dropout" for node in call.graph.nodes)  # each draws its own numbers
     training = True if always else MODE
     return OPS["dropout"](x, key, rate=float(call.number("p", 0.5)), training=training, salt=salt)

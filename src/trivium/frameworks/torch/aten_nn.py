@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from trivium.dtype import float64, uint64
+from trivium.dtype import float64
 from trivium.frameworks.torch.aten import HANDLERS, Reader, aten
 from trivium.frameworks.torch.aten_shape import triangle
-from trivium.graph import MODE, OPS, Value
+from trivium.graph import MODE, OPS
 
 
 def _each(item: Any, n: int) -> tuple[int, ...]:
@@ -260,17 +260,12 @@ def _softmax(
 
 
 # -- randomness ------------------------------------------------------------------------------------
-def _key(at: Reader) -> Value:
-    found = at.graph.of_kind("rng")
-    return found[0] if found else at.graph.input("rng", uint64, (2,), "rng")
-
-
 def _dropped(at: Reader, x: Any, rate: float, flag: Any) -> Any:
     if rate == 0 or flag is False:
         return x
     at.require(rate < 1, f"a rate of {rate}", "a dropout that drops everything has no op")
     at.dropouts += 1
-    return OPS["dropout"](x, _key(at), rate=float(rate), training=flag, salt=at.dropouts - 1)
+    return OPS["dropout"](x, at.graph.key(), rate=float(rate), training=flag, salt=at.dropouts - 1)
 
 
 @aten("dropout")

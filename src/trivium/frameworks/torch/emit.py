@@ -60,9 +60,19 @@ def _extremum(target: Target, node: Node) -> Code:
     return ["torch.clamp(", *target.array(x), f", {word}=", *b, ")"]
 
 
+def _filled(node: Node, kernels: Value | None = None) -> None:
+    """Torch takes a batch of no images, but no image or kernel that is empty."""
+    (x, *_) = node.inputs
+    assert x is not None
+    if 0 in x.shape[1:] or (kernels is not None and 0 in kernels.shape):
+        what = f"{x.shape}" + (f" and {kernels.shape}" if kernels is not None else "")
+        raise UnsupportedError(f"torch has no {node.op} of what is empty, {what}", node.scope)
+
+
 def _conv(target: Target, node: Node) -> Code:
     x, w, b = (*node.inputs, None)[:3]
     a = node.attrs
+    _filled(node, w)
     code: Code = [f"F.conv{len(a['stride'])}d("]
     for i, v in enumerate((x, w, b)):
         if v is not None:
@@ -76,7 +86,16 @@ def _conv(target: Target, node: Node) -> Code:
     return [*code, ")"]
 
 
+def _wide(node: Node) -> bool:
+    """More padding around a pooling than torch allows: half a window."""
+    a = node.attrs
+    kernel = a.get("kernel", ())  # a convolution's is an array, and may be padded as it likes
+    sizes = [d * (k - 1) + 1 for k, d in zip(kernel, a.get("dilation", (1, 1, 1)), strict=False)]
+    return any(2 * max(p) > n for p, n in zip(a["padding"], sizes, strict=False))
+
+
 def _pool(target: Target, node: Node) -> Code:
+    _filled(node)
     a = node.attrs
     n = len(a["kernel"])
     word = "max" if node.op == "max_pool" else "avg"
@@ -167,7 +186,7 @@ class Torch(Target):
                 out = OPS["batch_norm"].append(new, values, node.attrs, node.origin)
                 return [out[0], values[3], values[4]]  # what it leaves as it was
             if node.op not in ("conv", "max_pool", "avg_pool") or (
-                symmetric(node.attrs["padding"]) is not None
+                symmetric(node.attrs["padding"]) is not None and not _wide(node)
             ):
                 return None
             low, high = zip(*node.attrs["padding"], strict=True)
