@@ -13,7 +13,7 @@ import numpy as np
 from trivium.frameworks.runner import Trainer
 from trivium.graph import Graph
 from trivium.interpret import Interpreter
-from trivium.transforms.step import COUNT, Update, initial_slots, trained, training_step
+from trivium.transforms.step import COUNT, Update, count_name, initial_slots, trained, training_step
 
 DEFAULT = "native"
 
@@ -54,7 +54,7 @@ class NumpyTrainer:
     def memory(self) -> dict[str, Any]:
         """What the optimizer keeps, its count of steps too."""
         kept = {n: np.array(a) for n, a in self._values.items() if n not in self._params}
-        return kept | {COUNT: np.array(self._steps, np.float32)}
+        return kept | {COUNT: kept[count_name(kept)]}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Begin with what another trainer kept; what it did not starts anew."""

@@ -17,7 +17,7 @@ from trivium.native.program import Frame, Frames, Program, address_of, empty, ro
 from trivium.native.threads import pool
 from trivium.recent import Recent
 from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update, initial_slots, training_step
+from trivium.transforms.step import COUNT, Update, count_name, initial_slots, training_step
 
 KEPT = 16  # specialisations of a Graph by the sizes of its inputs
 
@@ -175,7 +175,7 @@ class NativeTrainer:
             held = self._views if start is None else start
             own = [n for n in held if n not in self._params]
             kept = {n: self._views[n].read() if start is None else start[n] for n in own}
-            return kept | {COUNT: np.array(self._key[1], np.float32)}
+            return kept | {COUNT: kept[count_name(kept)]}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Begin with what another trainer kept; what it did not starts anew."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,11 @@ def training_step(loss: Graph, update: Update) -> Graph:
             step.updates |= zip([p, *slots], new, strict=True)
     step.outputs = [value]
     return step
+
+
+def count_name(slots: Iterable[str]) -> str:
+    """What the count is called among what an optimizer keeps: it gives way to a parameter's name."""
+    return next(name for name in slots if name.rstrip("_") == COUNT)
 
 
 def by_mode(graph: Graph) -> Graph:
