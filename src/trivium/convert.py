@@ -17,7 +17,7 @@ import numpy as np
 from trivium.graph import Graph, UnsupportedError
 from trivium.nn.module import GraphModule, Module, trace
 from trivium.report import Report, VerificationError
-from trivium.tensor import Spec, spec_of
+from trivium.tensor import Spec, asarray, spec_of
 from trivium.verify import GraphRunner, Side, compare_sides
 
 TARGETS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
@@ -141,8 +141,8 @@ def verify(a: Any, b: Any, *inputs: Any, gradients: bool = True, steps: int = 3)
 
 def _arrays(examples: Sequence[Any]) -> list[Any]:
     return [
-        x.detach().cpu().numpy() if hasattr(x, "detach") and hasattr(x, "cpu")
-        else x.asnumpy() if hasattr(x, "asnumpy") else np.asarray(x)
+        x.asnumpy() if hasattr(x, "asnumpy")
+        else asarray(x.cpu() if hasattr(x, "cpu") else x).numpy()
         for x in examples
         if not isinstance(x, Spec) and not (isinstance(x, tuple) and x and isinstance(x[0], str))
     ]  # fmt: skip

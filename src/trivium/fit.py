@@ -36,10 +36,18 @@ def loss_function(spec: str | Callable[..., Any]) -> Callable[..., Any]:
 _DOUBLE = np.dtype(np.float64)
 
 
-def _float32(x: Any) -> Any:
+def _array(x: Any, double: bool = False) -> Any:
+    """Any array as NumPy's, in its dtype; but NumPy's own float64 only where the model has it."""
     if type(x) is not np.ndarray:
-        x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype is _DOUBLE else x
+        x = asarray(x).numpy()
+    return x.astype(np.float32) if x.dtype is _DOUBLE and not double else x
+
+
+def _double(model: Module) -> bool:
+    """Does the model compute in float64 somewhere?"""
+    held = model.named_parameters("param", "state")
+    given = model.graph.of_kind("data") if isinstance(model, GraphModule) else []
+    return any(v.dtype == "float64" for v in (*(p for _, p in held), *given))
 
 
 class TrainStep:
@@ -73,10 +81,12 @@ class TrainStep:
         self._trainer: Any = None
         self._params: dict[str, Parameter] = {}
         self._memory: dict[str, Any] = {}  # the optimizer's, of trainers before this one
-        self._behind = self._outdated = False
+        self._behind = self._outdated = self._wide = False
 
     def __call__(self, x: Any, y: Any) -> float:
-        arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
+        if self._trainer is None:
+            self._wide = _double(self.model)
+        arrays = [_array(a, self._wide) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
         if self._trainer is None:
             self._start(arrays)
         elif self._outdated:
@@ -113,7 +123,8 @@ class TrainStep:
         if self._behind:
             self._behind = False
             for name, array in self._trainer.values().items():
-                self._params[name]._array = np.asarray(array)
+                p = self._params[name]
+                p._array = np.asarray(array, p._array.dtype)  # JAX has 32 bits: as it was
 
     def changed(self) -> None:
         """A parameter was given other numbers; the next step starts from them."""
@@ -201,7 +212,8 @@ def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
         shuffle: bool = True, verbose: bool = True, seed: int = 0) -> History:  # fmt: skip
     """Train on ``x``, ``y``: shuffled batches, ``epochs`` times; shows its progress."""
     step, history = _setup(self), History()
-    x, y = _float32(x), _float32(y)
+    double = _double(self)
+    x, y = _array(x, double), _array(y, double)
     if len(x) != len(y):
         raise ShapeError(f"x has {len(x)} rows, y has {len(y)}")
     self.train()
@@ -273,7 +285,7 @@ def predict(self: Module, x: Any, *, batch_size: int = 256) -> Any:
     try:
         parts = [
             np.asarray(self(asarray(part)))
-            for (part,) in batches(_float32(x), batch_size=batch_size)
+            for (part,) in batches(_array(x, _double(self)), batch_size=batch_size)
         ]
     finally:
         self.train(was)
@@ -284,7 +296,7 @@ def evaluate(self: Module, x: Any, y: Any, *, batch_size: int = 256) -> dict[str
     """Loss and metrics on ``x``, ``y`` in inference mode."""
     step = _setup(self)
     prediction = predict(self, x, batch_size=batch_size)
-    loss = step.loss(asarray(prediction), asarray(_float32(y)))
+    loss = step.loss(asarray(prediction), asarray(_array(y, _double(self))))
     logs = {"loss": float(loss)}
     return logs | {name: float(metric(prediction, y)) for name, metric in self.metrics.items()}  # type: ignore[attr-defined]
 

@@ -245,7 +245,8 @@ def _numbered(outputs: Sequence[Any]) -> dict[str, Any]:
 
 def _cotangents(outputs: Sequence[Any]) -> list[Any]:
     rng = np.random.default_rng(7)
-    return [rng.standard_normal(o.shape).astype(np.float32) for o in outputs if o.dtype.kind == "f"]
+    kinds = [(o.shape, dt.as_dtype(o.dtype)) for o in outputs]
+    return [rng.standard_normal(s).astype(np.float32) for s, d in kinds if d.is_floating]
 
 
 def compare_sides(

@@ -15,7 +15,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Graph, current
-from trivium.nn.parameter import Parameter
+from trivium.nn.parameter import Parameter, narrowed
 from trivium.op import lift
 from trivium.shape import Dim, Shape, ShapeError, bind, subs
 from trivium.tensor import Spec, asarray, spec_of
@@ -143,7 +143,7 @@ class Module:
                 )
             path = _join(self._path, name)
             data = init(_random(path, self._seed or 0), shape)
-            array = np.asarray(data, np.float32)
+            array = narrowed(data)
             held[name] = Parameter(array, path, kind, self._requires_grad)
         parameter: Parameter = held[name]
         if parameter.shape != tuple(shape):
