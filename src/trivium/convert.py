@@ -257,7 +257,7 @@ def save(model: Any, path: str | Path, *examples: Any) -> None:
 
             onnx.save(to_onnx(model, *examples), str(path))
         case ".keras":
-            to_keras(model, *examples).save(str(path))
+            _at("keras", "run").keep(to_keras(model, *examples), str(path))
         case other:
             raise ValueError(f"no format for the ending {other!r}: .tv, .onnx and .keras are there")
 

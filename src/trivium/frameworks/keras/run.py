@@ -66,6 +66,18 @@ def foreign(model: Any, module: Any) -> KerasRunner:
     return KerasRunner(model, weights)
 
 
+def keep(model: Any, path: str) -> None:
+    """Write a ``.keras`` file, in which a layer is trainable as a whole or not at all."""
+    for layer in model._flatten_layers():
+        for v in layer._trainable_variables:
+            if v.trainable != layer.trainable:
+                raise UnsupportedError(
+                    f"a .keras file with {v.path}, which is frozen by itself", layer.name,
+                    "it keeps no such flag: save as .tv, or freeze the whole layer",
+                )  # fmt: skip
+    model.save(path)
+
+
 class KerasRunner:
     """Any Keras model. ``weights`` says where our parameters are: "conv1.kernel", or a path."""
 
