@@ -389,6 +389,17 @@ def test_keras_layers_and_models_say_it() -> None:
     assert not any(flags(tv.from_keras(model)).values())
 
 
+def test_a_keras_file_keeps_what_is_frozen_or_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("keras")
+    module = net()
+    module.head.bias.requires_grad_(True)
+    tv.save(tv.from_torch(module, X), tmp_path / "m.keras")
+    assert flags(tv.load(tmp_path / "m.keras")) == flags(module)
+    with pytest.raises(UnsupportedError, match=r"head/bias, which is frozen by itself"):
+        tv.save(tv.from_torch(net(), X), tmp_path / "n.keras")
+    assert not (tmp_path / "n.keras").exists()
+
+
 def test_steps_of_a_frozen_keras_model() -> None:
     keras = pytest.importorskip("keras")
     model = keras_net()

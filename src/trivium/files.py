@@ -54,8 +54,10 @@ def _onnx(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
 
 def _keras(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
     with tempfile.TemporaryDirectory(prefix="trivium-") as folder:  # Keras writes to a path only
+        from trivium.frameworks.keras.run import keep
+
         file = Path(folder, "model.keras")
-        to_keras(model, *examples, verify=verify).save(str(file))
+        keep(to_keras(model, *examples, verify=verify), str(file))
         return file.read_bytes()
 
 

@@ -42,10 +42,18 @@ def loss_function(spec: str | Callable[..., Any]) -> Callable[..., Any]:
 _DOUBLE = np.dtype(np.float64)
 
 
-def _float32(x: Any) -> Any:
+def _array(x: Any, double: bool = False) -> Any:
+    """Any array as NumPy's, in its dtype; but NumPy's own float64 only where the model has it."""
     if type(x) is not np.ndarray:
-        x = np.asarray(x)
-    return x.astype(np.float32) if x.dtype is _DOUBLE else x
+        x = asarray(x).numpy()
+    return x.astype(np.float32) if x.dtype is _DOUBLE and not double else x
+
+
+def _double(model: Module) -> bool:
+    """Does the model compute in float64 somewhere?"""
+    held = model.named_parameters("param", "state")
+    given = model.graph.of_kind("data") if isinstance(model, GraphModule) else []
+    return any(v.dtype == "float64" for v in (*(p for _, p in held), *given))
 
 
 class TrainStep:
@@ -85,6 +93,7 @@ class TrainStep:
         self._like: list[tuple[Any, Any]] = []  # shape and dtype of the arrays of the last step
         self._steps = 0
         self._memory: dict[str, Any] = {}  # the optimizer's, of trainers before this one
+        self._wide = False  # does the model compute in float64 somewhere?
 
     def __call__(self, x: Any, y: Any) -> float:
         arrays: Sequence[Any] = (*x, y) if isinstance(x, tuple) else (x, y)
@@ -116,7 +125,9 @@ class TrainStep:
 
         What is wrong with them is said here, before any engine has them.
         """
-        arrays = [_float32(a) for a in given]
+        if self._trainer is None:
+            self._wide = _double(self.model)
+        arrays = [_array(a, self._wide) for a in given]
         row_count(dict(zip(_names(len(arrays)), arrays, strict=True)), 1)
         if self._trainer is None:
             self._start(arrays)
@@ -126,7 +137,8 @@ class TrainStep:
 
     def check(self, x: Any, y: Any) -> None:
         """Raise where numbers in ``x`` or ``y`` are nothing that the model or the loss can take."""
-        arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
+        self._wide = self._wide or _double(self.model)
+        arrays = [_array(a, self._wide) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
         if self._trainer is None:
             self._admitted([a[:1] for a in arrays])
         self._demands.sizes(arrays)
@@ -185,7 +197,8 @@ class TrainStep:
         if self._behind:
             self._behind = False
             for name, array in self._trainer.values().items():
-                self._params[name]._array = np.asarray(array)
+                p = self._params[name]
+                p._array = np.asarray(array, p._array.dtype)  # JAX has 32 bits: as it was
 
     def changed(self) -> None:
         """A parameter was given other numbers; the next step starts from them."""
@@ -282,9 +295,10 @@ def _setup(model: Module) -> TrainStep:
     return step
 
 
-def _rows(x: Any, y: Any, batch_size: int) -> list[Any]:
+def _rows(model: Module, x: Any, y: Any, batch_size: int) -> list[Any]:
     """The arrays of ``x`` and ``y``, which have as many rows as each other."""
-    arrays = [_float32(a) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
+    double = _double(model)
+    arrays = [_array(a, double) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
     row_count(dict(zip(_names(len(arrays)), arrays, strict=True)), batch_size)
     return arrays
 
@@ -298,9 +312,9 @@ def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
     step.
     """
     step, history = _setup(self), History()
-    arrays = _rows(x, y, batch_size)
+    arrays = _rows(self, x, y, batch_size)
     if validation_data is not None:
-        _rows(*validation_data, batch_size)
+        _rows(self, *validation_data, batch_size)
     step.check(tuple(arrays[:-1]), arrays[-1])
     self.train()
     with _bar(epochs * -(-len(arrays[-1]) // batch_size), verbose) as advance:
@@ -372,7 +386,8 @@ class _bar:
 
 def predict(self: Module, x: Any, *, batch_size: int = 256) -> Any:
     """The outputs for ``x`` in inference mode, as one NumPy array; a tuple for several inputs."""
-    arrays = [_float32(a) for a in (x if isinstance(x, tuple) else (x,))]
+    double = _double(self)
+    arrays = [_array(a, double) for a in (x if isinstance(x, tuple) else (x,))]
     row_count(dict(zip([*_names(len(arrays) + 1)[:-1]], arrays, strict=True)), batch_size)
     _takes(self, len(arrays))
     with in_mode(False):
@@ -383,9 +398,9 @@ def predict(self: Module, x: Any, *, batch_size: int = 256) -> Any:
 def evaluate(self: Module, x: Any, y: Any, *, batch_size: int = 256) -> dict[str, float]:
     """Loss and metrics on ``x``, ``y`` in inference mode."""
     step = _setup(self)
-    _rows(x, y, batch_size)
+    _rows(self, x, y, batch_size)
     prediction = predict(self, x, batch_size=batch_size)
-    loss = step.loss(asarray(prediction), asarray(_float32(y)))
+    loss = step.loss(asarray(prediction), asarray(_array(y, _double(self))))
     logs = {"loss": float(loss)}
     return logs | {name: float(metric(prediction, y)) for name, metric in self.metrics.items()}  # type: ignore[attr-defined]
 

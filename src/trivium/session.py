@@ -7,26 +7,32 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import as_dtype
 from trivium.engines import get as engine_named
 from trivium.graph import Graph, GraphError, Value, current
 from trivium.interpret import Interpreter
-from trivium.nn.module import Parameter
+from trivium.nn.parameter import Parameter, narrowed
 from trivium.op import lift
 from trivium.optim import TrainOp
 from trivium.recent import Recent
 from trivium.transforms.replay import prune, replay
 
 
-def variable(initial: Any, name: str, trainable: bool = True) -> Any:
+def variable(initial: Any, name: str, trainable: bool = True, dtype: Any = None) -> Any:
     """A parameter of the Graph that is being built, from these initial numbers.
 
-    With ``trainable=False`` no optimizer changes it.
+    Python's numbers and NumPy's float64 become float32 unless ``dtype`` says otherwise. With
+    ``trainable=False`` no optimizer changes it; what is no floating array none can.
     """
     graph = current()
     if graph is None:
         raise RuntimeError("variable() wants a Graph around it: with trivium.Graph() as g: ...")
-    array = np.asarray(initial, np.float32)
-    return lift(graph, Parameter(array, name, requires_grad=trainable), None)
+    if dtype is not None:
+        array = np.asarray(initial, as_dtype(dtype).numpy)
+    else:
+        array = narrowed(initial if hasattr(initial, "dtype") else np.asarray(initial, np.float32))
+    trained = trainable and as_dtype(array.dtype).is_floating
+    return lift(graph, Parameter(array, name, requires_grad=trained), None)
 
 
 class Session:

@@ -271,13 +271,23 @@ def asarray(item: Any, dtype: Any = None, *, requires_grad: bool = False) -> Any
         if dtype is None and data.dtype == np.float64 and not hasattr(item, "dtype"):
             dtype = dt.float32
     else:
-        data = np.from_dlpack(item)
+        data = _foreign(item)
     if dtype is not None:
         data = data.astype(as_dtype(dtype).numpy, copy=False)
     as_dtype(data.dtype)  # refuses strings, objects, complex
     if isinstance(item, Tensor) and data is item.data and not requires_grad:
         return item
     return Tensor(data, requires_grad)
+
+
+def _foreign(item: Any) -> Any:
+    """The numbers of another framework's array, shared where that can be."""
+    item = item.detach() if hasattr(item, "detach") else item
+    if "bfloat16" not in str(item.dtype):
+        return np.from_dlpack(item)
+    # Neither NumPy nor its DLPack has this type; float32 holds every one of its numbers.
+    plain = item.cpu().float() if hasattr(item, "float") else item
+    return np.asarray(plain).astype(dt.bfloat16.numpy)
 
 
 def full(shape: Any, value: Any, *, dtype: Any = None) -> Any:

@@ -106,6 +106,14 @@ class Target:
             code.append(Slot(key, value))
         return [*code, ")"]
 
+    def makes(self, dtypes: set[DType]) -> bool:
+        """Has the framework layers whose parameters are of these floating dtypes?"""
+        return dtypes <= {"float32"}
+
+    def of_dtype(self, dtype: DType) -> dict[str, Any]:
+        """The constructor's argument for a layer of a dtype that is not float32."""
+        return {}
+
     def positional(self, form: LayerForm) -> int:
         """How many constructor arguments are usually written without their names."""
         return 0

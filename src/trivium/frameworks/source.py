@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trivium.dtype import DType
 from trivium.frameworks.blocks import Block, Layer, blocks, find_layers, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target, is_infix, joined
 from trivium.frameworks.layer import LayerForm, Weight
@@ -92,13 +93,17 @@ class Emitter:
         self.root = self.body(whole)
 
     def spoiled(self, node: Node, unread: Collection[str]) -> bool:
-        """Would its layer read a parameter that the Graph holds and never reads?"""
+        """Is its layer another: of another dtype, or with a parameter that nothing reads?"""
+        if not self.target.makes(_floats(node)):
+            return True
         paths = {parent(v.name) for v in node.inputs if v is not None and v.kind in HELD}
         words = {w.ours for f in self.target.forms if f.op == node.op for w in f.weights}
         return any(f"{p}.{w}" in unread for p in paths for w in words) if unread else False
 
     def forms(self, node: Node) -> list[LayerForm]:
         """The layer forms that are exact for this node."""
+        if not self.target.makes(_floats(node)):
+            return []
         return [f for f in self.target.forms if f.op == node.op and f.write(node) is not None]
 
     def run(self) -> Emitted:
@@ -132,6 +137,8 @@ class Emitter:
                 name = self.member_name(block, item.path)
                 if name not in body.members:
                     arguments = dict(item.form.write(item.node) or {})
+                    if item.form.weights and (wide := _floats(item.node) - {"float32"}):
+                        arguments |= self.target.of_dtype(*wide)
                     body.members[name] = self.target.constructor(item.form, arguments)
                     self.note(item)
                 body.statements += self.target.call(item, Member(name))
@@ -335,6 +342,12 @@ class Emitter:
     def names_of_slots(self, cls: Class) -> dict[int, str]:
         """Slot number -> constructor argument that holds it."""
         return {i: name for name, at in cls.parameters.items() for i in at}
+
+
+def _floats(node: Node) -> set[DType]:
+    """The floating dtypes of the parameters that a node reads."""
+    held = (v.dtype for v in node.inputs if v is not None and v.kind in HELD)
+    return {d for d in held if d.is_floating}
 
 
 def _numbers_where_used(graph: Graph) -> Graph:

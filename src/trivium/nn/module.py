@@ -18,7 +18,7 @@ from trivium.graph import MODE, OPS, Graph, current
 from trivium.interpret import traced_dims
 from trivium.nn.chance import settled
 from trivium.nn.held import called, calling, held, mode
-from trivium.nn.parameter import Parameter
+from trivium.nn.parameter import Parameter, narrowed
 from trivium.op import lift
 from trivium.operators import Operators
 from trivium.shape import Shape, ShapeError, subs
@@ -174,7 +174,7 @@ class Module:
             path = _join(self._path, name)
             data = init(_random(path, self._seed or 0), shape)
             # Another thread may have made it meanwhile, with the same numbers: there is one.
-            array = np.asarray(data, np.float32)
+            array = narrowed(data)
             made.setdefault(name, Parameter(array, path, kind, self._requires_grad))
         parameter: Parameter = made[name]
         if parameter.shape != tuple(shape):

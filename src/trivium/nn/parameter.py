@@ -14,6 +14,12 @@ from trivium.shape import ShapeError
 from trivium.tensor import Tensor
 
 
+def narrowed(data: Any) -> np.ndarray[Any, Any]:
+    """Numbers as an array: NumPy's own float64 as float32, every other dtype as it is."""
+    array = np.asarray(data)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
 class Owner(Protocol):
     """Who trains a parameter elsewhere."""
 

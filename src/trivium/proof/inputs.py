@@ -94,7 +94,7 @@ def draw_masks(masked: Graph, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
     masks = []
     for v, rate in zip(masked.of_kind("data")[len(inputs) :], rates, strict=True):
         shape = tuple(int(subs(s, dims)) for s in v.shape)
-        masks.append(((rng.random(shape) >= rate) / (1 - rate)).astype(np.float32))
+        masks.append(((rng.random(shape) >= rate) / (1 - rate)).astype(v.dtype.numpy))
     return masks
 
 

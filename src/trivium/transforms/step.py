@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
+from trivium.dtype import DType
 from trivium.graph import MODE, OPS, Graph, GraphError, Node, Value
 from trivium.op import lift
 from trivium.transforms.grad import gradient
-from trivium.transforms.replay import inline, replay
+from trivium.transforms.replay import inline, replay, specialize
 
 COUNT = "optimizer/count"
 """The state that counts the steps."""
@@ -41,6 +42,33 @@ def update_of(rule: Callable[..., Any], slots: Sequence[str]) -> Update:
         p, new = rule(wide[0], wide[1], dict(zip(slots, wide[2:], strict=True)), count, lr)
         graph.outputs = [lift(graph, v, None) for v in (p, *(new[s] for s in slots))]
     return Update(graph, tuple(slots))
+
+
+def typed(update: Update, dtype: DType) -> Graph:
+    """The update of a parameter of ``dtype``; ``count`` and ``lr`` are float32 all the same.
+
+    A narrow one is computed in float32 and rounded once, at the end.
+    """
+    if dtype == dt.float32:
+        return specialize(update.graph)
+    wide = dt.promote(dtype, dt.float32)
+    inner, cast = specialize(update.graph, floating=wide), OPS["cast"]
+    graph = Graph(update.graph.name)
+    with graph:
+        own = len(inner.inputs) - 2
+        given = [
+            graph.input("data", dtype if i < own else dt.float32, v.shape, v.name)
+            for i, v in enumerate(inner.inputs)
+        ]
+        found = inline(inner, graph, [v if v.dtype == wide else cast(v, dtype=wide) for v in given])
+        graph.outputs = [v if v.dtype == dtype else cast(v, dtype=dtype) for v in found]
+    return graph
+
+
+def by_dtype(update: Update, dtypes: Sequence[DType], make: Callable[[Graph], Any]) -> list[Any]:
+    """For each parameter's dtype what ``make`` makes of its update, once for equal ones."""
+    made = {d: make(typed(update, d)) for d in dict.fromkeys(dtypes)}
+    return [made[d] for d in dtypes]
 
 
 def trained(loss: Graph) -> list[str]:
@@ -76,14 +104,14 @@ def training_step(loss: Graph, update: Update) -> Graph:
                 step.input("state", p.dtype, p.shape, step.unused(f"{name}/{s}"))
                 for s in update.slots
             ]
-            new = inline(update.graph, step, [p, g, *slots, now, lr])
+            new = inline(typed(update, p.dtype), step, [p, g, *slots, now, lr])
             step.updates |= zip([p, *slots], new, strict=True)
     step.outputs = [value]
     return step
 
 
 def count_name(slots: Iterable[str]) -> str:
-    """What the count is called among what an optimizer keeps: it gives way to a parameter's name."""
+    """What the count is called in what an optimizer keeps: it gives way to a parameter's name."""
     return next(name for name in slots if name.rstrip("_") == COUNT)
 
 

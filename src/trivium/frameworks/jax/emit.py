@@ -271,6 +271,10 @@ class Jax(Calls):
         name = snake(words)
         return f"{name}_model" if self.taken(name) else name
 
+    def makes(self, dtypes: set[DType]) -> bool:
+        """Layers are functions of their arrays."""
+        return True
+
     def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
         """Nothing is declared: the arrays say it all."""
         return []

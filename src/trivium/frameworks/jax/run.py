@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import as_dtype
 from trivium.frameworks.jax.emit import NARROW, emit
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
-from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update
+from trivium.transforms.step import COUNT, Update, by_dtype
 from trivium.tree import flatten, nest
 
 
@@ -133,8 +133,9 @@ class JaxRunner:
             ys, state = self.model.apply(params | rest, xs, training, self.jax.random.key(0))
             return [y for y in ys if jnp.issubdtype(y.dtype, jnp.floating)], (ys, state)
 
-        _, back, (ys, state) = self.jax.vjp(run, params, [inputs[i] for i in at], has_aux=True)
-        by_params, by_inputs = back(list(cotangents))
+        smooth, back, (ys, state) = self.jax.vjp(run, params, [inputs[i] for i in at], has_aux=True)
+        heads = [c.astype(y.dtype) for c, y in zip(cotangents, smooth, strict=True)]
+        by_params, by_inputs = back(heads)
         found: list[Any] = [None] * len(inputs)
         for i, g in zip(at, by_inputs, strict=True):
             found[i] = g
@@ -173,9 +174,11 @@ class JaxTrainer:
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.jax = load_jax()
         self.model, self.weights = build(graph, values)
-        self.update = execute(emit(specialize(update.graph)), "jax")
         self.slot_names = update.slots
         self._take()
+        kinds = [as_dtype(p.dtype) for p in self.params.values()]
+        made = by_dtype(update, kinds, lambda g: execute(emit(g), "jax"))
+        self.updates = dict(zip(self.params, made, strict=True))
         jnp = self.jax.numpy
         self._slots = {n: [jnp.zeros_like(p) for _ in update.slots] for n, p in self.params.items()}
         self.count = 0
@@ -201,7 +204,7 @@ class JaxTrainer:
         (loss, state), grads = self.jax.value_and_grad(loss_of, has_aux=True)(params)
         new_params, new_slots = {}, {}
         for name, p in params.items():
-            new = self.update({}, p, grads[name], *slots[name], count.astype("float32"), lr)
+            new = self.updates[name]({}, p, grads[name], *slots[name], count.astype("float32"), lr)
             new_params[name], *new_slots[name] = new if isinstance(new, tuple) else (new,)
         return loss, new_params, states | state, new_slots
 

@@ -95,9 +95,6 @@ class Keras(Target):
     def call(self, layer: Layer, member: Member) -> list[Statement]:
         """An RNN gives what its constructor says; an Embedding takes indices."""
         node = layer.node
-        if wide := [v.dtype for v in node.inputs if v is not None and autocast(v)]:
-            what = f"Keras layers compute in float32, this one reads {wide[0]}"
-            raise UnsupportedError(what, layer.path, "cast before and after")
         if node.op == "embedding":
             return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
         if node.op != "rnn":

@@ -9,8 +9,8 @@ from typing import Any
 
 from trivium.frameworks.blocks import Block, Layer, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Slot, Statement
-from trivium.frameworks.keras.calls import Like
-from trivium.frameworks.layer import Weight
+from trivium.frameworks.keras.calls import Like, autocast
+from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.source import Body, Class, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
 from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
@@ -35,6 +35,10 @@ class Rest(Member):
 
 class FunctionEmitter(Emitter):
     """Numbered children (of a Sequential, a ModuleList) are no function: lines stand in place."""
+
+    def forms(self, node: Node) -> list[LayerForm]:
+        """None where a layer would cast what it reads, unasked, to float32."""
+        return [] if any(autocast(v) for v in node.inputs) else super().forms(node)
 
     def classify(self, body: Body) -> None:
         numbered = all(name.partition(".")[0].isdigit() for name in body.members)

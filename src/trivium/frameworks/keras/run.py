@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import as_dtype
 from trivium.frameworks.keras.emit import emit, emit_function
 from trivium.frameworks.keras.read import PLAIN, form_of, load
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
-from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
 
 Weights = Mapping[str, tuple[str, Weight]]
 
@@ -65,6 +65,18 @@ def foreign(model: Any, module: Any) -> KerasRunner:
     names: Mapping[str, str] = module.source_names
     weights = {n: (at, maps.get(at) or Weight("", n, at)) for n, at in names.items()}
     return KerasRunner(model, weights)
+
+
+def keep(model: Any, path: str) -> None:
+    """Write a ``.keras`` file, in which a layer is trainable as a whole or not at all."""
+    for layer in model._flatten_layers():
+        for v in layer._trainable_variables:
+            if v.trainable != layer.trainable:
+                raise UnsupportedError(
+                    f"a .keras file with {v.path}, which is frozen by itself", layer.name,
+                    "it keeps no such flag: save as .tv, or freeze the whole layer",
+                )  # fmt: skip
+    model.save(path)
 
 
 class KerasRunner:
@@ -183,11 +195,11 @@ class KerasRunner:
             tape.watch([*wanted.values(), *sources])
             outputs = self._call(xs, training)
             smooth = [y for y in outputs if y.dtype.is_floating]
-        seeds = [tf.convert_to_tensor(np.asarray(c)) for c in cotangents]
+        seeds = [tf.cast(np.asarray(c), y.dtype) for c, y in zip(cotangents, smooth, strict=True)]
         grads = tape.gradient(smooth, [*wanted.values(), *sources], seeds)
         dense = [None if g is None else np.array(tf.convert_to_tensor(g)) for g in grads]
         params = {
-            n: self._ours(n, np.zeros(v.shape, np.float32) if g is None else g)
+            n: self._ours(n, np.zeros(v.shape, v.dtype.as_numpy_dtype) if g is None else g)
             for (n, v), g in zip(wanted.items(), dense, strict=False)
         }
         states = {n: self._ours(n, self.variables[n]) for n in self.states}
@@ -219,9 +231,10 @@ class KerasTrainer:
         self.tf = tf = load_tensorflow()
         self.model, weights = build(by_mode(graph), values)
         self.runner = KerasRunner(self.model, weights)
-        self.update = execute(emit_function(specialize(update.graph)), "keras")
         self.names = [v.path for v in self.model.trainable_variables]
         self.params = [v.value for v in self.model.trainable_variables]
+        kinds = [as_dtype(v.dtype) for v in self.model.trainable_variables]
+        self.updates = by_dtype(update, kinds, lambda g: execute(emit_function(g), "keras"))
         self._slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
         self._compiled = tf.function(self._step, autograph=False, reduce_retracing=True)
@@ -232,8 +245,8 @@ class KerasTrainer:
             loss = self.runner._call(inputs, True)[0]
         grads = tape.gradient(loss, self.params, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         self.count.assign_add(1.0)
-        for p, g, slots in zip(self.params, grads, self._slots, strict=True):
-            new = self.update(p, tf.convert_to_tensor(g), *slots, self.count, lr)
+        for p, g, slots, one in zip(self.params, grads, self._slots, self.updates, strict=True):
+            new = one(p, tf.convert_to_tensor(g), *slots, self.count, lr)
             for variable, value in zip([p, *slots], new if slots else [new], strict=True):
                 variable.assign(value)
         return loss

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import as_dtype
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.graph import Graph, Type, UnsupportedError
-from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
 
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
@@ -266,7 +266,8 @@ class MxnetTrainer:
         self.names, self.params = list(trained), list(trained.values())
         self._slots = [[self.mx.nd.zeros_like(p.data()) for _ in update.slots] for p in self.params]
         self.count = self.mx.nd.zeros((1,), self.runner.device)
-        self.update = execute(emit(specialize(update.graph)), "mxnet")()
+        kinds = [as_dtype(p.dtype) for p in self.params]
+        self.updates = by_dtype(update, kinds, lambda g: execute(emit(g), "mxnet")())
 
     def step(self, inputs: Sequence[Array], lr: float) -> float:
         """One step on a batch; the loss before it."""
@@ -276,7 +277,8 @@ class MxnetTrainer:
         self.count += 1
         rate = self.mx.nd.array([lr], self.runner.device)
         for i, p in enumerate(self.params):
-            new, *slots = listed(self.update(p.data(), p.grad(), *self._slots[i], self.count, rate))
+            found = self.updates[i](p.data(), p.grad(), *self._slots[i], self.count, rate)
+            new, *slots = listed(found)
             p.set_data(new)
             self._slots[i] = slots
         return float(loss.asscalar())

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from trivium.dtype import as_dtype
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.frameworks.tensorflow.emit import attribute, emit
 from trivium.graph import Graph
-from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update
+from trivium.transforms.step import COUNT, Update, by_dtype
 
 
 def load_tensorflow() -> Any:
@@ -83,7 +83,8 @@ class TensorflowRunner:
             tape.watch(floats)
             outputs = self._called(inputs, training)
             smooth = [y for y in outputs if y.dtype.is_floating]
-        grads = tape.gradient(smooth, [*params, *floats], output_gradients=list(cotangents))
+        heads = [tf.cast(c, y.dtype) for c, y in zip(cotangents, smooth, strict=True)]
+        grads = tape.gradient(smooth, [*params, *floats], output_gradients=heads)
         grads = [None if g is None else tf.convert_to_tensor(g) for g in grads]
         states = [tf.identity(v) for v in self.variables.values() if not v.trainable]
         return outputs, grads[: len(params)], grads[len(params) :], states
@@ -113,7 +114,8 @@ class TensorflowRunner:
         states = [n for n, v in self.variables.items() if not v.trainable]
 
         def back(name: str, array: Any) -> Array:
-            array = np.zeros(self.variables[name].shape, "f") if array is None else array.numpy()
+            v = self.variables[name]
+            array = np.zeros(v.shape, v.dtype.as_numpy_dtype) if array is None else array.numpy()
             return np.array(self.weights[name][1].back(array))
 
         rest = iter(by_inputs)
@@ -139,9 +141,10 @@ class TensorflowTrainer:
         tf = self.tf = load_tensorflow()
         module, weights = build(graph, values)
         self.runner = TensorflowRunner(module, weights)
-        self.update = execute(emit(specialize(update.graph)), "tensorflow")()
         trained = {n: v for n, v in self.runner.variables.items() if v.trainable}
         self.names, self.params = list(trained), list(trained.values())
+        kinds = [as_dtype(p.dtype.name) for p in self.params]
+        self.updates = by_dtype(update, kinds, lambda g: execute(emit(g), "tensorflow")())
         self._slots = [[tf.Variable(tf.zeros_like(p)) for _ in update.slots] for p in self.params]
         self.count = tf.Variable(0.0)
         self._step = tf.function(self._one_step, reduce_retracing=True)
@@ -151,8 +154,8 @@ class TensorflowTrainer:
             loss = self.runner._called(inputs, True)[0]
         grads = tape.gradient(loss, self.params, unconnected_gradients="zero")
         self.count.assign_add(1.0)
-        for p, g, slots in zip(self.params, grads, self._slots, strict=True):
-            new = _listed(self.update(p, self.tf.convert_to_tensor(g), *slots, self.count, lr))
+        for p, g, slots, one in zip(self.params, grads, self._slots, self.updates, strict=True):
+            new = _listed(one(p, self.tf.convert_to_tensor(g), *slots, self.count, lr))
             for v, number in zip([p, *slots], new, strict=True):
                 v.assign(number)
         return loss

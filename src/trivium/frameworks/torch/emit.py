@@ -212,6 +212,14 @@ class Torch(Target):
         """Dtypes are torch's own."""
         return f"torch.{value}" if isinstance(value, DType) else super().literal(value)
 
+    def makes(self, dtypes: set[DType]) -> bool:
+        """Layers of any one dtype."""
+        return len(dtypes) <= 1
+
+    def of_dtype(self, dtype: DType) -> dict[str, Any]:
+        """nn.Linear(3, 4, dtype=torch.float64)."""
+        return {"dtype": dtype}
+
     def positional(self, form: LayerForm) -> int:
         """nn.Conv2d(3, 64, 7), nn.Linear(3, 4), nn.RNN(3, 4)."""
         return {"conv": 3, "linear": 2, "rnn": 2, "embedding": 2}.get(form.op, 1)

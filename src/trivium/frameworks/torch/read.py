@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from trivium.check import check
 from trivium.frameworks.torch import aten_nn, aten_shape  # noqa: F401  (they fill the table)
+from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.aten import Reader
 from trivium.frameworks.torch.exported import (
     as_size,
@@ -67,7 +67,7 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
     renamed = _plain_rnns(graph, arrays)
     prune(graph)
     names = {v.name: renamed.get(v.name, v.name) for v in graph.of_kind("param", "state")}
-    return GraphModule(check(graph), {n: _as_array(torch, arrays[n]) for n in names}, names)
+    return GraphModule(check(graph), {n: array_of(arrays[n]) for n in names}, names)
 
 
 def _plain_rnns(graph: Graph, arrays: dict[str, Any]) -> dict[str, str]:
@@ -99,19 +99,12 @@ def _as_tensor(torch: Any, module: Any, example: Any) -> Any:
         return example
     if isinstance(example, (np.ndarray, np.generic)):
         first = next(iter(module.parameters()), None)
-        return torch.as_tensor(np.array(example), device=None if first is None else first.device)
+        return tensor_of(example).to(None if first is None else first.device)
     raise UnsupportedError(
         f"an example of type {type(example).__name__}",
         type(module).__name__,
         "examples are tensors or arrays; wrap the module in one that takes each tensor by itself",
     )
-
-
-def _as_array(torch: Any, tensor: Any) -> Any:
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
-    return tensor.numpy().copy()
 
 
 # -- exporting -------------------------------------------------------------------------------------
@@ -335,9 +328,7 @@ def _inputs(
                 raise UnsupportedError(f"an input of kind {spec.kind.name}", str(spec.target))
             tensor = held.get(spec.target, program.constants.get(spec.target))
             with graph:
-                (sources[node],) = OPS["constant"].append(
-                    graph, (), {"value": _as_array(torch, tensor)}
-                )
+                (sources[node],) = OPS["constant"].append(graph, (), {"value": array_of(tensor)})
             continue
         tensor = held[spec.target]
         if id(tensor) not in by_tensor:

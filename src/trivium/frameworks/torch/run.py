@@ -11,11 +11,12 @@ import numpy as np
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
+from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
+from trivium.frameworks.torch.exported import dtype_of
 from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
-from trivium.transforms.replay import specialize
-from trivium.transforms.step import COUNT, Update, by_mode
+from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
 
 
 def load_torch() -> Any:
@@ -54,7 +55,7 @@ class TorchRunner:
         """Every parameter and state, by our names."""
         named = self._tensors()
         return {
-            ours: np.array(w.back(named[theirs].detach().cpu().numpy()))
+            ours: np.array(w.back(array_of(named[theirs])))
             for ours, (theirs, w) in self.weights.items()
         }
 
@@ -63,8 +64,7 @@ class TorchRunner:
         named = self._tensors()
         with self.torch.no_grad():
             for ours, (theirs, w) in self.weights.items():
-                new = np.array(w.to(np.asarray(values[ours])))
-                named[theirs].copy_(self.torch.from_numpy(new))
+                named[theirs].copy_(tensor_of(w.to(np.asarray(values[ours]))))
 
     def trained(self) -> dict[str, bool]:
         """Which parameters have gradients."""
@@ -90,7 +90,7 @@ class TorchRunner:
         return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
     def _inputs(self, inputs: Sequence[Array]) -> list[Any]:
-        return [self.torch.from_numpy(np.array(x)).to(self.device) for x in inputs]
+        return [tensor_of(x).to(self.device) for x in inputs]
 
     def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
         """The outputs, the states left as they were."""
@@ -100,7 +100,7 @@ class TorchRunner:
             found = self._listed(self.module.train(training)(*self._inputs(inputs)))
         self.module.load_state_dict(kept)
         self.module.train(was)
-        return [t.detach().cpu().numpy() for t in found]
+        return [array_of(t) for t in found]
 
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
@@ -116,30 +116,30 @@ class TorchRunner:
         named = {o: t for o, (t, _) in self.weights.items()}
         tensors = self._tensors()
         wanted = {o: tensors[t] for o, t in named.items() if tensors[t].requires_grad}
-        gs = [self.torch.from_numpy(np.array(c)).to(self.device) for c in cotangents]
+        gs = [tensor_of(c).to(self.device) for c in cotangents]
         sources = [x for x in xs if x.requires_grad]
         floating = [o for o in outputs if o.is_floating_point()]
-        reached = [(o, g) for o, g in zip(floating, gs, strict=True) if o.requires_grad]
+        reached = [(o, g.to(o.dtype)) for o, g in zip(floating, gs, strict=True) if o.requires_grad]
         targets = [*wanted.values(), *sources]
         grads = [None] * len(targets)
         if reached and targets:
             ends, heads = zip(*reached, strict=True)
             grads = self.torch.autograd.grad(ends, targets, heads, allow_unused=True)
-        arrays = [None if g is None else g.cpu().numpy() for g in grads]
+        arrays = [None if g is None else array_of(g) for g in grads]
         params = {
-            o: self.weights[o][1].back(np.zeros(tuple(t.shape), np.float32) if g is None else g)
+            o: self.weights[o][1].back(array_of(self.torch.zeros_like(t)) if g is None else g)
             for (o, t), g in zip(wanted.items(), arrays, strict=False)
         }
         rest = iter(arrays[len(wanted) :])
         states = {
-            o: np.array(w.back(tensors[t].detach().cpu().numpy()))
+            o: np.array(w.back(array_of(tensors[t])))
             for o, (t, w) in self.weights.items()
             if o not in wanted
         }
         self.module.load_state_dict(kept)
         self.module.train(was)
         return Pulled(
-            [o.detach().cpu().numpy() for o in outputs],
+            [array_of(o) for o in outputs],
             params,
             [next(rest) if x.requires_grad else None for x in xs],
             states,
@@ -156,17 +156,18 @@ class TorchTrainer:
         module, weights = build(by_mode(graph), values)
         self.runner = TorchRunner(module.train(), weights, device)
         self.module = module
-        self.update = execute(emit(specialize(update.graph)), "torch")().to(device)
         tensors = self.runner._tensors()
         self.names = [n for n, t in tensors.items() if t.requires_grad]
         self.params = [tensors[n] for n in self.names]
+        kinds = [dtype_of(p.dtype) for p in self.params]
+        self.updates = by_dtype(update, kinds, lambda g: execute(emit(g), "torch")().to(device))
         self._slots = [[self.torch.zeros_like(p) for _ in update.slots] for p in self.params]
         self.count = self.torch.zeros((), device=device)
 
     def step(self, inputs: Sequence[Array], lr: float) -> float:
         """One step on a batch; the loss before it."""
         torch = self.torch
-        xs = [x if isinstance(x, torch.Tensor) else torch.from_numpy(np.array(x)) for x in inputs]
+        xs = [x if isinstance(x, torch.Tensor) else tensor_of(x) for x in inputs]
         loss = self.module(*(x.to(self.runner.device) for x in xs))
         if not loss.requires_grad:  # nothing of it depends on a parameter
             loss = loss + 0 * sum(p.sum() for p in self.params)
@@ -175,7 +176,7 @@ class TorchTrainer:
         with torch.no_grad():
             self.count += 1
             for i, (p, g) in enumerate(zip(self.params, grads, strict=True)):
-                new = self.update(p, g, *self._slots[i], self.count, rate)
+                new = self.updates[i](p, g, *self._slots[i], self.count, rate)
                 first, *slots = new if isinstance(new, tuple) else (new,)
                 p.copy_(first)
                 self._slots[i] = slots
