@@ -191,8 +191,9 @@ def _one(value: Value, shape: Sequence[Any]) -> tuple[int, ...] | None:
 
 
 FUNCTIONS: dict[str, Callable[..., Code]] = {
-    "add": _add, "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "pad": _pad, "slice_axis": _slice,
-    "select": _select, "reshape": _reshape, "broadcast_to": _broadcast_to, "full": _full,
+    "add": _add, "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "pad": _pad,
+    "slice_axis": _slice, "select": _select, "reshape": _reshape, "broadcast_to": _broadcast_to,
+    "full": _full,
     "constant": _constant, "batch_norm": _batch_norm, "cross_entropy": _cross_entropy,
     "mse_loss": _mse_loss, "cond": _CLOSURE, "scan": _CLOSURE, "take_grad": _GRADIENT,
     "random_uniform": _RANDOM,
