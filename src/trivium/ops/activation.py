@@ -27,7 +27,8 @@ def _clip_normal(x: Type, *, min: Any, max: Any, edge: str) -> dict[str, Any]:
              outside="F.hardtanh({x}, {min}, {max})"),
     keras=By("edge", inside="ops.clip({x}, {min}, {max})"),
     tensorflow=By("edge", inside="tf.clip_by_value({x}, {min}, {max})"),
-    mxnet=By("edge", inside="F.clip({x}, {min}, {max})"),
+    mxnet=By("edge", inside="F.clip({x}, {min}, {max})",
+             outside="flat_clip(F, {x}, {min}, {max})"),
 )  # fmt: skip
 def clip(x: Any, *, min: float, max: float, edge: str = "inside") -> Any:
     """x, but at least ``min`` and at most ``max``, which are numbers.

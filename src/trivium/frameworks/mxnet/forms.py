@@ -210,6 +210,12 @@ def shared_{name}(F, x, y):
     return F.broadcast_{name}(x, y) / 2 + F.broadcast_{name}(y, x) / 2
 '''
 
+_FLAT = '''
+def flat_clip(F, x, low, high):
+    """F.clip, but the gradient at the bounds themselves is 0: F.clip's is 1 there."""
+    return F.where((x > low) * (x < high), x, F.BlockGrad(F.clip(x, low, high)))
+'''
+
 _ARRAY_OF = '''
 def array_of(F, parameter):
     """A parameter of a layer inside, to compute with: hybrid_forward gets the block's own alone."""
@@ -223,5 +229,6 @@ HELPERS = {
     "min_shared": _SHARED.format(name="min", plural="minima"),
     **{f"{name}_first": _FIRST.format(name=name) for name in ("max", "min")},
     **{f"shared_{name}": _HALVES.format(name=name) for name in ("maximum", "minimum")},
+    "flat_clip": _FLAT,
     "array_of": _ARRAY_OF,
 }
