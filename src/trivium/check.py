@@ -83,7 +83,9 @@ def _check_node(node: Node, where: str, sizes: frozenset[str]) -> None:
         for training in (True, False) if attrs.get("training") is MODE else (None,):
             mode = {} if training is None else {"training": training}
             body = _body(op, types, attrs | mode, where)
-            check(body, sizes)
+            for inner in body.nodes:  # the other ops said their types when the body was made
+                if OPS[inner.op].is_composite and OPS[inner.op].rule is not None:
+                    _check_node(inner, f"{where}, {inner!r}", sizes)
             if (makes := [v.type for v in body.outputs]) != has:
                 raise GraphError(f"{where}: says {has}, its body makes {makes}")
 

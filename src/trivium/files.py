@@ -75,6 +75,8 @@ def load(path: str | Path) -> Module:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, a model is a file")
     match path.suffix:
         case ".tv" | ".safetensors":
             return _load_tv(path)
