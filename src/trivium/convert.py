@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from trivium.graph import Graph, UnsupportedError
-from trivium.nn.module import GraphModule, Module, trace
+from trivium.nn.module import GraphModule, Module
+from trivium.nn.opening import open_trace
 from trivium.report import Report, VerificationError
-from trivium.tensor import Spec, spec_of
+from trivium.tensor import Spec
 from trivium.verify import GraphRunner, Side, compare_sides
 
 TARGETS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
@@ -28,12 +29,14 @@ def _at(framework: str, part: str) -> Any:
 
 
 # -- in --------------------------------------------------------------------------------------------
-def from_torch(module: Any, *examples: Any) -> Module:
+def from_torch(module: Any, *examples: Any, training: bool | None = None) -> Module:
     """A torch.nn.Module as a Trivium Module, with its parameter names, trainable.
 
-    ``examples`` are inputs (tensors or arrays) as ``module`` takes them; the batch stays open.
+    ``examples`` are inputs (tensors or arrays) as ``module`` takes them; every size that the module
+    leaves open stays open. ``training`` reads one mode alone, where the two differ in more than
+    dropout and batch norm.
     """
-    return _at("torch", "read").read(module, *examples)  # type: ignore[no-any-return]
+    return _at("torch", "read").read(module, *examples, training=training)  # type: ignore[no-any-return]
 
 
 def from_keras(model: Any) -> Module:
@@ -92,7 +95,7 @@ def as_module(model: Any, *examples: Any) -> Module:
 
 # -- the Graph of a model, and its sides -----------------------------------------------------------
 def graph_of(model: Module, *examples: Any) -> Graph:
-    """A module's Graph, its mode and its batch open.
+    """A module's Graph, its mode open, and every size that the module leaves open.
 
     A model that has not seen data yet needs ``examples`` (arrays or Specs).
     """
@@ -102,8 +105,7 @@ def graph_of(model: Module, *examples: Any) -> Graph:
         raise ValueError(
             "this model learns its sizes from data: pass an example input or a tv.Spec"
         )
-    specs = [spec_of(x, batch=True) for x in examples]
-    return trace(model, *specs, name=type(model).__name__)
+    return open_trace(model, *examples, name=type(model).__name__)
 
 
 def side_of(model: Any, *examples: Any) -> Side:

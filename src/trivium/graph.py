@@ -152,7 +152,7 @@ def _install() -> None:
 
     def binary(name: str, swap: bool) -> Any:
         def method(self: Any, other: Any) -> Any:
-            if not isinstance(other, (Operators, bool, int, float, np.ndarray, np.generic)):
+            if not isinstance(other, (Operators, bool, int, float, Dim, np.ndarray, np.generic)):
                 return NotImplemented
             return OPS[name](other, self) if swap else OPS[name](self, other)
 
@@ -273,6 +273,8 @@ class Graph:
         self.inner = False  # inside a control-flow node: what it reads from outside is an input
         self.classes: dict[str, str] = {}  # scope -> what the source called the module's class
         self.structure: Any = None  # how the outputs were nested, when that was more than one
+        self.sizes: dict[str, int] = {}
+        """What open sizes were in the example that this was read from, the batch apart."""
         self._tokens: list[contextvars.Token[Graph | None]] = []
 
     # -- building ------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,9 @@ from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target,
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.decompose import decompose
-from trivium.transforms.replay import prune, replay
+from trivium.transforms.replay import prune, replay, specialize
 from trivium.transforms.simplify import simplify
+from trivium.transforms.sizes import silent_axes
 
 
 @dataclass(eq=False)
@@ -64,7 +65,11 @@ class Emitter:
 
     def __init__(self, graph: Graph, target: Target):
         self.target = target
-        graph = _numbers_where_used(decompose(target.prepare(simplify(graph)), keep=target.lowers))
+        plain = simplify(graph)
+        self.made_for: dict[str, list[int]] = {}  # data input -> axes whose size has to be checked
+        for v, axis in [] if graph.inner else silent_axes(plain):
+            self.made_for.setdefault(v.name, []).append(axis)
+        graph = _numbers_where_used(decompose(target.prepare(plain), keep=target.lowers))
         self.graph = graph
         self.classes: list[Class] = []
         self.weights: dict[str, tuple[str, Weight]] = {}
@@ -168,6 +173,8 @@ class Emitter:
     def chain_of(self, body: Body) -> list[str] | None:
         """The members in order, if the block is Sequential: numbered, each feeding the next."""
         block = body.block
+        if not block.path and self.made_for:
+            return None  # it has something to say
         if not self.target.sequential or len(block.inputs) != 1 or len(block.outputs) != 1:
             return None
         order = []
@@ -282,6 +289,18 @@ class Emitter:
     def names_of_slots(self, cls: Class) -> dict[int, str]:
         """Slot number -> constructor argument that holds it."""
         return {i: name for name, at in cls.parameters.items() for i in at}
+
+
+def with_sizes(write: Callable[[Graph], Emitted], graph: Graph) -> Emitted:
+    """The source of a Graph; a target that cannot say an open size gets the example's sizes."""
+    try:
+        return write(graph)
+    except UnsupportedError:
+        if not graph.sizes:
+            raise
+        fixed = specialize(graph, graph.sizes)
+        fixed.sizes = {}
+        return write(fixed)
 
 
 def _numbers_where_used(graph: Graph) -> Graph:

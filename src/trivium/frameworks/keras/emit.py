@@ -18,7 +18,7 @@ from trivium.frameworks.keras.exact import HELPERS
 from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, FunctionWriter
 from trivium.frameworks.keras.prepare import ALL_FORMS, prepared, written
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import Emitted, Emitter
+from trivium.frameworks.source import Emitted, Emitter, with_sizes
 from trivium.frameworks.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 
@@ -171,7 +171,7 @@ def emit(graph: Graph) -> Emitted:
         if v.dtype != "float32":
             raise UnsupportedError(f"Keras source with the {v.dtype} parameter {v.name}",
                                    remedy="make the model float32")  # fmt: skip
-    return FunctionEmitter(graph, Keras()).run()
+    return with_sizes(lambda g: FunctionEmitter(g, Keras()).run(), graph)
 
 
 def emit_function(graph: Graph) -> Emitted:
