@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+import trivium as tv  # noqa: E402
 from trivium import dtype as dt  # noqa: E402
 from trivium.frameworks.torch.read import read  # noqa: E402
 from trivium.graph import MODE, UnsupportedError  # noqa: E402
@@ -621,8 +622,8 @@ def test_two_inputs_have_one_batch_only_when_the_model_says_so():
     apart = read(Does(lambda m, x, y: (x, y.sum())), normal(3, 4), normal(3, 4)).graph
     assert [str(v.shape[0]) for v in together.inputs] == ["batch", "batch"]
     assert [str(v.shape[0]) for v in apart.inputs] == ["batch", "batch_1"]
-    fixed = read(Does(lambda m, x, y: x * y), normal(3, 4), normal(4)).graph
-    assert [v.shape for v in fixed.inputs][1] == (4,)
+    shared = read(Does(lambda m, x, y: x * y), normal(3, 4), normal(4)).graph
+    assert shared.inputs[1].shape == shared.inputs[0].shape[1:]
 
 
 def test_bfloat16_parameters():
@@ -643,7 +644,7 @@ def test_bfloat16_parameters():
 def test_a_size_that_the_model_fixes_is_said(function, reason):
     with pytest.warns(UserWarning, match=f"exactly the size.*{reason}"):
         model = read(Does(function), normal(3, 4))
-    assert model.graph.inputs[0].shape == (3, 4)
+    assert model.graph.inputs[0].shape[0] == 3
 
 
 # -- refused ---------------------------------------------------------------------------------------
@@ -714,3 +715,100 @@ def test_one_mode_alone():
         model = read(module, normal(3, 4), training=mode)
         x = np.ones((2, 4), np.float32)
         np.testing.assert_array_equal(Interpreter(model.graph)(x)[0], factor * x)
+
+
+# -- what may differ between training and evaluation -----------------------------------------------
+class DropsPaths(nn.Module):
+    """As timm and torchvision ("empty") and transformers ("floor") drop a whole branch."""
+
+    def __init__(self, how, rate=0.25):
+        super().__init__()
+        self.body, self.how, self.keep = nn.Linear(4, 4), how, 1 - rate
+
+    def forward(self, x):
+        y = self.body(x)
+        if not self.training:
+            return x + y
+        sizes = (x.shape[0],) + (1,) * (x.ndim - 1)
+        if self.how == "empty":
+            return x + y * y.new_empty(sizes).bernoulli_(self.keep).div_(self.keep)
+        return x + y.div(self.keep) * (self.keep + torch.rand(sizes, dtype=y.dtype)).floor_()
+
+
+@pytest.mark.parametrize("how", ["empty", "floor"])
+def test_a_branch_dropped_by_chance_is_a_dropout_of_ones(how):
+    model = DropsPaths(how)
+    ours = read(model, normal(64, 3, 4))
+    (node,) = [n for n in ours.graph.nodes if n.op == "dropout"]
+    assert node.attrs["rate"] == 0.25 and node.attrs["training"] is MODE
+    assert [str(s) for s in node.out.shape] == ["batch", "1", "1"]
+    x = normal(64, 3, 4)
+    with torch.no_grad():
+        branch, want = model.body(x).numpy(), model.eval()(x).numpy()
+    np.testing.assert_allclose(np.asarray(ours.eval()(x.numpy())), want, 1e-5, 1e-6)
+    # Training: every row has its branch whole, grown by 1/keep, or not at all.
+    got = np.asarray(ours.train()(x.numpy())) - x.numpy()
+    kept = np.abs(got - branch / 0.75).max((1, 2)) < 1e-5
+    gone = np.abs(got).max((1, 2)) < 1e-6
+    assert (kept | gone).all() and kept.any() and gone.any()
+    again = read(model, normal(3, 4), training=True)
+    assert [n.attrs["training"] for n in again.graph.nodes if n.op == "dropout"] == [True]
+
+
+def test_a_mask_that_is_not_scaled_is_no_dropout():
+    class Unscaled(DropsPaths):
+        def forward(self, x):
+            y = self.body(x)
+            return y * torch.empty_like(y).bernoulli_(0.5) if self.training else y
+
+    with pytest.raises(UnsupportedError, match="training and evaluation differ"):
+        read(Unscaled("empty"), normal(3, 4))
+
+
+class Attends(nn.Module):
+    """As BERT does: another rate while evaluating, and copies that change no number."""
+
+    def __init__(self, rate=0.1):
+        super().__init__()
+        self.qkv, self.rate = nn.Linear(4, 12), rate
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.transpose(1, 2) / 2
+        if self.training:
+            scores, v = scores.contiguous().clone(), v.to(v.dtype).expand(v.shape)
+        weights = scores.softmax(-1)
+        weights = F.dropout(weights, self.rate if self.training else 0.0, self.training)
+        return (weights @ v).view(x.shape)
+
+
+def test_copies_and_a_rate_of_none_are_no_difference():
+    model = read(Attends(), normal(3, 5, 4))
+    assert [n.attrs["training"] for n in model.graph.nodes if n.op == "dropout"] == [MODE]
+    source, x = Attends().eval(), normal(2, 7, 4, seed=1)
+    ours = read(source, normal(3, 5, 4)).eval()
+    np.testing.assert_allclose(np.asarray(ours(x.numpy())), source(x).detach(), 1e-5, 1e-6)
+
+
+def test_a_copy_that_is_written_to_is_a_difference():
+    class Writes(nn.Module):
+        def forward(self, x):
+            x = x * 2
+            y = x.clone() if self.training else x
+            y.add_(1)
+            return x + y
+
+    with pytest.raises(UnsupportedError, match="training and evaluation differ"):
+        read(Writes(), normal(3, 4))
+
+
+def test_one_mode_by_the_public_name():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x * 2 if self.training else x * 3
+
+    with pytest.raises(UnsupportedError, match="training=False"):
+        tv.from_torch(Two(), normal(2, 4))
+    for training, factor in ((False, 3), (True, 2)):
+        ours = tv.from_torch(Two(), normal(2, 4), training=training)
+        np.testing.assert_allclose(np.asarray(ours(np.ones((2, 4), "f"))), factor)

@@ -35,10 +35,10 @@ def from_torch(module: Any, *examples: Any, training: bool | None = None,
                verify: bool = True) -> Module:  # fmt: skip
     """A torch.nn.Module as a Trivium Module, with its parameter names, trainable.
 
-    ``examples`` are inputs (tensors or arrays) as ``module`` takes them; the batch stays open.
-    ``training`` True or False reads one mode alone, for a module whose two modes differ in more
-    than dropout and batch norm. ``verify``: the module is run beside what was read, and
-    VerificationError says where they part.
+    ``examples`` are inputs (tensors or arrays) as ``module`` takes them; every size that the module
+    leaves open stays open. ``training`` True or False reads one mode alone, for a module whose two
+    modes differ in more than dropout and batch norm. ``verify``: the module is run beside what was
+    read, and VerificationError says where they part.
     """
     return _read("torch", module, examples, verify, training=training)
 

@@ -159,6 +159,8 @@ class Graph:
         self.inner = False  # inside a control-flow node: what it reads from outside is an input
         self.classes: dict[str, str] = {}  # scope -> what the source called the module's class
         self.structure: Any = None  # how the outputs were nested, when that was more than one
+        self.sizes: dict[str, int] = {}
+        """What open sizes were in the example that this was read from, the batch apart."""
         self._tokens: list[contextvars.Token[Graph | None]] = []
 
     # -- building ------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType, as_dtype
-from trivium.shape import Shape, Size, size_product
+from trivium.shape import Dim, Shape, Size, size_product
 
 OPS: dict[str, Any] = {}
 """Every op by name; filled by ``op.py`` as the ops are declared."""
@@ -98,7 +98,7 @@ def _install() -> None:
 
     def binary(name: str, swap: bool) -> Any:
         def method(self: Any, other: Any) -> Any:
-            if not isinstance(other, (Operators, bool, int, float, np.ndarray, np.generic)):
+            if not isinstance(other, (Operators, bool, int, float, Dim, np.ndarray, np.generic)):
                 return NotImplemented
             return OPS[name](other, self) if swap else OPS[name](self, other)
 

@@ -341,6 +341,19 @@ def normalize_axes(axis: int | tuple[int, ...] | None, rank: int) -> tuple[int, 
     return result
 
 
+def axis_name(axis: int, rank: int) -> str:
+    """What an open axis of an array of this rank is called.
+
+    >>> [axis_name(i, 4) for i in range(4)]
+    ['batch', 'channels', 'height', 'width']
+    """
+    if axis == 0:
+        return "batch"
+    images = {3: ("length", "features"), 4: ("channels", "height", "width"),
+              5: ("channels", "depth", "height", "width")}  # fmt: skip
+    return images.get(rank, ("length", *(f"axis_{i}" for i in range(2, rank))))[axis - 1]
+
+
 def bind(shape: Shape, actual: tuple[int, ...], env: dict[str, int], where: str) -> None:
     """Learn from an array's actual shape what the names in ``shape`` stand for, into ``env``."""
     if len(shape) != len(actual):

@@ -193,6 +193,7 @@ class Calls(Target):
         arguments = {v: copy.input("data", v.dtype, v.shape, v.name) for v in graph.inputs}
         _, env = replay(graph, into=copy, inputs=arguments)
         copy.outputs = [env[v] for v in graph.outputs]  # type: ignore[misc]
+        copy.inner = True
         inner = self.inner(copy)
         inner.settle()
         source = "\n\n\n".join(self.function(inner, cls) for cls in inner.classes)

@@ -13,7 +13,7 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,9 @@ from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target,
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.decompose import decompose
-from trivium.transforms.replay import prune, replay
+from trivium.transforms.replay import prune, replay, specialize
 from trivium.transforms.simplify import simplify
+from trivium.transforms.sizes import silent_axes
 
 HELD = ("param", "state")
 """The kinds of what a model holds."""
@@ -68,7 +69,11 @@ class Emitter:
 
     def __init__(self, graph: Graph, target: Target):
         self.target = target
-        graph = target.prepare(simplify(graph))
+        plain = simplify(graph)
+        self.made_for: dict[str, list[int]] = {}  # data input -> axes whose size has to be checked
+        for v, axis in [] if graph.inner else silent_axes(plain):
+            self.made_for.setdefault(v.name, []).append(axis)
+        graph = target.prepare(plain)
         unread = {v.name for v in graph.unread()}
 
         def kept(node: Node) -> bool:
@@ -226,6 +231,8 @@ class Emitter:
     def chain_of(self, body: Body) -> list[str] | None:
         """The members in order, if the block is Sequential: numbered, each feeding the next."""
         block = body.block
+        if not block.path and self.made_for:
+            return None  # it has something to say
         if not self.target.sequential or len(block.inputs) != 1 or len(block.outputs) != 1:
             return None
         order = []
@@ -348,6 +355,18 @@ def _floats(node: Node) -> set[DType]:
     """The floating dtypes of the parameters that a node reads."""
     held = (v.dtype for v in node.inputs if v is not None and v.kind in HELD)
     return {d for d in held if d.is_floating}
+
+
+def with_sizes(write: Callable[[Graph], Emitted], graph: Graph) -> Emitted:
+    """The source of a Graph; a target that cannot say an open size gets the example's sizes."""
+    try:
+        return write(graph)
+    except UnsupportedError:
+        if not graph.sizes:
+            raise
+        fixed = specialize(graph, graph.sizes)
+        fixed.sizes = {}
+        return write(fixed)
 
 
 def _numbers_where_used(graph: Graph) -> Graph:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement
@@ -28,6 +29,8 @@ class Writer:
         self.names: dict[Value, str] = {}
         self.pending: dict[Value, tuple[str, bool, int]] = {}
         self.left = self._uses()
+        sizes = (p for s in self.body.statements for p in s.code if isinstance(p, Size))
+        self.sizes_left = Counter(name for p in sizes for name in p.dim.names())
 
     def _uses(self) -> dict[Value, int]:
         count: dict[Value, int] = {}
@@ -64,16 +67,20 @@ class Writer:
     def text(self, code: Code) -> tuple[str, int]:
         """An expression with what is pending put in; and how deep it nests."""
         out, depth = "", 0
+
+        def alone(i: int) -> bool:
+            """Is this piece an argument by itself, where no operator is beside it?"""
+            before = code[i - 1] if i else ""
+            return (
+                isinstance(before, str)
+                and before.endswith(("(", ", ", "["))
+                and (i + 1 < len(code) and str(code[i + 1]).startswith((")", ",")))
+            )
+
         for i, p in enumerate(code):
             if isinstance(p, Value) and p in self.pending:
                 inner, infix, below = self.pending[p]
-                before = code[i - 1] if i else ""
-                alone = (
-                    isinstance(before, str)
-                    and before.endswith(("(", ", ", "["))
-                    and (i + 1 < len(code) and str(code[i + 1]).startswith((")", ",")))
-                )
-                out += f"({inner})" if infix and not alone else inner
+                out += f"({inner})" if infix and not alone(i) else inner
                 depth = max(depth, below + 1)
             elif isinstance(p, Value):
                 out += self.names[p]
@@ -82,7 +89,8 @@ class Writer:
             elif isinstance(p, Member):
                 out += self.member(p)
             elif isinstance(p, Size):
-                out += self.size(p.dim)
+                size = self.size(p.dim)  # a sum or a product is no factor as it stands
+                out += f"({size})" if re.search(r"[-+*/]", size) and not alone(i) else size
             else:
                 out += self.piece(p)
         return out, depth
@@ -134,6 +142,7 @@ class Writer:
 
     def write(self) -> list[str]:
         """The lines of the body, ``return`` included."""
+        self.lines += self.checks()
         statements = self.body.statements
         for i, s in enumerate(statements):
             following = (
@@ -144,6 +153,45 @@ class Writer:
         parts = [self.pending[v][0] if v in self.pending else self.names[v] for v in outputs]
         self.lines.append(self.result(parts))
         return self.lines
+
+    def checks(self) -> list[str]:
+        """What the model says when it meets a size that it was not made for."""
+        lines = []
+        for v, condition in self.foreign():
+            made, name = ", ".join(map(str, v.shape)) + "," * (len(v.shape) == 1), self.names[v]
+            lines += [
+                f"if {condition}:",
+                f'    raise ValueError(f"made for {name} of shape ({made}), '
+                f'got {{tuple({name}.shape)}}")',
+            ]
+        return lines
+
+    def foreign(self) -> Iterator[tuple[Value, str]]:
+        """Inputs of the model, each with what is true of a shape that it was not made for."""
+        made_for = self.emitter.made_for if self.body is self.emitter.root else {}
+        for v in self.body.block.inputs:
+            axes = made_for.get(v.name, [])
+            first, name = min(axes, default=0), self.names[v]
+            if (
+                len(axes) > 1
+                and all(isinstance(v.shape[a], int) for a in axes)
+                and (axes == list(range(first, len(v.shape))))
+            ):
+                yield v, f"{name}.shape[{first}:] != {tuple(v.shape[first:])}"
+            elif axes:
+                yield (
+                    v,
+                    " or ".join(f"{name}.shape[{a}] != {self.source(v.shape[a])}" for a in axes),
+                )
+
+    def source(self, size: Any) -> str:
+        """A size of an input, open ones read from the first input that has them."""
+        text = str(size)
+        for word in sorted(size.names(), key=len, reverse=True) if isinstance(size, Dim) else ():
+            v = next(v for v in self.body.block.inputs if Dim(word) in v.shape)
+            at = f"{self.names[v]}.shape[{v.shape.index(Dim(word))}]"
+            text = re.sub(rf"\b{word}\b", at, text)
+        return text
 
     def result(self, parts: Sequence[str]) -> str:
         """The last line of a body."""
@@ -164,6 +212,9 @@ class Writer:
         for p in used:
             self.pending.pop(p, None)
             self.left[p] -= 1
+        self.sizes_left.subtract(
+            name for p in s.code if isinstance(p, Size) for name in p.dim.names()
+        )
         only = s.outputs[0] if len(s.outputs) == 1 else None
         next_uses = sum(1 for p in following if p is only)
         last = s is self.body.statements[-1]
@@ -184,6 +235,9 @@ class Writer:
     def name_for(self, value: Value, used: Sequence[Value], s: Statement | None) -> str:
         """``x`` again when the x before is no longer needed; else a new name."""
         live = {v for v, n in self.left.items() if n > 0 and v in self.names}
+        for size in (Dim(n) for n, count in self.sizes_left.items() if count > 0):
+            if not any(size in v.shape for v in (value, *live)):  # somebody has to be asked for it
+                live |= set([v for v in self.names if size in v.shape][-1:])
         candidates = [self.names[v] for v in self.names if v not in live]
         busy = {self.names[v] for v in live}
         for v in [*used, *reversed(self.names)]:

@@ -55,7 +55,7 @@ def draw(graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int =
 
 
 def dims_of(graph: Graph, batch: int, examples: Sequence[Any]) -> dict[str, int]:
-    env = dict.fromkeys(graph.dims(), 8) | {"batch": batch}
+    env = dict.fromkeys(graph.dims(), 8) | graph.sizes | {"batch": batch}
     for v, x in zip(graph.of_kind("data"), examples, strict=False):
         for size, actual in zip(v.shape, np.shape(x), strict=True):
             if (

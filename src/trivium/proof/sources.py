@@ -13,11 +13,13 @@ import numpy as np
 
 from trivium.engines import ENGINES, Engine
 from trivium.graph import Graph, UnsupportedError
-from trivium.nn.module import GraphModule, Module, trace
+from trivium.nn.module import GraphModule, Module
+from trivium.nn.opening import open_trace
 from trivium.proof.facts import rates
 from trivium.proof.live import ModuleRunner
 from trivium.proof.witness import GraphRunner, Side
-from trivium.tensor import Spec, asarray, spec_of
+from trivium.shape import Dim
+from trivium.tensor import Spec, asarray
 
 READ = "read, not run"
 
@@ -126,19 +128,25 @@ def ran_by(framework: str) -> str:
 
 
 def graph_of(model: Module, *examples: Any) -> Graph:
-    """A module's Graph, its mode and its batch open.
+    """A module's Graph, its mode open, and every size that the module leaves open.
 
     A model that has not seen data yet needs ``examples`` (arrays or Specs); one that was called,
     built or fitted remembers what it was given.
     """
     if isinstance(model, GraphModule):
         return model.graph
-    specs = [spec_of(x, batch=True) for x in examples] or list(model.inputs_seen)
-    if not specs:
+    given = list(examples) or [_as_seen(s) for s in model.inputs_seen]
+    if not given:
         raise ValueError(
             "this model learns its sizes from data: pass an example input or a tv.Spec, or call it"
         )
-    return trace(model, *specs, name=type(model).__name__)
+    return open_trace(model, *given, name=type(model).__name__)
+
+
+def _as_seen(spec: Spec) -> Any:
+    """An example of what a model was given before; its batch is the one size known to be open."""
+    sizes = [2 if s == Dim("batch") else s for s in spec.shape]
+    return np.zeros(sizes, spec.dtype.numpy) if all(isinstance(s, int) for s in sizes) else spec
 
 
 def arrays_or_specs(examples: Sequence[Any]) -> list[Any]:

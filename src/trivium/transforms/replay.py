@@ -54,7 +54,7 @@ def replay(
     if into is None:
         new.outputs = [env[v] for v in graph.outputs]  # type: ignore[misc]
         new.updates = {env[k]: env[v] for k, v in graph.updates.items()}  # type: ignore[misc]
-        new.structure, new.classes = graph.structure, graph.classes
+        new.structure, new.classes, new.sizes = graph.structure, graph.classes, graph.sizes
     return new, env
 
 

@@ -35,7 +35,7 @@ from trivium.frameworks.functional import (
 )
 from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, Weight, square
-from trivium.frameworks.source import Body, Class, Emitted, Emitter
+from trivium.frameworks.source import Body, Class, Emitted, Emitter, with_sizes
 from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, quoted
 from trivium.op import Refused
@@ -463,7 +463,7 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
 
 def emit(graph: Graph) -> Emitted:
     """The source of a JAX function ``f(params, *inputs)`` that means this Graph."""
-    emitted = Functions(graph, Jax()).run()
+    emitted = with_sizes(lambda g: Functions(g, Jax()).run(), graph)
     imports = [f"import {m}\n" for m in ("itertools", "math") if f"{m}.prod" in emitted.source]
     emitted.source = "".join(imports) + "\n" * bool(imports) + emitted.source
     return emitted

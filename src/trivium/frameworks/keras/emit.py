@@ -18,7 +18,7 @@ from trivium.frameworks.keras.exact import HELPERS
 from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, FunctionWriter
 from trivium.frameworks.keras.prepare import ALL_FORMS, prepared, written
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import Emitted, Emitter
+from trivium.frameworks.source import Emitted, Emitter, with_sizes
 from trivium.frameworks.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 
@@ -166,6 +166,10 @@ class _Function(Keras):
 
 def emit(graph: Graph) -> Emitted:
     """The source of a function that builds the Keras model this Graph means."""
+    return with_sizes(_emit, graph)
+
+
+def _emit(graph: Graph) -> Emitted:
     emitter = FunctionEmitter(graph, Keras())
     for v in graph.of_kind("param", "state"):
         if v.dtype != "float32" and v.name not in emitter.free:

@@ -195,6 +195,17 @@ class FunctionWriter(Writer):
             return [f"{names[0]} = inputs = {made[0]}"]
         return ["inputs = [", *(f"    {m}," for m in made), "]", f"{', '.join(names)} = inputs"]
 
+    def checks(self) -> list[str]:
+        """A functional model holds what it is given against its own inputs, but for the batch."""
+        for v in self.body.block.inputs if self.root else ():
+            if 0 in self.emitter.made_for.get(v.name, ()) and isinstance(v.shape[0], int):
+                raise UnsupportedError(
+                    f"Keras source of a model for exactly {v.shape[0]} rows of {v.name}, which "
+                    f"Keras would not hold a batch against", "the model",
+                    "leave the first size open: give an example of another batch",
+                )  # fmt: skip
+        return []
+
     def result(self, parts: Sequence[str]) -> str:
         if not self.root:
             return super().result(parts)

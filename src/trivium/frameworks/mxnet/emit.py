@@ -16,7 +16,7 @@ from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.mxnet.forms import FORMS, HELPERS
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import prepare
-from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat, with_sizes
 from trivium.frameworks.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim
@@ -117,9 +117,10 @@ def class_source(emitter: Emitter, cls: Class) -> str:
         lines += ["        " + line for line in writer.declarations()]
     if not body.chain:
         lines += [""] * bool(body.members)
+        names = writer.argument_names()
         own = [n for n in writer.own if "." not in n]
-        arguments = ", ".join([*writer.argument_names(), *own])
-        lines.append(f"    def hybrid_forward(self, F, {arguments}):")
+        lines += ["    " + line if line else "" for line in writer.entrance(names)]
+        lines.append(f"    def hybrid_forward(self, F, {', '.join([*names, *own])}):")
         lines += ["        " + line for line in writer.write()]
     return "\n".join(lines)
 
@@ -255,7 +256,24 @@ class _Writer(Writer):
                 name = name if where else self.inner(name)
                 yield from self.layers(inner, f"{where}[{name}]" if where else self.place(name))
 
-    # -- hybrid_forward ----------------------------------------------------------------------------
+    # -- forward and hybrid_forward ----------------------------------------------------------------
+    def entrance(self, names: list[str]) -> list[str]:
+        """``forward`` with the checks: what it passes on may be a Symbol, which has no shape."""
+        arguments = ", ".join(names)
+        inside = [*super().checks(), f"return super().forward({arguments})"]
+        lines = [f"def forward(self, {arguments}):", *("    " + line for line in inside), ""]
+        return lines if len(inside) > 1 else []
+
+    def checks(self) -> list[str]:
+        """They stand in :meth:`entrance`."""
+        return []
+
+    def foreign(self) -> Iterator[tuple[Value, str]]:
+        """Inside of another block that is hybridized the inputs are Symbols."""
+        for v, condition in super().foreign():
+            either = f"({condition})" if " or " in condition else condition
+            yield v, f"isinstance({self.names[v]}, mx.nd.NDArray) and {either}"
+
     def member(self, member: Member) -> str:
         """A layer inside, or a parameter: by its argument where it is this block's own."""
         name = self.inner(member.name)
@@ -315,6 +333,10 @@ def _added(where: str, items: list[Declared]) -> list[str]:
 
 def emit(graph: Graph) -> Emitted:
     """The source of a HybridBlock that means this Graph."""
+    return with_sizes(_emit, graph)
+
+
+def _emit(graph: Graph) -> Emitted:
     target = MXNet()
     emitter = Emitter(graph, target)
     for v in graph.of_kind("param", "state"):

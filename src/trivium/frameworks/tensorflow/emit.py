@@ -20,11 +20,12 @@ from trivium.frameworks.functional import (
     tupled,
 )
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat, with_sizes
 from trivium.frameworks.tensorflow.calls import FUNCTIONS
 from trivium.frameworks.tensorflow.helpers import HELPERS
 from trivium.frameworks.tensorflow.layers import FORMS, Name, owned
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, identifier
+from trivium.shape import Dim
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay
 
@@ -222,6 +223,19 @@ class _Writer(CallWriter):
         turned = w.turned(len(self.shapes[name]))
         return f"tf.transpose({text}, {turned})" if turned else text
 
+    def checks(self) -> list[str]:
+        """Sizes may be known only when the graph runs, so TensorFlow has to ask."""
+        if not list(self.foreign()):
+            return []
+        shapes = []
+        for v in self.body.block.inputs:
+            sizes = (
+                f'"{s}"' if isinstance(s, Dim) and s == Dim(min(s.names())) else
+                "None" if isinstance(s, Dim) else str(s) for s in v.shape
+            )  # fmt: skip
+            shapes.append(f"({self.names[v]}, ({', '.join(sizes)}{',' * (len(v.shape) == 1)}))")
+        return [f"tf.debugging.assert_shapes([{', '.join(shapes)}])"]
+
     def size_of(self, name: str, axis: int) -> str:
         """Known when the graph runs."""
         return f"tf.shape({name})[{axis}]"
@@ -307,4 +321,4 @@ def _class(emitter: Emitter, cls: Class) -> str:
 
 def emit(graph: Graph) -> Emitted:
     """The source of a tf.Module that means this Graph."""
-    return Modules(graph, TensorFlow()).run()
+    return with_sizes(lambda g: Modules(g, TensorFlow()).run(), graph)

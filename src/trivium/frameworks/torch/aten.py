@@ -13,6 +13,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from trivium.dtype import DType
@@ -27,7 +28,7 @@ from trivium.frameworks.torch.exported import (
     scope_of,
     sizes_equal,
 )
-from trivium.graph import OPS, Graph, Type, UnsupportedError, Value
+from trivium.graph import MODE, OPS, Graph, Type, UnsupportedError, Value
 from trivium.shape import Dim
 
 Handler = Callable[..., Any]
@@ -35,15 +36,56 @@ HANDLERS: dict[str, Handler] = {}
 """Irregular operators by name, overloads together."""
 
 
-def aten(*names: str) -> Callable[[Handler], Handler]:
-    """The decorated function reads these operators: ``(at, **arguments by their ATen names)``."""
+_IN_ORDER: set[str] = set()
+
+
+def aten(*names: str, in_order: bool = False) -> Callable[[Handler], Handler]:
+    """The decorated function reads these operators: ``(at, **arguments by their ATen names)``.
+
+    ``in_order``: they keep the elements in their order, so where dtype and shape stay, nothing
+    happens.
+    """
 
     def enter(function: Handler) -> Handler:
         for name in names:
             HANDLERS[name] = function
+        if in_order:
+            _IN_ORDER.update(names)
         return function
 
     return enter
+
+
+def changes_nothing(node: Any) -> bool:
+    """Are a node's numbers, dtype and shape those of its first argument?"""
+    if node.op != "call_function" or not node.args or not hasattr(node.args[0], "meta"):
+        return False
+    name = name_of(node)
+    if name in ("dropout", "dropout_"):
+        return not node.args[1] or not node.args[2]
+    if name not in _IN_ORDER or any(_writes(name_of(u)) for u in node.users):
+        return False
+    before, after = node.args[0].meta.get("val"), node.meta.get("val")
+    return (before.dtype, str(before.shape)) == (after.dtype, str(after.shape))
+
+
+def _writes(name: str) -> bool:
+    """Does an operator of this name write into its first argument?"""
+    return name.endswith("_") and not name.endswith("__")
+
+
+@dataclass(frozen=True)
+class DropPath:
+    """``x * mask``, a mask of ``like``'s sizes that is 0 or 1/(1 - rate): a dropout of ones."""
+
+    x: Any
+    like: Any
+    rate: float
+    training: Any = MODE
+
+
+HIDDEN = object()
+"""What a node is that a DropPath stands for too."""
 
 
 # -- walking ---------------------------------------------------------------------------------------
@@ -85,7 +127,12 @@ class Reader:
     def call(self, node: Any) -> None:
         """One operator."""
         self.node, name = node, name_of(node)
-        if name == "getitem":
+        special = self.flags.get(node)
+        if special is HIDDEN:
+            pass  # a part of what a DropPath does
+        elif isinstance(special, DropPath):
+            self.drop_path(node, special)
+        elif name == "getitem":
             self.values[node] = self.value(node.args[0])[node.args[1]]
             self.roots[node] = self.root(node.args[0])
         elif name == "wrap_with_set_grad_enabled":
@@ -97,7 +144,6 @@ class Reader:
                 self.operator(node, name)
 
     def operator(self, node: Any, name: str) -> None:
-        writes = name.endswith("_") and not name.endswith("__")
         handler = (
             HANDLERS.get(name) or HANDLERS.get(name.rstrip("_")) or _ordinary(name.rstrip("_"))
         )
@@ -116,8 +162,15 @@ class Reader:
         )
         tensors = [a for a in node.all_input_nodes if not is_number(a.meta.get("val"))]
         self.roots[node] = self.root(tensors[0]) if aliases and tensors else node
-        if writes:
+        if _writes(name):
             self.write(node, node.args[0])
+
+    def drop_path(self, node: Any, path: DropPath) -> None:
+        """Ones, some of them dropped, beside each of which a whole branch is kept or goes."""
+        with self.graph.within(scope_of(node) or self.graph.scope):
+            ones = self.full(self.type_of(path.like.meta["val"]).shape, 1, self.out.dtype)
+            mask = self.dropped(ones, path.rate, path.training)
+            self.values[node] = self.checked(node, self.value(path.x) * mask)
 
     def decomposed(self, node: Any, name: str) -> Any:
         """An operator that torch itself defines by others (einsum), read as those."""
@@ -152,7 +205,7 @@ class Reader:
         with mode, _config.patch(backed_size_oblivious=True):
             inner = make_fx(call)(*metas).graph
         new = environment.guards[guards:] if environment else ()
-        if not all(of_an_operator(g, environment.simplify(g.expr)) for g in new):
+        if not all(of_an_operator(g, environment.simplify(g.expr), {}) for g in new):
             raise refusal  # it would hold for some sizes only
         places = [n for n in inner.nodes if n.op == "placeholder"]
         outer, order = self.node, self.order
@@ -304,6 +357,16 @@ class Reader:
         filled: Value = OPS["full"](shape=shape, value=value, dtype=dtype)
         return filled
 
+    def dropped(self, x: Value, rate: float, flag: Any) -> Value:
+        """``x`` with a part of it dropped, while ``flag`` says that this is training."""
+        if rate == 0 or flag is False:
+            return x
+        self.require(rate < 1, f"a rate of {rate}", "a dropout that drops everything has no op")
+        salt, self.dropouts = self.dropouts, self.dropouts + 1
+        key = self.graph.key()
+        done: Value = OPS["dropout"](x, key, rate=float(rate), training=flag, salt=salt)
+        return done
+
     def promoted(self, *items: Any, dtype: DType | None = None) -> list[Value]:
         """Values and numbers in the dtype that torch promotes them to."""
         import torch
@@ -407,32 +470,3 @@ def _ordinary(name: str) -> Handler | None:
         return op(*values, **attrs)
 
     return handler
-
-
-_BINARY = {
-    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "true_divide": "divide",
-    "maximum": "maximum", "minimum": "minimum", "eq": "equal", "ne": "not_equal", "lt": "less",
-    "le": "less_equal", "gt": "greater", "ge": "greater_equal",
-}  # fmt: skip
-
-
-def _binary(name: str) -> Handler:
-    def handler(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
-        x, y = at.promoted(self, other)
-        if name == "divide" and not x.dtype.is_floating:
-            x, y = at.promoted(x, y, dtype=at.out.dtype)
-        at.require(
-            x.dtype != "bool" or name in ("equal", "not_equal"),
-            "bools",
-            "use & and |, or convert to numbers",
-        )
-        if alpha != 1:
-            y = y * alpha
-        more = {"ties": "share"} if "ties" in OPS[name].defaults else {}  # torch halves a tie
-        return OPS[name](x, y, **more)
-
-    return handler
-
-
-for _theirs, _ours in _BINARY.items():
-    HANDLERS[_theirs] = _binary(_ours)

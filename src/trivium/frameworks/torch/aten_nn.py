@@ -260,17 +260,9 @@ def _softmax(
 
 
 # -- randomness ------------------------------------------------------------------------------------
-def _dropped(at: Reader, x: Any, rate: float, flag: Any) -> Any:
-    if rate == 0 or flag is False:
-        return x
-    at.require(rate < 1, f"a rate of {rate}", "a dropout that drops everything has no op")
-    at.dropouts += 1
-    return OPS["dropout"](x, at.graph.key(), rate=float(rate), training=flag, salt=at.dropouts - 1)
-
-
 @aten("dropout")
 def _dropout(at: Reader, input: Any, p: float, train: bool) -> Any:
-    return _dropped(at, input, p, at.flag(train))
+    return at.dropped(input, p, at.flag(train))
 
 
 # -- products, tables, recurrence ------------------------------------------------------------------
@@ -304,7 +296,7 @@ def _rnn(at: Reader, input: Any, hx: Any, params: Any, has_biases: bool, num_lay
     each, last = 4 if has_biases else 2, []
     for layer in range(num_layers):
         if layer:
-            x = _dropped(at, x, dropout, at.flag(train))
+            x = at.dropped(x, dropout, at.flag(train))
         x, h = OPS["rnn"](x, *params[layer * each : (layer + 1) * each], activation=activation)
         last.append(h)
     y = x if batch_first else OPS["transpose"](x, axes=(1, 0, 2))
@@ -328,7 +320,7 @@ def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = No
             scores = scores + attn_mask
     weights = OPS["softmax"](scores, axis=-1)
     flag = at.flag(dropout_p > 0) if dropout_p else False
-    return OPS["matmul"](_dropped(at, weights, dropout_p, flag), value)
+    return OPS["matmul"](at.dropped(weights, dropout_p, flag), value)
 
 
 # -- losses ----------------------------------------------------------------------------------------

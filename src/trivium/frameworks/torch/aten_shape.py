@@ -22,6 +22,7 @@ _END = 2**63 - 1  # what torch writes for "to the end"
     "positive",
     "resolve_conj",
     "identity",
+    in_order=True,
 )
 def _same_value(at: Reader, self: Any) -> Any:
     return self
@@ -32,7 +33,7 @@ def _detach(at: Reader, self: Any) -> Any:
     return OPS["stop_gradient"](self)
 
 
-@aten("to", "_to_copy", "type_as", "to_dtype")
+@aten("to", "_to_copy", "type_as", "to_dtype", in_order=True)
 def _to(at: Reader, self: Any, dtype: Any = None, other: Any = None) -> Any:
     return at.cast(self, at.out.dtype)
 
@@ -42,14 +43,14 @@ def _copy(at: Reader, self: Any, src: Any) -> Any:
     return OPS["broadcast_to"](at.cast(src, at.out.dtype), shape=at.out.shape)
 
 
-@aten("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten")
+@aten("view", "reshape", "_unsafe_view", "view_as", "reshape_as", "unflatten", in_order=True)
 def _reshape(at: Reader, self: Any, size: Any = None, shape: Any = None, other: Any = None,
              dim: Any = None, sizes: Any = None, dtype: Any = None) -> Any:  # fmt: skip
     at.require(dtype is None, "a view as another dtype")
     return OPS["reshape"](self, shape=at.out.shape)
 
 
-@aten("flatten")
+@aten("flatten", in_order=True)
 def _flatten(at: Reader, self: Any, start_dim: int = 0, end_dim: int = -1) -> Any:
     rank = len(self.shape)
     if rank and end_dim % rank == rank - 1:
@@ -112,7 +113,7 @@ def _squeeze(at: Reader, self: Any, dim: Any = None) -> Any:
     return OPS["squeeze"](self, axis=ones) if ones else self
 
 
-@aten("expand", "expand_as", "broadcast_to")
+@aten("expand", "expand_as", "broadcast_to", in_order=True)
 def _expand(at: Reader, self: Any, size: Any = None, other: Any = None) -> Any:
     return self if self.shape == at.out.shape else OPS["broadcast_to"](self, shape=at.out.shape)
 
@@ -452,7 +453,36 @@ def _addmm(at: Reader, self: Any, mat1: Any = None, mat2: Any = None, batch1: An
     return (self if beta == 1 else self * beta) + product
 
 
-# -- arithmetic that is no single op ---------------------------------------------------------------
+# -- arithmetic -----------------------------------------------------------------------------------
+_BINARY = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "true_divide": "divide",
+    "maximum": "maximum", "minimum": "minimum", "eq": "equal", "ne": "not_equal", "lt": "less",
+    "le": "less_equal", "gt": "greater", "ge": "greater_equal",
+}  # fmt: skip
+
+
+def _binary(name: str) -> Any:
+    def handler(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
+        x, y = at.promoted(self, other)
+        if name == "divide" and not x.dtype.is_floating:
+            x, y = at.promoted(x, y, dtype=at.out.dtype)
+        at.require(
+            x.dtype != "bool" or name in ("equal", "not_equal"),
+            "bools",
+            "use & and |, or convert to numbers",
+        )
+        if alpha != 1:
+            y = y * alpha
+        more = {"ties": "share"} if "ties" in OPS[name].defaults else {}  # torch halves a tie
+        return OPS[name](x, y, **more)
+
+    return handler
+
+
+for _theirs, _ours in _BINARY.items():
+    aten(_theirs)(_binary(_ours))
+
+
 @aten("rsub")
 def _rsub(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
     x, y = at.promoted(self, other)

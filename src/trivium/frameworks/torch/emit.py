@@ -19,7 +19,7 @@ from trivium.frameworks.code import (
 )
 from trivium.frameworks.functional import select, slice_axis
 from trivium.frameworks.layer import LayerForm, square
-from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat
+from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat, with_sizes
 from trivium.frameworks.torch.layers import FORMS, HELPERS, symmetric
 from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
@@ -377,4 +377,4 @@ class _Writer(Writer):
 
 def emit(graph: Graph) -> Emitted:
     """The source of a torch module that means this Graph."""
-    return Emitter(graph, Torch()).run()
+    return with_sizes(lambda g: Emitter(g, Torch()).run(), graph)

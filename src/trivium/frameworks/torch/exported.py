@@ -58,6 +58,7 @@ _OPERATORS = tuple(
         "_subclasses/",
         "_prims_common/",
         "_refs/",
+        "_export/",  # an index that is within bounds
     )
 )
 
@@ -74,16 +75,28 @@ def is_size(node: Any) -> bool:
     )
 
 
-def of_an_operator(guard: Any, expression: Any) -> bool:
-    """Is this "not 1" asked inside of an operator, to choose its kernel, and not by the model?
+def of_an_operator(guard: Any, expression: Any, given: Mapping[Any, int]) -> bool:
+    """Is this asked inside of an operator, and not by the model, and so of all larger sizes too?
 
-    The result is the same either way: :meth:`Reader.checked` holds its type against ours with the
-    size open, and what depends on a size being 1 (squeeze) is refused.
+    Kernels are chosen by "not 1", images have to be as large as a window. The result is the same
+    either way: :meth:`Reader.checked` holds its type against ours with the size open, what depends
+    on a size being 1 (squeeze) is refused, and where a window is larger than the image there is no
+    result. ``given`` says for each open size how large it was.
     """
     asked_in = getattr(guard.sloc.framework_loc, "filename", "").replace("\\", "/")
+    if not any(part in asked_in for part in _OPERATORS):
+        return False
     not_one = {("Unequality", 1), ("StrictGreaterThan", 1), ("GreaterThan", 2)}
     form = (type(expression).__name__, expression.args[-1] if expression.args else None)
-    return any(part in asked_in for part in _OPERATORS) and form in not_one
+    if form in not_one:
+        return True
+    symbols = sorted(expression.free_symbols, key=str)
+    if not all(s in given for s in symbols):
+        return False
+    return all(
+        bool(expression.subs({s: given[s] * times + more * (i + 1) for i, s in enumerate(symbols)}))
+        for times, more in ((1, 0), (1, 1), (1, 2), (2, 1), (3, 2), (7, 5), (16, 3))
+    )
 
 
 def as_size(item: Any, dims: Mapping[str, Dim]) -> Size:

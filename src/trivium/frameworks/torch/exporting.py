@@ -1,0 +1,155 @@
+"""torch.export of a module, with every size open that the module leaves open.
+
+Every axis is offered as open. An axis stays so unless the exporter finds that the module fixes it
+(a weight, an assert, ``len(x)``), or that what it saw holds under a condition on it only (a branch,
+a slice that is cut at the end, a view whose sizes have to divide): that axis is closed again, and
+the module is read for the size it was given.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from trivium.frameworks.torch.exported import of_an_operator
+from trivium.graph import UnsupportedError
+
+Axis = tuple[int, int]
+"""Which input, and which axis of it."""
+
+
+@contextlib.contextmanager
+def _modes_kept(module: Any) -> Iterator[None]:
+    """Every submodule's mode as it was, afterwards."""
+    before = [(m, m.training) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, mode in before:
+            m.training = mode
+
+
+@contextlib.contextmanager
+def _exporting() -> Iterator[None]:
+    """torch.export so that it assumes nothing about the batch and keeps the plain operators."""
+    import torch
+    from torch.fx.experimental import _config
+
+    functional: Any = torch.nn.functional
+    fast = torch.backends.mha.get_fastpath_enabled()
+    verify = functional._verify_batch_size
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole encoder layer
+    # It refuses to train on one row, which would make "not 1" a condition of the whole export.
+    functional._verify_batch_size = lambda size: None
+    try:
+        # Without backed_size_oblivious the exporter takes "the batch is not 1" for granted, and a
+        # model that asks (squeeze, broadcasting by hand) is silently fixed to the other answer.
+        with _config.patch(backed_size_oblivious=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        functional._verify_batch_size = verify
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def offered(tensors: Sequence[Any]) -> set[Axis]:
+    """The axes to try: one element is no size of a batch's kind but a channel, or broadcasts."""
+    return {(i, a) for i, t in enumerate(tensors) for a, s in enumerate(t.shape) if s > 1 or a == 0}
+
+
+def export(
+    module: Any, tensors: Sequence[Any], modes: Sequence[bool], opened: set[Axis]
+) -> tuple[list[Any], set[Axis]]:
+    """One exported program per mode, with the same axes open in each, and these axes."""
+    why: dict[Axis, str] = {}
+    while True:
+        with _exporting():
+            programs = [_export_mode(module, tensors, opened, mode, why) for mode in modes]
+        found = [_closed(p, tensors, opened) for p in programs if p is not None]
+        fixed = {k: reason for ints, _ in found for k, reason in ints.items()}
+        conditions = {k: reason for _, asked in found for k, reason in asked.items()}
+        why |= fixed | conditions
+        alike = all(ints.keys() == fixed.keys() for ints, _ in found)
+        if len(found) == len(programs) and alike and not conditions:
+            break
+        closed = fixed.keys() | conditions.keys()
+        if not closed:  # an error: perhaps not with the batch alone
+            closed = {k for k in opened if k[1]} or opened
+        opened = opened - closed
+    batch = next((t.shape[0] for t in tensors if t.ndim), None)
+    for (i, axis), reason in why.items():
+        if axis == 0 and tensors[i].shape[0] == batch:
+            warnings.warn(
+                f"{type(module).__name__} is read for inputs of exactly the size "
+                f"{tuple(tensors[i].shape)} (input {i}): {reason}",
+                stacklevel=4,
+            )
+    return programs, opened - why.keys()
+
+
+def _export_mode(
+    module: Any, tensors: Sequence[Any], opened: set[Axis], mode: bool, why: dict[Axis, str]
+) -> Any:
+    import torch
+
+    tensors = [t.detach().clone() for t in tensors]  # the collection goes by identity
+    sizes = torch.export.ShapesCollection()
+    for i, t in enumerate(tensors):
+        if axes := {axis: torch.export.Dim.AUTO for k, axis in opened if k == i}:
+            sizes[t] = axes
+    try:
+        with _modes_kept(module):
+            if module.training != mode:  # else as it is: a child may be frozen by its own eval()
+                module.train(mode)
+            return torch.export.export(
+                module, tuple(tensors), dynamic_shapes=sizes if opened else None, strict=False
+            )
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        if opened:  # perhaps it can be exported for this size
+            if not any(axis for _, axis in opened):
+                why |= dict.fromkeys(opened, reason)
+            return None
+        raise UnsupportedError(
+            f"torch.export cannot follow it while {'training' if mode else 'evaluating'}: {reason}",
+            type(module).__name__,
+            "Python may not branch on what is in a tensor",
+        ) from error
+
+
+def _closed(
+    program: Any, tensors: Sequence[Any], opened: set[Axis]
+) -> tuple[dict[Axis, str], dict[Axis, str]]:
+    """The axes that the exporter has fixed, and those that are open under a condition only."""
+    fixed: dict[Axis, str] = {}
+    conditions: dict[Axis, str] = {}
+    by_symbol: dict[Any, list[Axis]] = {}
+    given: dict[Any, int] = {}
+    environment: Any = None
+    values = user_values(program)
+    for i, axis in sorted(opened):
+        size = values[i].shape[axis]
+        if isinstance(size, int) or size.node.expr.is_Integer:
+            fixed[i, axis] = f"the model fixes the size {size}"
+        elif size.node.expr.is_Symbol:
+            by_symbol.setdefault(size.node.expr, []).append((i, axis))
+            given[size.node.expr] = tensors[i].shape[axis]
+            environment = size.node.shape_env
+        else:
+            conditions[i, axis] = f"the model does something else unless it is {size}"
+    for guard in environment.guards if environment else ():
+        expression = environment.simplify(guard.expr)  # equal sizes have become one symbol
+        if of_an_operator(guard, expression, given):
+            continue
+        asked = {k for s in expression.free_symbols for k in by_symbol.get(s, ())}
+        for k in {k for k in asked if k[1]} or asked:  # a batch only where nothing else is asked of
+            conditions.setdefault(k, f"the model does something else unless {expression}")
+    return fixed, conditions
+
+
+def user_values(program: Any) -> list[Any]:
+    """The placeholders' tensors of what a call passes."""
+    names = set(program.graph_signature.user_inputs)
+    return [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
