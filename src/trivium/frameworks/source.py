@@ -13,17 +13,28 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from trivium.frameworks.blocks import Block, Layer, blocks, find_layers, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target, is_infix, joined
 from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.ready import arrays_written, in_turn, numbers_where_used
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.shape import Dim
 from trivium.transforms.decompose import decompose
-from trivium.transforms.replay import prune, replay
 from trivium.transforms.simplify import simplify
+
+
+class Apart(Exception):
+    """Two runs of one scope that are not one call made twice."""
+
+    def __init__(self, path: str):
+        super().__init__(f"{path} is called twice and is not the same each time")
+        self.path = path
 
 
 @dataclass(eq=False)
@@ -57,6 +68,8 @@ class Emitted:
     entry: str
     weights: dict[str, tuple[str, Weight]]
     """Our parameter's name -> its path over there, and the map of its array."""
+    constants: dict[str, tuple[str, Weight, np.ndarray[Any, Any]]] = field(default_factory=dict)
+    """The same for arrays that the source has a place for but does not hold; and their numbers."""
 
 
 class Emitter:
@@ -64,19 +77,33 @@ class Emitter:
 
     def __init__(self, graph: Graph, target: Target):
         self.target = target
-        graph = _numbers_where_used(decompose(target.prepare(simplify(graph)), keep=target.lowers))
+        self.given = graph.of_kind("param", "state")
+        graph, self.constants = arrays_written(in_turn(simplify(graph)))
+        graph = numbers_where_used(decompose(target.prepare(graph), keep=target.lowers))
         self.graph = graph
-        self.classes: list[Class] = []
-        self.weights: dict[str, tuple[str, Weight]] = {}
-        self.used_names: set[str] = set()
-        layers = find_layers(graph, OPS.__getitem__, self.forms)
-        self.implied = {v for la in layers.values() for v in la.node.outputs}
-        for state, new in graph.updates.items():
-            if new not in self.implied:
-                raise UnsupportedError(
-                    f"{target.name} source that updates {state.name} outside a layer"
-                )
-        self.root = self.body(blocks(graph, layers))
+        self.classes: list[Class]
+        self.weights: dict[str, tuple[str, Weight]]
+        self.used_names: set[str]
+        self.root = self.nested()
+
+    def nested(self) -> Body:
+        """All of the Graph. A scope that turns out to be no call is none when it starts again."""
+        apart: set[str] = set()
+        while True:
+            self.classes, self.weights, self.used_names = [], {}, set()
+            layers = find_layers(self.graph, OPS.__getitem__, self.forms)
+            self.implied = {v for la in layers.values() for v in la.node.outputs}
+            for state, new in self.graph.updates.items():
+                if new not in self.implied:
+                    raise UnsupportedError(
+                        f"{self.target.name} source that updates {state.name} outside a layer"
+                    )
+            try:
+                return self.body(blocks(self.graph, layers, apart, self.target.repeats))
+            except Apart as found:
+                if found.path in apart:
+                    raise
+                apart.add(found.path)
 
     def forms(self, node: Node) -> list[LayerForm]:
         """The layer forms that are exact for this node."""
@@ -89,7 +116,20 @@ class Emitter:
         used = "".join(h.strip("\n") + "\n\n\n" for h in self.helpers(source))
         source = source[:first] + used + source[first:]
         assert self.root.cls is not None
-        return Emitted(source.rstrip() + "\n", self.root.cls.name, self.weights)
+        weights = {
+            ours: (".".join(map(self.target.part, theirs.split("."))), w)
+            for ours, (theirs, w) in self.weights.items()
+        }
+        constants = {n: (*weights.pop(n), a) for n, a in self.constants.items() if n in weights}
+        source = "".join(f"# {line}\n" for line in self.absent(constants)) + source.rstrip() + "\n"
+        return Emitted(source, self.root.cls.name, weights, constants)
+
+    def absent(self, constants: Mapping[str, Any]) -> list[str]:
+        """What the source says about the numbers that it does not hold."""
+        lines = [f"{path}: {a.dtype} of shape {a.shape}" for path, _, a in constants.values()]
+        where = f"trivium.to_{self.target.name}(...) makes the model with them."
+        head = f"The numbers of these arrays are not in the source: {where}"
+        return [head, *lines] if lines else []
 
     def helpers(self, source: str) -> list[str]:
         """The helpers that the source calls, and those that they call."""
@@ -121,14 +161,15 @@ class Emitter:
                 self.sub_block(body, item)
             else:
                 self.node(body, item)
+        self.keep_unread(body)
         self.drop_unused(body)
+        body.members = in_order(body.members)
         body.chain = self.chain_of(body)
         self.classify(body)
         return body
 
     def member_name(self, block: Block, path: str) -> str:
-        rest = path[len(block.path) + 1 :] if block.path else path
-        return rest if self.target.dotted or "." not in rest else rest.replace(".", "_")
+        return path[len(block.path) + 1 :] if block.path else path
 
     def note(self, layer: Layer) -> None:
         arrays = dict(zip(OPS[layer.node.op].arrays, layer.node.inputs, strict=False))
@@ -140,7 +181,10 @@ class Emitter:
         inner = self.body(block)
         name = self.member_name(body.block, block.path)
         code: Code = [Member(name), "(", *joined([[v] for v in block.inputs]), ")"]
-        body.members[name] = [Later(inner)]  # type: ignore[list-item]
+        before = body.members.get(name)
+        if before and self.signature(before[0].body) != self.signature(inner):  # type: ignore[union-attr]
+            raise Apart(block.path)
+        body.members[name] = before or [Later(inner)]  # type: ignore[list-item]
         body.statements.append(Statement(list(block.outputs), code))
 
     def node(self, body: Body, node: Node) -> None:
@@ -156,6 +200,19 @@ class Emitter:
                     self.weights[v.name] = (v.name, Weight("", leaf(v.name), leaf(v.name)))
         code = self.target.expression(node)
         body.statements.append(Statement(self.target.results(node), code, is_infix(code)))
+
+    def keep_unread(self, body: Body) -> None:
+        """Parameters that nothing reads belong to the model, in the class that their names say."""
+        block = body.block
+        below = {item.path for item in block.items if isinstance(item, Block)}
+        read_by = {v.name for n in self.graph.nodes for v in n.inputs if v is not None}
+        for v in self.given:
+            scope = parent(v.name)
+            if v.name in read_by or not inside(scope, block.path):
+                continue
+            if not any(inside(scope, path) for path in below):
+                body.members[self.member_name(block, v.name)] = self.target.parameter(v)
+                self.weights[v.name] = (v.name, Weight("", leaf(v.name), leaf(v.name)))
 
     def drop_unused(self, body: Body) -> None:
         """Numbers that were written into expressions need no line of their own."""
@@ -181,6 +238,8 @@ class Emitter:
                     return None
             if sum(p is x for t in body.statements for p in t.code) > 1:
                 return None
+        if len(order) < len(body.members):
+            return None
         if x is not block.outputs[0] or order != [str(i) for i in range(len(order))] or not order:
             return None
         return order
@@ -205,7 +264,7 @@ class Emitter:
         name = self.target.class_name(re.split(r"\W|_", words)) or self.target.class_name(["model"])
         name = name if name[0].isalpha() else self.target.class_name(["model", name])
         base, n = name, 2
-        while name in self.used_names or name in self.target.helpers:
+        while name in self.used_names or self.target.taken(name):
             name, n = f"{base}{'_' * base[-1].isdigit()}{n}", n + 1
         self.used_names.add(name)
         return name
@@ -247,7 +306,17 @@ class Emitter:
             for s in body.statements
         )
         members = tuple((name, plain(code)) for name, code in body.members.items())
-        return members, statements, tuple(numbers.get(v) for v in body.block.outputs)
+        # Where a size is read from is decided in the first block: the others must have it there.
+        sized = any(hasattr(p, "dim") for s in body.statements for p in s.code)
+        made = [*body.block.inputs, *(v for s in body.statements for v in s.outputs)]
+        sizes = [_open_axes(v) for v in made] if sized else []
+        return members, statements, sizes, tuple(numbers.get(v) for v in body.block.outputs)
+
+    def signature(self, body: Body) -> Any:
+        """Equal for two runs that one class, made with the same arguments, stands for."""
+        inside = [c[0].body for c in body.members.values() if c and isinstance(c[0], Later)]
+        numbers = [(s.name, repr(s.value)) for s in self.slots(body)]
+        return self.key(body), numbers, [self.signature(b) for b in inside]
 
     def settle(self) -> None:
         """Decide each class's constructor arguments: what differs between its blocks."""
@@ -284,30 +353,45 @@ class Emitter:
         return {i: name for name, at in cls.parameters.items() for i in at}
 
 
-def _numbers_where_used(graph: Graph) -> Graph:
-    """Every number made anew beside each node that reads it, in that node's scope."""
-
-    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        def fresh(v: Value | None) -> Value | None:
-            if v is None or v.node is None or v.node.op != "full" or v.shape != ():
-                return v
-            made: Value = OPS["full"].append(new, (), v.node.attrs)[0]
-            return made
-
-        if node.op == "full":
-            return None
-        inputs = [fresh(v) for v in values]
-        outputs: Sequence[Value] = OPS[node.op].append(new, inputs, node.attrs, node.origin)
-        return outputs
-
-    new, _ = replay(graph, rule)
-    return prune(new)
+def _open_axes(value: Value | None) -> list[tuple[int, str]]:
+    sizes = enumerate(value.shape if value is not None else ())
+    return [(axis, str(s)) for axis, s in sizes if isinstance(s, Dim)]
 
 
 def _common_name(names: Sequence[str]) -> str:
     """``channels`` for a number that is both in_channels and out_channels."""
-    kinds = {n.partition("_")[0] for n in names} & {"in", "out"}
-    return names[0].partition("_")[2] if len(kinds) == 2 else names[0]
+    ends = [n.removeprefix("in_").removeprefix("out_") for n in names]
+    both = {n.partition("_")[0] for n in names} >= {"in", "out"}
+    return next(e for e, n in zip(ends, names, strict=True) if e != n) if both else names[0]
+
+
+def numbered(names: Iterable[str]) -> bool:
+    """Are these 0, 1, 2, ...: what the elements of a list are called?"""
+    names = list(names)
+    return bool(names) and names == [str(i) for i in range(len(names))]
+
+
+def in_order(members: dict[str, Code]) -> dict[str, Code]:
+    """Members as they come, but the elements of a list together and by their numbers."""
+    first: dict[tuple[str, ...], int] = {}
+    children: dict[tuple[str, ...], set[str]] = {}
+    for name in members:
+        parts = tuple(name.split("."))
+        for i, part in enumerate(parts):
+            first.setdefault(parts[: i + 1], len(first))
+            children.setdefault(parts[:i], set()).add(part)
+    lists = {at for at, names in children.items() if numbered(sorted(names, key=_count_of))}
+
+    def place(name: str) -> list[int]:
+        parts = tuple(name.split("."))
+        return [int(p) if parts[:i] in lists else first[parts[: i + 1]]
+                for i, p in enumerate(parts)]  # fmt: skip
+
+    return {name: members[name] for name in sorted(members, key=place)}
+
+
+def _count_of(name: str) -> int:
+    return int(name) if name.isdecimal() else -1
 
 
 class Later:

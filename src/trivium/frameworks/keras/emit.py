@@ -30,6 +30,7 @@ class Keras(Target):
     forms = ALL_FORMS
     helpers = HELPERS
     bare_numbers = True
+    repeats = False  # a function called twice would make its layers twice
     functions = FUNCTIONS
 
     def literal(self, value: Any) -> str:
@@ -111,6 +112,7 @@ class Keras(Target):
     def parameter(self, value: Value) -> Code:
         """A weight of no layer."""
         code: Code = ["Weight(", Slot("shape", value.shape)]
+        code += [f', "{value.dtype}"'] if value.dtype != "float32" else []
         return [*code, ")"] if value.kind == "param" else [*code, ", trainable=False)"]
 
     def use(self, value: Value) -> Code:

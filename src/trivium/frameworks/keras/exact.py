@@ -56,18 +56,21 @@ WEIGHT = '''
 class Weight(layers.Layer):
     """A weight by itself. What it is called on only makes it part of the model."""
 
-    def __init__(self, shape, **kwargs):
+    def __init__(self, shape, kind="float32", **kwargs):
         super().__init__(**kwargs)
-        self.shape = tuple(shape)
+        self.shape, self.kind = tuple(shape), kind
 
     def build(self, input_shape):
-        self.value = self.add_weight(shape=self.shape, name="value", trainable=self.trainable)
+        self.value = self.add_weight(
+            shape=self.shape, dtype=self.kind, initializer="zeros", name="value",
+            trainable=self.trainable,
+        )
 
     def call(self, inputs):
         return ops.convert_to_tensor(self.value)
 
     def get_config(self):
-        return super().get_config() | {"shape": self.shape}
+        return super().get_config() | {"shape": self.shape, "kind": self.kind}
 '''
 
 LIKE_BATCH = '''

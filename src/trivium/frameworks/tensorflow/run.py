@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from trivium.frameworks.layer import Weight
+from trivium.frameworks.made import Held, furnished, looking
 from trivium.frameworks.runner import Array, Pulled
 from trivium.frameworks.source import execute
 from trivium.frameworks.tensorflow.emit import attribute, emit
@@ -32,7 +33,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     emitted = emit(graph)
     module = execute(emitted, "tensorflow")()
     module.source = emitted.source
-    TensorflowRunner(module, emitted.weights).load(values)
+    furnished(TensorflowRunner, module, emitted, graph, values)
     return module, emitted.weights
 
 
@@ -53,9 +54,23 @@ class TensorflowRunner:
     def __init__(self, module: Any, weights: Mapping[str, tuple[str, Weight]]):
         self.tf = load_tensorflow()
         self.module, self.weights = module, weights
-        self.variables = {ours: variable(module, path) for ours, (path, _) in weights.items()}
+        self.variables = {}
+        for ours, (path, _) in weights.items():
+            with looking(ours, path):
+                self.variables[ours] = variable(module, path)
         self._call = self.tf.function(self._called)
         self._pull = self.tf.function(self._pulled)
+
+    def declared(self) -> list[Held]:
+        """Every variable."""
+        return [self._held(v.name, v) for v in self.module.variables]
+
+    def held(self) -> dict[str, Held]:
+        """Those that are ours, by our names."""
+        return {n: self._held(self.weights[n][0], v) for n, v in self.variables.items()}
+
+    def _held(self, name: str, variable: Any) -> Held:
+        return Held(name, id(variable), tuple(variable.shape), variable.trainable)
 
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
