@@ -13,7 +13,7 @@ from trivium import nn
 from trivium.frameworks.keras.emit import emit, emit_function
 from trivium.frameworks.keras.read import read
 from trivium.frameworks.keras.run import KerasRunner, KerasTrainer, build, foreign
-from trivium.frameworks.source import execute
+from trivium.frameworks.made import execute
 from trivium.graph import OPS, Graph, UnsupportedError
 from trivium.interpret import Interpreter
 from trivium.op import Case, Op

@@ -97,13 +97,13 @@ def test_keras_resnet50_crosses(target: str) -> None:
         assert leaves(set(carried.state_dict()) - counters) == names
 
 
-@pytest.mark.parametrize("target", ["torch", "keras"])
-def test_gluon_resnet18_crosses(target: str) -> None:
+@pytest.mark.parametrize(("version", "target"), [("v1", "torch"), ("v1", "keras"), ("v2", "torch")])
+def test_gluon_resnet18_crosses(version: str, target: str) -> None:
     from trivium.frameworks.mxnet.load import load
 
     mx = load()
     mx.random.seed(0)
-    block = mx.gluon.model_zoo.vision.resnet18_v1(classes=10)
+    block = getattr(mx.gluon.model_zoo.vision, f"resnet18_{version}")(classes=10)
     block.initialize(mx.init.Xavier())
     block(mx.nd.array(IMAGE))
     rng = np.random.default_rng(1)

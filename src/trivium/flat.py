@@ -7,7 +7,7 @@ from typing import Any
 
 from trivium.graph import Graph, Node, Type, Value
 
-_PLAIN = ("name", "scope", "training", "inner", "classes", "structure")
+_PLAIN = ("name", "scope", "training", "inner", "classes", "structure", "sizes")
 
 
 def flat(graph: Graph) -> tuple[Any, ...]:
@@ -21,7 +21,7 @@ def flat(graph: Graph) -> tuple[Any, ...]:
     ]  # fmt: skip
     return rebuilt, (
         {name: getattr(graph, name) for name in _PLAIN},
-        [(v.kind, v.dtype, v.shape, v.name) for v in graph.inputs],
+        [(v.kind, v.dtype, v.shape, v.name, v.trainable) for v in graph.inputs],
         nodes,
         [at[v] for v in graph.outputs],
         [(at[k], at[v]) for k, v in graph.updates.items()],
@@ -35,8 +35,8 @@ def rebuilt(
     """The Graph that :func:`flat` took apart."""
     graph = Graph()
     vars(graph).update(plain)
-    for kind, dtype, shape, name in inputs:
-        graph.input(kind, dtype, shape, name)
+    for kind, dtype, shape, name, trainable in inputs:
+        graph.input(kind, dtype, shape, name, trainable)
     values: list[Any] = list(graph.inputs)
     for op, places, attrs, scope, origin, types in nodes:
         node = Node(op, [None if k is None else values[k] for k in places], attrs)

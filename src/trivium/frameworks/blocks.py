@@ -8,8 +8,9 @@ its own or another class scope. Every other node belongs to the nearest class sc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from trivium.frameworks.layer import LayerForm
 from trivium.graph import Graph, Node, Value
@@ -29,6 +30,11 @@ def leaf(path: str) -> str:
 def inside(path: str, scope: str) -> bool:
     """Is ``path`` the scope or below it?"""
     return not scope or path == scope or path.startswith(scope + ".")
+
+
+def held(node: Node) -> list[str]:
+    """The names of the parameters and states that a node reads."""
+    return [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
 
 
 @dataclass(eq=False)
@@ -79,8 +85,7 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
     for node in graph.nodes:
         op = op_of(node.op)
         arrays = dict(zip(op.arrays, node.inputs, strict=False))
-        held = {n: _as_first_held(v, found) for n, v in arrays.items() if v is not None}
-        params = {n: v for n, v in held.items() if v.kind in ("param", "state")}
+        params = {n: v for n, v in arrays.items() if v is not None and v.kind in ("param", "state")}
         for form in forms(node):
             wanted = {w.array: w for w in form.weights if arrays.get(w.array) is not None}
             if set(wanted) != set(params):
@@ -104,18 +109,17 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
     return found
 
 
-def _as_first_held(value: Value, layers: dict[Node, Layer]) -> Value:
-    """A batch norm called twice goes on from the statistics that its first call left: one state."""
-    node = value.node
-    while node in layers and node.op == "batch_norm" and value.index:
-        kept = node.inputs[2 + value.index]
-        assert kept is not None
-        value, node = kept, kept.node
-    return value
+def blocks(
+    graph: Graph,
+    layers: dict[Node, Layer],
+    apart: Collection[str] = (),
+    repeats: bool = True,
+) -> Block:
+    """The Graph as one nested Block.
 
-
-def blocks(graph: Graph, layers: dict[Node, Layer]) -> Block:
-    """The Graph as one nested Block."""
+    ``apart``: scopes that are no call, whatever they look like. ``repeats``: one scope may be
+    several Blocks, where it did the same each time (the target decides whether it really is).
+    """
     scopes = {""}
     own = [v.name for v in graph.of_kind("param", "state")]
     covered = {v.name for la in layers.values() for v in la.node.inputs if v is not None}
@@ -125,48 +129,54 @@ def blocks(graph: Graph, layers: dict[Node, Layer]) -> Block:
             scopes.add(path)
             path = parent(path)
 
-    def home(node: Node) -> str:
-        layer = layers.get(node)
-        scope = parent(layer.path) if layer else node.scope
-        mine = (
-            []
-            if layer
-            else [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
-        )
-        while scope not in scopes or not all(inside(name, scope) for name in mine):
-            scope = parent(scope)  # a parameter shared with another scope is read above both
-        return scope
-
     # A plain module has a scope of its own, for itself alone.
     crowd = Counter(node.scope for node in graph.nodes)
     for node, layer in list(layers.items()):
         if not layer.form.weights and (layer.path in scopes or crowd[node.scope] > 1):
             del layers[node]
-    homes = {node: home(node) for node in graph.nodes}
-    for scope in _broken(graph, homes, scopes):
-        homes = {n: _lift(h, scope) for n, h in homes.items()}
-    root = _nest("", graph.nodes, homes, layers)
+    homes = {node: _home(node, layers.get(node), scopes) for node in graph.nodes}
+    scopes -= {s for s in scopes if s in apart or _broken(graph, homes, s, repeats)}
+    homes = {node: _home(node, layers.get(node), scopes) for node in graph.nodes}
+    root = _nest("", graph.nodes, homes, layers, scopes)
     _wire(graph, root)
     return root
 
 
-def _broken(graph: Graph, homes: dict[Node, str], scopes: set[str]) -> list[str]:
-    """Class scopes whose nodes are not one uninterrupted run: they cannot be one call."""
-    broken = []
-    for scope in sorted(scopes - {""}, key=lambda s: -s.count(".")):
-        marks = [inside(homes[n], scope) for n in graph.nodes]
-        runs = sum(1 for i, m in enumerate(marks) if m and not (i and marks[i - 1]))
-        if runs > 1:
-            broken.append(scope)
-    return broken
+def _home(node: Node, layer: Layer | None, scopes: Collection[str]) -> str:
+    """The class scope that a node's line stands in."""
+    scope = parent(layer.path) if layer else node.scope
+    mine = [] if layer else held(node)
+    while scope not in scopes or not all(inside(name, scope) for name in mine):
+        scope = parent(scope)  # a parameter shared with another scope is read above both
+    return scope
 
 
-def _lift(home: str, scope: str) -> str:
-    return parent(scope) if home == scope else home
+def _broken(graph: Graph, homes: dict[Node, str], scope: str, repeats: bool) -> bool:
+    """Is a class scope neither one uninterrupted run of nodes nor the same run several times?
+
+    Then it is no call: its lines, and the classes inside it, stand in the scope around it.
+    """
+    runs: list[list[Node]] = []
+    inside_before = False
+    for node in graph.nodes:
+        if now := bool(scope) and inside(homes[node], scope):
+            runs += [] if inside_before else [[]]
+            runs[-1].append(node)
+        inside_before = now
+    return len(runs) > 1 and not (repeats and len({_outline(r, homes) for r in runs}) == 1)
+
+
+def _outline(run: Sequence[Node], homes: dict[Node, str]) -> tuple[Any, ...]:
+    """What two calls of one module have in common: ops, places, parameters."""
+    return tuple((n.op, homes[n], n.scope, *held(n)) for n in run)
 
 
 def _nest(
-    scope: str, nodes: Sequence[Node], homes: dict[Node, str], layers: dict[Node, Layer]
+    scope: str,
+    nodes: Sequence[Node],
+    homes: dict[Node, str],
+    layers: dict[Node, Layer],
+    scopes: Collection[str],
 ) -> Block:
     block = Block(scope)
     run: list[Node] = []
@@ -174,18 +184,17 @@ def _nest(
 
     def close() -> None:
         if run:
-            block.items.append(_nest(child, list(run), homes, layers))
+            block.items.append(_nest(child, list(run), homes, layers, scopes))
             run.clear()
 
     for node in nodes:
-        at = homes[node]
+        below = at = homes[node]
         if at == scope:
             close()
             block.items.append(layers.get(node, node))
             continue
-        rest = at[len(scope) + 1 :] if scope else at
-        name = rest.partition(".")[0]
-        below = f"{scope}.{name}" if scope else name
+        while (at := parent(at)) != scope:
+            below = at if at in scopes else below  # the outermost class inside this one
         if below != child:
             close()
             child = below

@@ -7,6 +7,7 @@ become a constructor argument), a :class:`Member` (a layer or parameter of this 
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,9 +77,9 @@ class Target:
     forms: Sequence[LayerForm] = ()
     functions: dict[str, Callable[..., Code]] = {}  # noqa: RUF012  (one table per class is meant)
     helpers: dict[str, str] = {}  # noqa: RUF012  (name used in the source -> the source that defines it)
-    list_prefix = ""  # how a numbered child is reached when it is no element of a chain
     sequential = True  # numbered children in a chain are the framework's own Sequential
-    dotted = True  # members keep their dotted paths below the block
+    repeats = True  # one member may be called several times
+    reserved: frozenset[str] = frozenset()  # what emitted source itself calls something
     bare_numbers = False  # a Python number may stand for an array beside another, in any function
 
     # -- to be said by each target ---------------------------------------------------------------
@@ -113,6 +114,14 @@ class Target:
     def of_dtype(self, dtype: DType) -> dict[str, Any]:
         """The constructor's argument for a layer of a dtype that is not float32."""
         return {}
+
+    def part(self, name: str) -> str:
+        """What a part of a path is called there."""
+        return name
+
+    def taken(self, name: str) -> bool:
+        """May no class or variable have this name?"""
+        return name in self.reserved or name in self.helpers or keyword.iskeyword(name)
 
     def positional(self, form: LayerForm) -> int:
         """How many constructor arguments are usually written without their names."""
@@ -186,11 +195,21 @@ class Target:
                     code += [", "] * bool(i) + self.array(v)
             elif name in op.arrays:
                 value = arrays.get(name)
-                bare = infix or (self.bare_numbers and beside_array(node, value))
+                bare = value is not None and self.bare(node, value, infix)
                 code += number(self, value) or self.array(value) if bare else self.array(value)
             else:
                 code += self.attribute(node.attrs[name], how)
         return _without_trailing_none(code)
+
+    def bare(self, node: Node, value: Value, infix: bool) -> bool:
+        """May this operand, if it is a number, stand there as Python's?
+
+        Beside a sign that asks for one array among the operands; a function asks for arrays, unless
+        the target says ``bare_numbers``.
+        """
+        if infix:
+            return value is not node.inputs[0] or not all(map(_is_full, node.inputs))
+        return self.bare_numbers and beside_array(node, value)
 
     def array(self, value: Value | None) -> Code:
         """An operand."""
@@ -232,11 +251,14 @@ class Target:
         return [self.literal(value)]
 
 
+def _is_full(value: Value | None) -> bool:
+    return value is not None and value.node is not None and value.node.op == "full"
+
+
 def beside_array(node: Node, value: Value | None) -> bool:
     """Does another operand, which is no number, have this one's dtype? Then it decides."""
     return any(
-        v is not None and value is not None and v.dtype == value.dtype
-        and (v.node is None or v.node.op != "full")
+        v is not None and value is not None and v.dtype == value.dtype and not _is_full(v)
         for v in node.inputs
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ passed on (``training``), and Graphs inside a node (the step of a scan) become f
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from trivium.frameworks.blocks import leaf
 from trivium.frameworks.code import Code, Flag, Member, Slot, Statement, Target, joined
 from trivium.frameworks.source import Class, Emitter, Later
 from trivium.frameworks.writer import Writer
-from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim, size_product
 from trivium.transforms.replay import replay
 
@@ -71,44 +70,6 @@ def plain_padding(padding: Any) -> Any:
         )
     low, high = padding[0]
     return low if len(set(padding)) == 1 and low == high else padding
-
-
-def in_turn(graph: Graph) -> Graph:
-    """A batch norm called again goes on from what its last call collected.
-
-    In the Graph it reads the outputs of that call; here it reads the state itself, as in frameworks
-    whose layers hold their statistics.
-    """
-    stands: dict[Value | None, Value] = {}  # what a batch norm made of a state -> the state
-    last: dict[Value, Value] = {}  # state -> what its last batch norm makes of it
-
-    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        if node.op != "batch_norm" or node.attrs["training"] is False:
-            return None
-        states = [stands.get(old, v) for old, v in zip(node.inputs[3:], values[3:], strict=True)]
-        outputs: tuple[Value, ...] = OPS["batch_norm"].append(
-            new, [*values[:3], *states], node.attrs, node.origin
-        )
-        for old, made, before, state in zip(
-            node.inputs[3:], outputs[1:], node.outputs[1:], states, strict=False
-        ):
-            if state is None or state.kind != "state":
-                continue
-            if state in last and old not in stands:
-                raise UnsupportedError(
-                    f"two batch norms that collect {state.name} side by side", node.scope
-                )
-            stands[before], last[state] = state, made
-        return outputs
-
-    new, _ = replay(graph, rule)
-    for state, made in last.items():
-        if new.updates.get(state) is not made:
-            where = made.node.scope if made.node else ""
-            raise UnsupportedError(
-                f"the statistic {state.name} is not updated by its last batch norm", where
-            )
-    return new
 
 
 def either(outputs: Sequence[Value], code: Code) -> list[Statement]:
@@ -169,7 +130,6 @@ class Calls(Target):
 
     sequential = False
     bare_numbers = True
-    reserved: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.steps: dict[str, str] = {}  # functions made of inner Graphs: name -> source
@@ -214,12 +174,7 @@ class Calls(Target):
 
     def taken(self, name: str) -> bool:
         """May no class or variable have this name?"""
-        return (
-            name in self.reserved
-            or name in self.helpers
-            or name in self.steps
-            or keyword.iskeyword(name)
-        )
+        return super().taken(name) or name in self.steps
 
 
 def scan(target: Calls, node: Node) -> Code:
@@ -236,14 +191,6 @@ def scan(target: Calls, node: Node) -> Code:
 
 class CallWriter(Writer):
     """Keywords, flags and reserved names."""
-
-    def fresh(self, wish: str) -> str:
-        """Never the name of a helper, a module or an argument."""
-        target: Any = self.target
-        name, n = super().fresh(wish), 2
-        while target.taken(name):
-            name, n = super().fresh(f"{wish}{n}"), n + 1
-        return name
 
     def literal_slot(self, slot: Slot) -> str:
         """A keyword brings its own name, or nothing."""
@@ -272,15 +219,6 @@ class CallWriter(Writer):
     def flag(self, flag: Flag) -> str:
         """What is passed on."""
         return flag.name
-
-    def name_for(self, value: Value, used: Sequence[Value], s: Statement | None) -> str:
-        """A Value whose own name is taken gets another."""
-        target: Any = self.target
-        name = super().name_for(value, used, s)
-        if target.taken(name):
-            del self.names[value]
-            name = self.names[value] = self.fresh(f"{name}_")
-        return name
 
 
 def tupled(line: str, count: int) -> str:

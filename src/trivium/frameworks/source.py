@@ -7,28 +7,36 @@ here blocks of one structure become one class whose varying numbers are construc
 
 from __future__ import annotations
 
-import itertools
 import keyword
-import linecache
 import re
-import sys
-import types
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Block, Layer, blocks, find_layers, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target, is_infix, joined
 from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.ready import arrays_written, in_turn, numbers_where_used
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
+from trivium.shape import Dim
 from trivium.transforms.decompose import decompose
-from trivium.transforms.replay import prune, replay, specialize
+from trivium.transforms.replay import specialize
 from trivium.transforms.simplify import simplify
 from trivium.transforms.sizes import silent_axes
 
 HELD = ("param", "state")
 """The kinds of what a model holds."""
+
+
+class Apart(Exception):
+    """Two runs of one scope that are not one call made twice."""
+
+    def __init__(self, path: str):
+        super().__init__(f"{path} is called twice and is not the same each time")
+        self.path = path
 
 
 @dataclass(eq=False)
@@ -62,6 +70,8 @@ class Emitted:
     entry: str
     weights: dict[str, tuple[str, Weight]]
     """Our parameter's name -> its path over there, and the map of its array."""
+    constants: dict[str, tuple[str, Weight, np.ndarray[Any, Any]]] = field(default_factory=dict)
+    """The same for arrays that the source has a place for but does not hold; and their numbers."""
 
 
 class Emitter:
@@ -73,29 +83,43 @@ class Emitter:
         self.made_for: dict[str, list[int]] = {}  # data input -> axes whose size has to be checked
         for v, axis in [] if graph.inner else silent_axes(plain):
             self.made_for.setdefault(v.name, []).append(axis)
-        graph = target.prepare(plain)
+        graph, self.constants = arrays_written(in_turn(plain))
+        graph = target.prepare(graph)
         unread = {v.name for v in graph.unread()}
 
         def kept(node: Node) -> bool:
             return target.lowers(node) and not self.spoiled(node, unread)
 
-        self.graph = graph = _numbers_where_used(decompose(graph, keep=kept))
-        self.classes: list[Class] = []
-        self.weights: dict[str, tuple[str, Weight]] = {}
-        self.used_names: set[str] = set()
-        self.chains: set[str] = set()  # the paths of blocks that are nothing but a Sequential
-        self.free: set[str] = set()  # the parameters of no layer
+        self.graph = graph = numbers_where_used(decompose(graph, keep=kept))
         self.unread = dict.fromkeys(graph.unread())
-        layers = find_layers(graph, OPS.__getitem__, self.forms)
-        self.implied = {v for la in layers.values() for v in la.node.outputs}
-        for state, new in graph.updates.items():
-            if new not in self.implied:
-                raise UnsupportedError(
-                    f"{target.name} source that updates {state.name} outside a layer"
-                )
-        whole = blocks(graph, layers)
-        self.scopes = set(whole.paths())
-        self.root = self.body(whole)
+        self.classes: list[Class]
+        self.weights: dict[str, tuple[str, Weight]]
+        self.used_names: set[str]
+        self.chains: set[str]  # the paths of blocks that are nothing but a Sequential
+        self.free: set[str]  # the parameters of no layer
+        self.root = self.nested()
+
+    def nested(self) -> Body:
+        """All of the Graph. A scope that turns out to be no call is none when it starts again."""
+        apart: set[str] = set()
+        while True:
+            self.classes, self.weights, self.used_names = [], {}, set()
+            self.chains, self.free = set(), set()
+            layers = find_layers(self.graph, OPS.__getitem__, self.forms)
+            self.implied = {v for la in layers.values() for v in la.node.outputs}
+            for state, new in self.graph.updates.items():
+                if new not in self.implied:
+                    raise UnsupportedError(
+                        f"{self.target.name} source that updates {state.name} outside a layer"
+                    )
+            whole = blocks(self.graph, layers, apart, self.target.repeats)
+            self.scopes = set(whole.paths())
+            try:
+                return self.body(whole)
+            except Apart as found:
+                if found.path in apart:
+                    raise
+                apart.add(found.path)
 
     def spoiled(self, node: Node, unread: Collection[str]) -> bool:
         """Is its layer another: of another dtype, or with a parameter that nothing reads?"""
@@ -118,7 +142,20 @@ class Emitter:
         used = "".join(h.strip("\n") + "\n\n\n" for h in self.helpers(source))
         source = source[:first] + used + source[first:]
         assert self.root.cls is not None
-        return Emitted(source.rstrip() + "\n", self.root.cls.name, self.weights)
+        weights = {
+            ours: (".".join(map(self.target.part, theirs.split("."))), w)
+            for ours, (theirs, w) in self.weights.items()
+        }
+        constants = {n: (*weights.pop(n), a) for n, a in self.constants.items() if n in weights}
+        source = "".join(f"# {line}\n" for line in self.absent(constants)) + source.rstrip() + "\n"
+        return Emitted(source, self.root.cls.name, weights, constants)
+
+    def absent(self, constants: Mapping[str, Any]) -> list[str]:
+        """What the source says about the numbers that it does not hold."""
+        lines = [f"{path}: {a.dtype} of shape {a.shape}" for path, _, a in constants.values()]
+        where = f"trivium.to_{self.target.name}(...) makes the model with them."
+        head = f"The numbers of these arrays are not in the source: {where}"
+        return [head, *lines] if lines else []
 
     def helpers(self, source: str) -> list[str]:
         """The helpers that the source calls, and those that they call."""
@@ -156,6 +193,7 @@ class Emitter:
         for v in self.unread:
             if block.path == max((p for p in self.scopes if inside(parent(v.name), p)), key=len):
                 self.declare(body, v)
+        body.members = in_order(body.members)
         body.chain = self.chain_of(body)
         if body.chain:
             self.chains.add(block.path)
@@ -163,8 +201,7 @@ class Emitter:
         return body
 
     def member_name(self, block: Block, path: str) -> str:
-        rest = path[len(block.path) + 1 :] if block.path else path
-        return rest if self.target.dotted or "." not in rest else rest.replace(".", "_")
+        return path[len(block.path) + 1 :] if block.path else path
 
     def note(self, layer: Layer) -> None:
         arrays = dict(zip(OPS[layer.node.op].arrays, layer.node.inputs, strict=False))
@@ -176,7 +213,10 @@ class Emitter:
         inner = self.body(block)
         name = self.member_name(body.block, block.path)
         code: Code = [Member(name), "(", *joined([[v] for v in block.inputs]), ")"]
-        body.members[name] = [Later(inner)]  # type: ignore[list-item]
+        before = body.members.get(name)
+        if before and self.signature(before[0].body) != self.signature(inner):  # type: ignore[union-attr]
+            raise Apart(block.path)
+        body.members[name] = before or [Later(inner)]  # type: ignore[list-item]
         body.statements.append(Statement(list(block.outputs), code))
 
     def node(self, body: Body, node: Node) -> None:
@@ -246,6 +286,8 @@ class Emitter:
                     return None
             if sum(p is x for t in body.statements for p in t.code) > 1:
                 return None
+        if len(order) < len(body.members):
+            return None
         if x is not block.outputs[0] or order != [str(i) for i in range(len(order))] or not order:
             return None
         if set(order) != set(body.members):  # it holds a parameter that nothing reads
@@ -272,7 +314,7 @@ class Emitter:
         name = self.target.class_name(re.split(r"\W|_", words)) or self.target.class_name(["model"])
         name = name if name[0].isalpha() else self.target.class_name(["model", name])
         base, n = name, 2
-        while name in self.used_names or name in self.target.helpers:
+        while name in self.used_names or self.target.taken(name):
             name, n = f"{base}{'_' * base[-1].isdigit()}{n}", n + 1
         self.used_names.add(name)
         return name
@@ -314,7 +356,17 @@ class Emitter:
             for s in body.statements
         )
         members = tuple((name, plain(code)) for name, code in body.members.items())
-        return members, statements, tuple(numbers.get(v) for v in body.block.outputs)
+        # Where a size is read from is decided in the first block: the others must have it there.
+        sized = any(hasattr(p, "dim") for s in body.statements for p in s.code)
+        made = [*body.block.inputs, *(v for s in body.statements for v in s.outputs)]
+        sizes = [_open_axes(v) for v in made] if sized else []
+        return members, statements, sizes, tuple(numbers.get(v) for v in body.block.outputs)
+
+    def signature(self, body: Body) -> Any:
+        """Equal for two runs that one class, made with the same arguments, stands for."""
+        inside = [c[0].body for c in body.members.values() if c and isinstance(c[0], Later)]
+        numbers = [(s.name, repr(s.value)) for s in self.slots(body)]
+        return self.key(body), numbers, [self.signature(b) for b in inside]
 
     def settle(self) -> None:
         """Decide each class's constructor arguments: what differs between its blocks."""
@@ -369,30 +421,45 @@ def with_sizes(write: Callable[[Graph], Emitted], graph: Graph) -> Emitted:
         return write(fixed)
 
 
-def _numbers_where_used(graph: Graph) -> Graph:
-    """Every number made anew beside each node that reads it, in that node's scope."""
-
-    def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        def fresh(v: Value | None) -> Value | None:
-            if v is None or v.node is None or v.node.op != "full" or v.shape != ():
-                return v
-            made: Value = OPS["full"].append(new, (), v.node.attrs)[0]
-            return made
-
-        if node.op == "full":
-            return None
-        inputs = [fresh(v) for v in values]
-        outputs: Sequence[Value] = OPS[node.op].append(new, inputs, node.attrs, node.origin)
-        return outputs
-
-    new, _ = replay(graph, rule)
-    return prune(new)
+def _open_axes(value: Value | None) -> list[tuple[int, str]]:
+    sizes = enumerate(value.shape if value is not None else ())
+    return [(axis, str(s)) for axis, s in sizes if isinstance(s, Dim)]
 
 
 def _common_name(names: Sequence[str]) -> str:
     """``channels`` for a number that is both in_channels and out_channels."""
-    kinds = {n.partition("_")[0] for n in names} & {"in", "out"}
-    return names[0].partition("_")[2] if len(kinds) == 2 else names[0]
+    ends = [n.removeprefix("in_").removeprefix("out_") for n in names]
+    both = {n.partition("_")[0] for n in names} >= {"in", "out"}
+    return next(e for e, n in zip(ends, names, strict=True) if e != n) if both else names[0]
+
+
+def numbered(names: Iterable[str]) -> bool:
+    """Are these 0, 1, 2, ...: what the elements of a list are called?"""
+    names = list(names)
+    return bool(names) and names == [str(i) for i in range(len(names))]
+
+
+def in_order(members: dict[str, Code]) -> dict[str, Code]:
+    """Members as they come, but the elements of a list together and by their numbers."""
+    first: dict[tuple[str, ...], int] = {}
+    children: dict[tuple[str, ...], set[str]] = {}
+    for name in members:
+        parts = tuple(name.split("."))
+        for i, part in enumerate(parts):
+            first.setdefault(parts[: i + 1], len(first))
+            children.setdefault(parts[:i], set()).add(part)
+    lists = {at for at, names in children.items() if numbered(sorted(names, key=_count_of))}
+
+    def place(name: str) -> list[int]:
+        parts = tuple(name.split("."))
+        return [int(p) if parts[:i] in lists else first[parts[: i + 1]]
+                for i, p in enumerate(parts)]  # fmt: skip
+
+    return {name: members[name] for name in sorted(members, key=place)}
+
+
+def _count_of(name: str) -> int:
+    return int(name) if name.isdecimal() else -1
 
 
 class Later:
@@ -416,34 +483,3 @@ def flat(code: Any, emitter: Emitter) -> Iterator[Any]:
         else:
             yield id(piece.body.cls)
             yield from piece.body.arguments
-
-
-def execute(emitted: Emitted, name: str) -> Any:
-    """Run emitted source and return the class or function it is about.
-
-    The source is known to ``inspect`` and to tracebacks under ``<trivium>/NAME_1.py``.
-    """
-    filename = f"<trivium>/{name}_{next(_count)}.py"
-    lines = emitted.source.splitlines(keepends=True)
-    linecache.cache[filename] = (len(emitted.source), None, lines, filename)
-    module = types.ModuleType(f"trivium_{name}_{emitted.entry}")
-    module.__file__ = filename
-    # Who empties linecache, as AutoGraph does, asks the loader again.
-    module.__loader__ = _Source(emitted.source)  # type: ignore[assignment]
-    sys.modules[module.__name__] = module  # so that inspect finds the classes' source
-    exec(compile(emitted.source, filename, "exec"), module.__dict__)
-    return module.__dict__[emitted.entry]
-
-
-class _Source:
-    """What ``linecache`` wants of a loader."""
-
-    def __init__(self, source: str):
-        self.source = source
-
-    def get_source(self, name: str) -> str:
-        """The source, whatever the name."""
-        return self.source
-
-
-_count = itertools.count(1)

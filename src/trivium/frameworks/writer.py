@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -53,9 +52,10 @@ class Writer:
         return [self.names[v] for v in inputs]
 
     def fresh(self, wish: str) -> str:
-        taken = set(self.names.values()) | set(self.slot_names.values())
+        """A name that nothing has: no variable, argument, class, module or helper."""
+        taken = {*self.names.values(), *self.slot_names.values(), *self.emitter.used_names}
         name, n = wish, 2
-        while name in taken or keyword.iskeyword(name):
+        while name in taken or self.target.taken(name):
             name, n = f"{wish}{n}", n + 1
         return name
 
@@ -101,11 +101,7 @@ class Writer:
 
     def member(self, member: Member) -> str:
         """A layer or parameter of this block."""
-        name = member.name
-        path = self.body.block.path
-        if path and name.startswith(path + "."):
-            name = name[len(path) + 1 :]
-        return "self." + re.sub(r"\.(\d+)", r"[\1]", name)
+        raise NotImplementedError
 
     def size(self, dim: Dim) -> str:
         """An open size, from the shape of a variable that has it."""
@@ -124,7 +120,7 @@ class Writer:
             return whole
         text = str(dim)
         for name in sorted(dim.names(), key=len, reverse=True):
-            part = known(Dim(name))
+            part = known(Dim(name)) or self.solved(Dim(name))
             if part is None:
                 where = self.body.block.path or "the model"
                 raise UnsupportedError(
@@ -132,6 +128,20 @@ class Writer:
                 )
             text = re.sub(rf"\b{name}\b", part, text)
         return text
+
+    def solved(self, dim: Dim) -> str | None:
+        """``x.shape[0] // 16``: a size from that of a variable which is a multiple of it."""
+        (word,) = dim.names()
+        for v, name in reversed(self.names.items()):
+            for axis, s in enumerate(v.shape):
+                if not isinstance(s, Dim) or s.names() != {word} or self._latest(name) is not v:
+                    continue
+                offset, factor = s.subs({word: 0}), s.subs({word: 1}) - s.subs({word: 0})
+                if isinstance(factor, int) and factor > 0 and dim * factor + offset == s:
+                    less = f" - {offset}" if offset else ""
+                    size = self.size_of(name, axis)
+                    return f"(({size}{less}) // {factor})" if less else f"({size} // {factor})"
+        return None
 
     def size_of(self, name: str, axis: int) -> str:
         """The size of a variable along one axis."""

@@ -19,7 +19,6 @@ from trivium.frameworks.functional import (
     Stateful,
     either,
     flagged,
-    in_turn,
     keywords,
     linear,
     looped,
@@ -235,7 +234,7 @@ class Jax(Calls):
                     "float64 in JAX source, which is float32 there unless x64 is on",
                     v.node.scope if v.node else v.name, "cast the model to float32",
                 )  # fmt: skip
-        return in_turn(graph)
+        return graph
 
     def lowers(self, node: Node) -> bool:
         """Dropout that is off, and norms without parameters, are decomposed."""

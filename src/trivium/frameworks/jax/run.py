@@ -12,8 +12,8 @@ import numpy as np
 from trivium.dtype import as_dtype
 from trivium.frameworks.jax.emit import NARROW, emit
 from trivium.frameworks.layer import Weight
+from trivium.frameworks.made import Held, execute, furnished
 from trivium.frameworks.runner import Array, Pulled
-from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.step import COUNT, Update, by_dtype
 from trivium.tree import flatten, nest
@@ -38,6 +38,8 @@ class JaxModel:
     updates: bool = False
     """While training the function gives (y, the new states)."""
     source: str = ""
+    owed: frozenset[str] = frozenset()
+    """The parameters that the function has to read; looked after when it first runs."""
 
     def __call__(self, *inputs: Any) -> Any:
         return self.function(self.params, *inputs)
@@ -49,11 +51,37 @@ class JaxModel:
         accepted = inspect.signature(self.function).parameters
         given: dict[str, Any] = {"training": training} if "training" in accepted else {}
         given |= {"rng": key} if "rng" in accepted else {}
-        result = self.function(nest(params), *inputs, **given)
+        seen: set[str] = set()
+        result = self.function(_Read(nest(params), seen), *inputs, **given)
+        if unread := sorted(self.owed - seen):
+            raise UnsupportedError(f"JAX source that does not read the parameter {unread[0]!r}")
         state: dict[str, Any] = {}
         if self.updates and (training or "training" not in accepted):
             result, state = result
         return _listed(result), flatten(state)
+
+
+class _Read(dict[str, Any]):
+    """Nested parameters that note which of them are read."""
+
+    def __init__(self, tree: Mapping[str, Any], seen: set[str], path: str = ""):
+        super().__init__(
+            {k: _Read(v, seen, f"{path}{k}.") if isinstance(v, dict) else v
+             for k, v in tree.items()}
+        )  # fmt: skip
+        self.seen, self.path = seen, path
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(self.path + key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """As a dict's."""
+        return self[key] if key in self else default  # noqa: SIM401  (so that it is noted)
+
+    def items(self) -> Any:
+        """As a dict's."""
+        return [(key, self[key]) for key in self]
 
 
 def build(
@@ -62,13 +90,15 @@ def build(
     """The function that the Graph's source makes, with these numbers, and where each is."""
     load_jax()
     emitted = emit(graph)
-    weights = emitted.weights
+    fixed = {path for path, _, _ in emitted.constants.values()}
     trained = {v.name for v in graph.trained() if v.dtype.is_floating}
-    states = frozenset(weights.keys() - trained)
+    states = frozenset((emitted.weights.keys() - trained) | fixed)
     function = execute(emitted, "jax")
-    model = JaxModel(function, {}, states, bool(graph.updates), emitted.source)
-    JaxRunner(model, weights).load(values)
-    return model, weights
+    read_by = {v for node in graph.nodes for v in node.inputs}
+    owed = {v.name for v in graph.of_kind("param", "state") if v in read_by} | fixed
+    model = JaxModel(function, {}, states, bool(graph.updates), emitted.source, frozenset(owed))
+    furnished(JaxRunner, model, emitted, graph, values)
+    return model, emitted.weights
 
 
 def to_array(array: Any) -> Any:
@@ -99,6 +129,14 @@ class JaxRunner:
         self.model, self.weights = model, weights
         self._apply = self.jax.jit(model.apply, static_argnums=2)
         self._pull = self.jax.jit(self._pulled, static_argnums=4)
+
+    def declared(self) -> list[Held]:
+        """None: source in JAX declares no parameter."""
+        return []
+
+    def held(self) -> dict[str, Held]:
+        """Where the parameters will be, by our names."""
+        return {n: Held(path, path, None, True) for n, (path, _) in self.weights.items()}
 
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""

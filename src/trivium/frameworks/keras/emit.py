@@ -30,6 +30,7 @@ class Keras(Target):
     forms = ALL_FORMS
     helpers = HELPERS
     bare_numbers = True
+    repeats = False  # a function called twice would make its layers twice
     functions = FUNCTIONS
 
     def literal(self, value: Any) -> str:

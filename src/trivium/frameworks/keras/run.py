@@ -13,8 +13,8 @@ from trivium.dtype import as_dtype
 from trivium.frameworks.keras.emit import emit, emit_function
 from trivium.frameworks.keras.read import PLAIN, form_of, load
 from trivium.frameworks.layer import Weight
+from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.runner import Array, Pulled
-from trivium.frameworks.source import execute
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
 
@@ -46,7 +46,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     emitted = emit(graph)
     model = execute(emitted, "keras")()
     model.source = emitted.source
-    KerasRunner(model, emitted.weights).load(values)
+    furnished(KerasRunner, model, emitted, graph, values)
     return model, emitted.weights
 
 
@@ -88,12 +88,27 @@ class KerasRunner:
         from keras.src.models.functional import Functional
 
         self.recorded = (Functional, self.keras.Sequential)
-        self.variables = {ours: self._find(theirs) for ours, (theirs, _) in weights.items()}
+        self.variables = {}
+        for ours, (theirs, _) in weights.items():
+            with looking(ours, theirs):
+                self.variables[ours] = self._find(theirs)
         fixed = [v for la in model._flatten_layers() for v in la._non_trainable_variables]
         states = {id(v) for v in fixed}
         self.states = {n for n, v in self.variables.items() if id(v) in states}
         trained = {id(v) for v in model.trainable_variables}
         self._trained = {n for n, v in self.variables.items() if id(v) in trained}
+
+    def declared(self) -> list[Held]:
+        """Every weight."""
+        return [self._held(v) for v in self.model.weights]
+
+    def held(self) -> dict[str, Held]:
+        """Those that are ours, by our names."""
+        return {ours: self._held(v) for ours, v in self.variables.items()}
+
+    def _held(self, variable: Any) -> Held:
+        name = variable.path.replace("/", ".")
+        return Held(name, id(variable), tuple(variable.shape), variable.trainable)
 
     def _find(self, place: str) -> Any:
         for v in self.model.weights:

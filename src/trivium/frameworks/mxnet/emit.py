@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -26,7 +27,20 @@ IMPORTS = {
     "gluon": "from mxnet import gluon",
     "nn": "from mxnet.gluon import nn",
 }
-_TAKEN = {"name", "params", "prefix"}  # what a Block lets nobody assign
+_TAKEN = frozenset(
+    """
+    F self mx gluon nn name params prefix apply cast collect_params export forward hybrid_forward
+    hybridize infer_shape infer_type initialize load_parameters load_params name_scope optimize_for
+    register_child register_forward_hook register_forward_pre_hook register_op_hook save_parameters
+    save_params summary
+    """.split()  # noqa: SIM905
+)  # what a block has already, or its source calls something else
+
+
+def attribute(name: str) -> str:
+    """A name as a block lets it be used: ``name_`` for "name", and so on for "name_"."""
+    base = name.rstrip("_")
+    return f"{name}_" if base in _TAKEN or keyword.iskeyword(base) else name
 
 
 class MXNet(Target):
@@ -36,6 +50,7 @@ class MXNet(Target):
     forms = FORMS
     functions = FUNCTIONS
     helpers = HELPERS
+    reserved = frozenset({"F", "self", "mx", "nn", "gluon", "float"})
 
     def __init__(self) -> None:
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
@@ -57,6 +72,10 @@ class MXNet(Target):
         """Some forms are MXNet's only under a condition."""
         return (node.op not in IF or IF[node.op](node)) and super().lowers(node)
 
+    def part(self, name: str) -> str:
+        """A Block has words of its own."""
+        return attribute(name)
+
     def positional(self, form: LayerForm) -> int:
         """nn.Conv2D(64, 3), nn.Embedding(100, 8), nn.Dense(10)."""
         return 2 if form.op in ("conv", "embedding") else 0 if "norm" in form.op else 1
@@ -76,12 +95,12 @@ class MXNet(Target):
 
     def parameter(self, value: Value) -> Code:
         """A parameter of the block itself, which ``hybrid_forward`` gets as an argument."""
-        name = value.name.rpartition(".")[2]
+        name = attribute(value.name.rpartition(".")[2])
         if value.name in self.constants:
             return [f'self.params.get_constant("{name}", {_constant(self.constants[value.name])})']
         words = f"shape={literal(value.shape or (1,))}"
-        words += f', dtype="{value.dtype}"' if value.dtype != dt.float32 else ""
-        words += "" if value.dtype.is_floating else ', init="zeros"'  # it draws floats alone
+        if value.dtype != dt.float32:
+            words += f', dtype="{value.dtype}", init="zeros"'  # it draws float32 alone
         if value.kind == "state":
             words += ", differentiable=False"
         elif not value.dtype.is_floating:
@@ -140,17 +159,16 @@ class _Writer(Writer):
         super().__init__(emitter, cls)
         body = self.body
         self.members = {self.inner(name): code for name, code in body.members.items()}
-        self.own = [n for n, c in self.members.items() if str(c[0]).startswith("self.params.")]
+        free = [n for n, c in self.members.items() if str(c[0]).startswith("self.params.")]
+        self.own = [n for n in free if "." not in n]
+        self.below = {n for n in free if "." in n}  # in containers that run nothing
         self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
-        wrong = {n.partition(".")[0] for n in self.members} & _TAKEN
-        if wrong:
-            what = min(wrong)
-            raise UnsupportedError(f"MXNet source with a member called {what!r}", body.block.path)
 
     def inner(self, name: str) -> str:
         """A path as seen from this block."""
         path = self.body.block.path
-        return name[len(path) + 1 :] if path and name.startswith(path + ".") else name
+        name = name[len(path) + 1 :] if path and name.startswith(path + ".") else name
+        return ".".join(map(attribute, name.split(".")))
 
     # -- __init__ ----------------------------------------------------------------------------------
     def declarations(self) -> list[str]:
@@ -195,17 +213,18 @@ class _Writer(Writer):
     def held(self, path: str, name: str, text: str) -> str:
         """The line that puts something into the container ``path`` under a name."""
         where = self.place(path)
-        if path and text.startswith("self.params."):
-            text = where + text.removeprefix("self")
+        text = text.replace("self.params.", f"{where}.params.", 1)
         if self.listed(path):
             return f"{where}.add({text})"
-        if name.isdigit():
+        if not name.isidentifier():
             return f'{where}.register_child({text}, "{name}")'
         return f"{where}.{name} = {text}"
 
     def listed(self, path: str) -> bool:
         """Is the container ``path`` a HybridSequential?"""
-        prefix = path + "." if path else ""
+        if not path:
+            return self.base == "nn.HybridSequential"
+        prefix = path + "."
         below = [n[len(prefix) :] for n in self.members if n.startswith(prefix)]
         return _numbered(dict.fromkeys(n.partition(".")[0] for n in below))
 
@@ -213,7 +232,7 @@ class _Writer(Writer):
         """``self.layer1[0].conv1`` for the path ``layer1.0.conv1``."""
         text, parts = "self", path.split(".") if path else []
         for i, part in enumerate(parts):
-            if not part.isdigit():
+            if part.isidentifier():
                 text += f".{part}"
             else:
                 text += f"[{part}]" if self.listed(".".join(parts[:i])) else f'._children["{part}"]'
@@ -277,9 +296,9 @@ class _Writer(Writer):
     def member(self, member: Member) -> str:
         """A layer inside, or a parameter: by its argument where it is this block's own."""
         name = self.inner(member.name)
-        if name in self.own:  # hybrid_forward gets those that are not further down
-            return f"array_of(F, {self.place(name)})" if "." in name else name
-        if name in self.members:
+        if name in self.own:
+            return name
+        if name in self.members and name not in self.below:
             return self.place(name)
         path = self.body.block.path
         theirs, _ = self.emitter.weights.get(member.name, ("", None))
@@ -291,12 +310,10 @@ class _Writer(Writer):
 
     def fresh(self, wish: str) -> str:
         """A name that is none of the block's own parameters'."""
-        taken = {"F", "self", "mx", "float", *self.own}
-        taken |= {*self.names.values(), *self.slot_names.values()}
-        name, n = wish, 2
-        while name in taken or not name.isidentifier():
-            name, n = f"{wish}{n}", n + 1
-        return super().fresh(name)
+        name, n = super().fresh(wish), 2
+        while name in self.own:
+            name, n = super().fresh(f"{wish}{n}"), n + 1
+        return name
 
     def piece(self, piece: Any) -> str:
         """A variable with an open size: ``x, lhs_axes=(0,), rhs_axes=(0,)`` or ``x, axis=0``."""

@@ -15,7 +15,6 @@ from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.frameworks.code import Code, Target, number
 from trivium.frameworks.mxnet.forms import bias_alone, symmetric
-from trivium.frameworks.mxnet.prepare import held
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
 
@@ -469,7 +468,7 @@ FUNCTIONS: dict[str, Lowering] = {
 
 def _owned(node: Node) -> bool:
     """Are all arrays but the first a layer's?"""
-    rest = [held(v) for v in node.inputs[1:]]
+    rest = node.inputs[1:]
     return all(v is None or (v.kind in ("param", "state") and "." in v.name) for v in rest)
 
 

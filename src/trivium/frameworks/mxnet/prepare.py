@@ -67,18 +67,6 @@ def _padded_first(new: Graph, node: Node, values: list[Value | None]) -> Sequenc
     return [OPS["avg_pool"](x, **attrs) / share]
 
 
-def held(value: Value | None) -> Value | None:
-    """The state that a batch norm's statistics are at first: one application may follow another."""
-    while (
-        value is not None
-        and value.node is not None
-        and value.node.op == "batch_norm"
-        and value.index
-    ):
-        value = value.node.inputs[2 + value.index]
-    return value
-
-
 def _check_statistics(graph: Graph) -> None:
     """MXNet collects batch statistics on the way back: where none or two lead, they differ."""
     depends: set[Value | None] = set(graph.trained())
@@ -86,7 +74,7 @@ def _check_statistics(graph: Graph) -> None:
     for node in graph.nodes:
         if node.op == "batch_norm" and node.attrs["training"] is MODE:
             x, scale, bias, *statistics = node.inputs
-            mean = held(statistics[0])
+            mean = statistics[0]
             if mean in seen:
                 what = "applied twice while training: MXNet collects the last application first"
                 remedy = "give each application a layer of its own"

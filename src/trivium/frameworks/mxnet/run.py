@@ -11,10 +11,10 @@ import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.frameworks.layer import Weight
+from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.runner import Array, Pulled
-from trivium.frameworks.source import execute
 from trivium.graph import Graph, Type, UnsupportedError
 from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
 
@@ -28,7 +28,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     # MXNet has no bool and no array without axes: what the arrays are that go in and come out.
     block.types = ([v.type for v in graph.of_kind("data")], [v.type for v in graph.outputs])
     block.initialize()
-    MxnetRunner(block, emitted.weights).load(values)
+    furnished(MxnetRunner, block, emitted, graph, values)
     return block, emitted.weights
 
 
@@ -62,7 +62,27 @@ class MxnetRunner:
         """Our names -> Gluon's parameters."""
         named = dict(self.block.collect_params().items())
         named |= self.block._collect_params_with_prefix()  # what save_parameters goes by
-        return {ours: named[theirs] for ours, (theirs, _) in self.weights.items()}
+        found = {}
+        for ours, (theirs, _) in self.weights.items():
+            with looking(ours, theirs):
+                found[ours] = named[theirs]
+        return found
+
+    def declared(self) -> list[Held]:
+        """Every parameter that is none of MXNet's constants."""
+        named = self.block._collect_params_with_prefix()
+        return [self._held(name, p) for name, p in named.items()
+                if not isinstance(p, self.mx.gluon.Constant)]  # fmt: skip
+
+    def held(self) -> dict[str, Held]:
+        """Those that are ours, by our names."""
+        return {n: self._held(self.weights[n][0], p) for n, p in self.parameters().items()}
+
+    def _held(self, name: str, parameter: Any) -> Held:
+        shape = parameter.shape  # 0 or -1 where it waits for the first batch
+        known = shape is not None and all(s > 0 for s in shape)
+        trained = parameter.grad_req != "null"
+        return Held(name, id(parameter), tuple(shape) if known else None, trained)
 
     def trained(self) -> dict[str, bool]:
         """Which parameters have gradients."""

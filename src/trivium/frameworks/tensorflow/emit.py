@@ -14,7 +14,6 @@ from trivium.frameworks.functional import (
     CallWriter,
     Own,
     either,
-    in_turn,
     passes,
     snake,
     tupled,
@@ -75,7 +74,7 @@ class TensorFlow(Calls):
             )
             return [OPS["transpose"](y, axes=back), *new_statistics]
 
-        return replay(to_layout(in_turn(graph), "NHWC"), rule)[0]
+        return replay(to_layout(graph, "NHWC"), rule)[0]
 
     def literal(self, value: Any) -> str:
         """Dtypes by name."""
@@ -102,6 +101,13 @@ class TensorFlow(Calls):
         return any(owned(f, node) for f in forms) or (
             node.op == "batch_norm" and node.attrs["training"] is MODE
         )
+
+    def bare(self, node: Node, value: Value, infix: bool) -> bool:
+        """A function takes its first argument for what Python's number is: float32 or int32."""
+        if infix or value.dtype in ("float32", "int32", "bool"):
+            return super().bare(node, value, infix)
+        alike = [v for v in node.inputs if v is not None and v.dtype == value.dtype]
+        return alike[0] is not value and super().bare(node, value, infix)
 
     def number(self, value: Value) -> Code:
         """Sizes are int32 tensors there."""

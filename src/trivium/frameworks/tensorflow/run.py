@@ -10,8 +10,8 @@ import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.frameworks.layer import Weight
+from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.runner import Array, Pulled
-from trivium.frameworks.source import execute
 from trivium.frameworks.tensorflow.emit import attribute, emit
 from trivium.graph import Graph
 from trivium.transforms.step import COUNT, Update, by_dtype
@@ -32,7 +32,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     emitted = emit(graph)
     module = execute(emitted, "tensorflow")()
     module.source = emitted.source
-    TensorflowRunner(module, emitted.weights).load(values)
+    furnished(TensorflowRunner, module, emitted, graph, values)
     return module, emitted.weights
 
 
@@ -53,13 +53,27 @@ class TensorflowRunner:
     def __init__(self, module: Any, weights: Mapping[str, tuple[str, Weight]]):
         self.tf = load_tensorflow()
         self.module, self.weights = module, weights
-        self.variables = {ours: variable(module, path) for ours, (path, _) in weights.items()}
+        self.variables = {}
+        for ours, (path, _) in weights.items():
+            with looking(ours, path):
+                self.variables[ours] = variable(module, path)
         self._call = self.tf.function(self._called)
         self._pull = self.tf.function(self._pulled)
 
     def trained(self) -> dict[str, bool]:
         """Which variables are trainable."""
         return {n: bool(v.trainable) for n, v in self.variables.items()}
+
+    def declared(self) -> list[Held]:
+        """Every variable."""
+        return [self._held(v.name, v) for v in self.module.variables]
+
+    def held(self) -> dict[str, Held]:
+        """Those that are ours, by our names."""
+        return {n: self._held(self.weights[n][0], v) for n, v in self.variables.items()}
+
+    def _held(self, name: str, variable: Any) -> Held:
+        return Held(name, id(variable), tuple(variable.shape), variable.trainable)
 
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Layer, leaf
+from trivium.frameworks.blocks import Layer
 from trivium.frameworks.code import (
     Code,
     Member,
-    Slot,
     Statement,
     Target,
     array_source,
+    beside_array,
     number,
 )
 from trivium.frameworks.functional import select, slice_axis
 from trivium.frameworks.layer import LayerForm, square
-from trivium.frameworks.source import Class, Emitted, Emitter, Later, flat, with_sizes
+from trivium.frameworks.source import Emitted, Emitter, with_sizes
+from trivium.frameworks.torch.classes import attribute, class_source
 from trivium.frameworks.torch.layers import FORMS, HELPERS, symmetric
-from trivium.frameworks.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay
@@ -126,6 +125,15 @@ def _cross_entropy(target: Target, node: Node) -> Code:
     return ["F.cross_entropy(", *first, ", ", *index, f"{tail})"]
 
 
+def _where(target: Target, node: Node) -> Code:
+    condition, *branches = node.inputs
+    code: Code = ["torch.where(", *target.array(condition)]
+    for v in branches:  # a number takes the dtype of the array beside it
+        bare = number(target, v) if beside_array(node, v) else []
+        code += [", ", *(bare or target.array(v))]
+    return [*code, ")"]
+
+
 def _take(target: Target, node: Node) -> Code:
     x, indices = node.inputs
     axis = node.attrs["axis"]
@@ -171,11 +179,12 @@ class Torch(Target):
     name = "torch"
     forms = FORMS
     helpers = HELPERS
+    reserved = frozenset({"torch", "nn", "F", "self"})
     functions = {  # noqa: RUF012
         "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": slice_axis, "select": select,
         "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
-        "constant": _constant, "maximum": _extremum, "minimum": _extremum,
+        "constant": _constant, "maximum": _extremum, "minimum": _extremum, "where": _where,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:
@@ -220,6 +229,10 @@ class Torch(Target):
         """nn.Linear(3, 4, dtype=torch.float64)."""
         return {"dtype": dtype}
 
+    def part(self, name: str) -> str:
+        """nn.Module has words of its own."""
+        return attribute(name)
+
     def positional(self, form: LayerForm) -> int:
         """nn.Conv2d(3, 64, 7), nn.Linear(3, 4), nn.RNN(3, 4)."""
         return {"conv": 3, "linear": 2, "rnn": 2, "embedding": 2}.get(form.op, 1)
@@ -254,125 +267,8 @@ class Torch(Target):
     def render(self, emitter: Emitter) -> str:
         """Imports, then the classes, inner ones first."""
         emitter.settle()
-        parts = [_class(emitter, cls) for cls in emitter.classes]
+        parts = [class_source(emitter, cls) for cls in emitter.classes]
         return HEADER + "\n\n\n".join(parts)
-
-
-def _class(emitter: Emitter, cls: Class) -> str:
-    body = cls.bodies[0]
-    names = [
-        n[len(body.block.path) + 1 :] if n.startswith(body.block.path + ".") else n
-        for n in body.members
-    ]
-    if body.chain:
-        base = "nn.Sequential"
-    elif names and names == [str(i) for i in range(len(names))]:
-        base = "nn.ModuleList"
-    else:
-        base = "nn.Module"
-    writer = _Writer(emitter, cls, base)
-    lines = [f"class {cls.name}({base}):"]
-    arguments = "".join(f", {p}" for p in cls.parameters)
-    if body.members:
-        lines.append(f"    def __init__(self{arguments}):")
-        lines += ["        " + line for line in writer.declarations()]
-    if not body.chain:
-        lines += [""] * bool(body.members)
-        lines.append(f"    def forward(self, {', '.join(writer.argument_names())}):")
-        lines += ["        " + line for line in writer.write()]
-    return "\n".join(lines)
-
-
-class _Writer(Writer):
-    def __init__(self, emitter: Emitter, cls: Class, base: str):
-        super().__init__(emitter, cls)
-        self.base = base
-
-    def declarations(self) -> list[str]:
-        """The lines of ``__init__``."""
-        body = self.body
-        if self.base != "nn.Module":
-            items = [self.declaration(code, 1) for code in body.members.values()]
-            opening, closing = ("super().__init__(", ")") if self.base == "nn.Sequential" else (
-                "super().__init__([", "])")  # fmt: skip
-            return [opening, *(f"    {line}," for line in items), closing, *self.frozen()]
-        lines = ["super().__init__()"]
-        containers: set[str] = set()
-        fixed = self.emitter.fixed(body)
-        for name, code in body.members.items():
-            *path, last = name.split(".")
-            for i in range(len(path)):  # names that cross a scope which is no class of its own
-                if (outer := ".".join(path[: i + 1])) not in containers | body.members.keys():
-                    containers.add(outer)
-                    lines.append(f"self.{outer} = nn.Module()")
-            text = self.declaration(code, 0)
-            if name in fixed:
-                text = f"{text[:-1]}, requires_grad=False)"
-            where = ".".join(["self", *path])
-            if text.startswith("torch.zeros"):
-                lines.append(f'{where}.register_buffer("{last}", {text})')
-            elif last.isdigit():
-                add = "register_parameter" if text.startswith("nn.Parameter") else "add_module"
-                lines.append(f'{where}.{add}("{last}", {text})')
-            else:
-                lines.append(f"{where}.{last} = {text}")
-        return [*lines, *self.corrections(), *self.frozen()]
-
-    def frozen(self) -> list[str]:
-        """What is not trained: a line for each part, at the end of the whole model."""
-        if self.body is not self.emitter.root:
-            return []
-        at = {path for path, _ in self.emitter.weights.values()}
-        lines = []
-        fixed = self.emitter.fixed(self.body)
-        for path in (p for p in self.emitter.frozen() if p not in fixed):
-            place = ".".join(filter(None, ("self", path)))
-            if re.search(r"\.\d", place):
-                place = f'self.get_{"parameter" if path in at else "submodule"}("{path}")'
-            lines.append(f"{place}.requires_grad_(False)")
-        return lines
-
-    def corrections(self) -> list[str]:
-        """nn.RNN has two biases; ours may have one, so the other stays zero and is not trained."""
-        lines = []
-        for s in self.body.block.items:
-            if isinstance(s, Layer) and s.node.op == "rnn" and s.node.inputs[4] is None:
-                where = f"self.{leaf(s.path)}.bias_hh_l0"
-                lines.append(
-                    f"nn.init.zeros_({where}).requires_grad_(False)  # one bias, as the original"
-                )
-        return lines
-
-    def declaration(self, code: Any, depth: int) -> str:
-        """A constructor call; a chain inside as a Sequential over several lines."""
-        if len(code) == 1 and isinstance(code[0], Later):
-            body = code[0].body
-            if body.cls is not None:
-                inside = ", ".join(
-                    self.literal_slot(s) for s in body.arguments if isinstance(s, Slot)
-                )
-                return f"{body.cls.name}({inside})"
-            pad = "    " * (depth + 1)
-            items = [self.declaration(body.members[n], depth + 1) for n in body.chain or ()]
-            return (
-                "nn.Sequential(\n"
-                + "".join(f"        {pad}{i},\n" for i in items)
-                + f"        {pad[4:]})"
-            )
-        return "".join(
-            self.literal_slot(p) if isinstance(p, Slot) else str(p)
-            for p in flat(code, self.emitter)
-        )
-
-    def member(self, member: Member) -> str:
-        """``self.conv1``, or ``self[0]`` in a ModuleList."""
-        name = member.name
-        path = self.body.block.path
-        if path and name.startswith(path + "."):
-            name = name[len(path) + 1 :]
-        if name.isdigit():
-            return f"self[{name}]" if self.base == "nn.ModuleList" else f'getattr(self, "{name}")'
-        return "self." + name
 
 
 def emit(graph: Graph) -> Emitted:

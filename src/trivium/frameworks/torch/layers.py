@@ -49,7 +49,9 @@ def _linear(node: Node) -> Mapping[str, Any]:
     return {"in_features": w.shape[1], "out_features": w.shape[0]} | given(bias=(bias, True))
 
 
-def _batch_norm(name: str, ranks: tuple[int, ...], unbiased: bool) -> LayerForm:
+def _batch_norm(name: str, ranks: tuple[int, ...], unbiased: bool, whole: bool) -> LayerForm:
+    """``whole``: with scale and offset or with neither, as torch's ``affine`` says it."""
+
     def write(node: Node) -> Mapping[str, Any] | None:
         x, scale, bias = node.inputs[:3]
         a = node.attrs
@@ -59,14 +61,15 @@ def _batch_norm(name: str, ranks: tuple[int, ...], unbiased: bool) -> LayerForm:
             or a["axis"] != 1
             or a["training"] is not MODE
             or a["unbiased"] != unbiased
-            or (scale is None) != (bias is None)
+            or whole != ((scale is None) == (bias is None))
         ):
             return None
-        return {"num_features": x.shape[1]} | given(
-            eps=(a["epsilon"], 1e-5),
-            momentum=(a["momentum"], 0.1),
-            affine=(scale is not None, True),
+        arguments = {"num_features": x.shape[1]} | given(
+            eps=(a["epsilon"], 1e-5), momentum=(a["momentum"], 0.1)
         )
+        if whole:
+            return arguments | given(affine=(scale is not None, True))
+        return arguments | given(scale=(scale is not None, True), offset=(bias is not None, True))
 
     names = dict(
         scale="weight", bias="bias", running_mean="running_mean", running_var="running_var"
@@ -120,15 +123,15 @@ def _plain(op: str, name: str) -> LayerForm:
     return LayerForm(op, name, lambda node: {})
 
 
+RANKS = {1: (2, 3), 2: (4,), 3: (5,)}
+WHOLE = ("nn.", "Biased")
+
 FORMS = [
     *(_conv(n) for n in (1, 2, 3)),
     LayerForm("linear", "nn.Linear", _linear,
               weights=(Weight("weight", "weight", "weight"), Weight("bias", "bias", "bias"))),
-    _batch_norm("nn.BatchNorm1d", (2, 3), True),
-    _batch_norm("nn.BatchNorm2d", (4,), True),
-    _batch_norm("nn.BatchNorm3d", (5,), True),
-    _batch_norm("BiasedBatchNorm1d", (2, 3), False),
-    _batch_norm("BiasedBatchNorm2d", (4,), False),
+    *(_batch_norm(f"{name}BatchNorm{n}d", ranks, not name.endswith("Biased"), name in WHOLE)
+      for name in (*WHOLE, "Partial", "PartialBiased") for n, ranks in RANKS.items()),
     LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
               weights=(Weight("scale", "weight", "weight"), Weight("bias", "bias", "bias"))),
     LayerForm("embedding", "nn.Embedding", _embedding,
@@ -174,7 +177,19 @@ def {name}_each(x, dim, keepdim=False):
     y = top + torch.where(gap == 0, gap, 0).sum(dim, keepdim=True)
     return y if keepdim else y.squeeze(dim)
 '''
-HELPERS = {f"BiasedBatchNorm{n}d": BIASED.format(n=n) for n in (1, 2)} | {
+PARTIAL = '''
+class Partial{name}{n}d({base}{n}d):
+    """With a scale alone or an offset alone: ``affine`` in PyTorch is both or neither."""
+
+    def __init__(self, num_features, eps=1e-5, momentum=0.1, scale=True, offset=True):
+        super().__init__(num_features, eps, momentum)
+        self.weight = self.weight if scale else None
+        self.bias = self.bias if offset else None
+'''
+HELPERS = {f"BiasedBatchNorm{n}d": BIASED.format(n=n) for n in RANKS}
+for _name, _base in (("BatchNorm", "nn.BatchNorm"), ("BiasedBatchNorm", "BiasedBatchNorm")):
+    HELPERS |= {f"Partial{_name}{n}d": PARTIAL.format(name=_name, base=_base, n=n) for n in RANKS}
+HELPERS |= {
     "max_each": EACH.format(name="max", plural="maxima"),
     "min_each": EACH.format(name="min", plural="minima"),
 }

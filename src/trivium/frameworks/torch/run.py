@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from trivium.frameworks.layer import Weight
+from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.runner import Array, Pulled
-from trivium.frameworks.source import execute
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.exported import dtype_of
@@ -34,7 +34,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     emitted = emit(graph)
     module = execute(emitted, "torch")()
     module.source = emitted.source
-    TorchRunner(module, emitted.weights).load(values)
+    furnished(TorchRunner, module, emitted, graph, values)
     return module, emitted.weights
 
 
@@ -50,6 +50,22 @@ class TorchRunner:
         named = dict(self.module.named_parameters(remove_duplicate=False))
         named |= dict(self.module.named_buffers(remove_duplicate=False))
         return named
+
+    def declared(self) -> list[Held]:
+        """Every parameter and buffer."""
+        return [self._held(name, t) for name, t in self._tensors().items()]
+
+    def held(self) -> dict[str, Held]:
+        """Those that are ours, by our names."""
+        named = self._tensors()
+        found = {}
+        for ours, (theirs, _) in self.weights.items():
+            with looking(ours, theirs):
+                found[ours] = self._held(theirs, named[theirs])
+        return found
+
+    def _held(self, name: str, tensor: Any) -> Held:
+        return Held(name, id(tensor), tuple(tensor.shape), tensor.requires_grad)
 
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
