@@ -37,7 +37,7 @@ def execute(emitted: Emitted, name: str) -> Any:
 
     The source is known to ``inspect`` and to tracebacks under ``<trivium>/NAME_1.py``.
     """
-    filename = f"<trivium>/{name}_{next(_count)}.py"
+    filename = f"<trivium>/{name}_{next(_made)}.py"
     lines = emitted.source.splitlines(keepends=True)
     linecache.cache[filename] = (len(emitted.source), None, lines, filename)
     module = types.ModuleType(f"trivium_{name}_{emitted.entry}")
@@ -60,7 +60,7 @@ class _Source:
         return self.source
 
 
-_count = itertools.count(1)
+_made = itertools.count(1)
 
 
 @contextmanager
