@@ -81,6 +81,26 @@ class Kept(Weight):
         return inputs
 '''
 
+ROWS = '''
+@keras.saving.register_keras_serializable(package="trivium")
+class Rows(layers.Layer):
+    """What comes in goes out, if it has the rows that the model was made for: Keras looks at every
+    other size itself.
+    """
+
+    def __init__(self, rows, **kwargs):
+        super().__init__(**kwargs)
+        self.rows = rows
+
+    def call(self, inputs):
+        if inputs.shape[0] not in (None, self.rows):
+            raise ValueError(f"made for {self.rows} rows, got shape {tuple(inputs.shape)}")
+        return inputs
+
+    def get_config(self):
+        return super().get_config() | {"rows": self.rows}
+'''
+
 LIKE_BATCH = '''
 @keras.saving.register_keras_serializable(package="trivium")
 class LikeBatch(layers.Layer):
@@ -135,7 +155,7 @@ def {name}_each(x, axis, keepdims=False):
 HELPERS = {
     "UnbiasedBatchNormalization": UNBIASED, "FrozenBatchNormalization": FROZEN,
     "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "Kept": KEPT,
-    "LikeBatch": LIKE_BATCH,
+    "Rows": ROWS, "LikeBatch": LIKE_BATCH,
     "FirstMaxPooling3D": FIRST_POOL,
     **{f"shared_{n}": SHARED.format(name=n) for n in ("maximum", "minimum")},
     **{f"{n}_first": FIRST.format(name=n) for n in ("max", "min")},

@@ -197,14 +197,11 @@ class FunctionWriter(Writer):
 
     def checks(self) -> list[str]:
         """A functional model holds what it is given against its own inputs, but for the batch."""
+        lines = []
         for v in self.body.block.inputs if self.root else ():
             if 0 in self.emitter.made_for.get(v.name, ()) and isinstance(v.shape[0], int):
-                raise UnsupportedError(
-                    f"Keras source of a model for exactly {v.shape[0]} rows of {v.name}, which "
-                    f"Keras would not hold a batch against", "the model",
-                    "leave the first size open: give an example of another batch",
-                )  # fmt: skip
-        return []
+                lines.append(f"{self.names[v]} = Rows({v.shape[0]})({self.names[v]})")
+        return lines
 
     def result(self, parts: Sequence[str]) -> str:
         if not self.root:
