@@ -16,10 +16,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import trivium as tv
 from trivium.check import check
-from trivium.convert import side_of
 from trivium.graph import Graph
 from trivium.interpret import Interpreter, bound_dims
 from trivium.native.run import NativeFunction
+from trivium.proof.sources import source_of
 from trivium.transforms.grad import pullback
 from trivium.transforms.replay import specialize
 
@@ -466,7 +466,7 @@ def test_a_residual_network_that_starts_at_zero(source: str, target: str) -> Non
     pytest.importorskip("requests" if target == "mxnet" else target)
     x = IMAGES.transpose(0, 2, 3, 1) if source == "keras" else IMAGES
     model = MODELS[source]()
-    side = side_of(model, *[] if source == "keras" else [x])
+    side = source_of(model, *[] if source == "keras" else [x]).side()
     gs = weights_for(side.runner.outputs([x]))
     run = importlib.import_module(f"trivium.frameworks.{target}.run")
     there = getattr(run, f"{TARGETS[target]}Runner")(*run.build(side.graph, side.values))

@@ -313,7 +313,7 @@ CONV = "y = conv(x, w, stride={}, padding={}, dilation={}, groups={}, layout={})
         ("y = take_grad(x, n, axis=5, size=5)", "take_grad"),
         ("y = random_uniform(k, shape=(2,), salt=0, dtype=float32)", "two uint64"),
         ("y = dropout(x, k, rate=0.5, training=MODE, salt=0)", "two uint64"),
-        ("y = one_hot(n, classes=-2, dtype=float32)", "negative size"),
+        ("y = one_hot(n, classes=-2, dtype=float32)", "at least one class"),
         ("y = one_hot(n, classes=3, dtype=1.5)", "dtype"),
         ("y = pad(x, low=(1,), high=(1,), interior=(0,), value=0.0)", "do not fit"),
         ("y = pad(x, low=(9999999999, 0, 0, 0), high=(-9999999999, 0, 0, 0), "
@@ -326,7 +326,7 @@ CONV = "y = conv(x, w, stride={}, padding={}, dilation={}, groups={}, layout={})
         ("y = rnn(x, w, w, activation='no')", "rnn"),
         (CONV.format("(0, 1)", "((0, 0), (0, 0))", "(1, 1)", "1", "'NCHW'"), "1 or more"),
         (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(-1, 1)", "1", "'NCHW'"), "1 or more"),
-        (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(1, 1)", "0", "'NCHW'"), "wants 0 channels"),
+        (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(1, 1)", "0", "'NCHW'"), "at least one group"),
         (CONV.format("(1,)", "((0, 0), (0, 0))", "(1, 1)", "1", "'NCHW'"), "2 axes"),
         (CONV.format("(1, 1)", "((0, 0),)", "(1, 1)", "1", "'NCHW'"), "padding of 2 axes"),
         (CONV.format("(1, 1)", "((0, 0), (0, 0))", "(1, 1)", "1", "'NCW'"), "layout 'NCW'"),

@@ -279,9 +279,9 @@ REFUSED = {
     "classes that are none": (lambda x: tv.one_hot(tv.argmax(x), 0), "at least one class"),
     "less than nothing": (lambda x: tv.pad(x, low=(-3, 0), high=(0, 0)), "a negative size"),
     "a window of nothing": (
-        lambda x: tv.max_pool(x.reshape(1, 2, 3), kernel=0, stride=1), "begin at 1"),
+        lambda x: tv.max_pool(x.reshape(1, 2, 3), kernel=0, stride=1), "are 1 or more"),
     "a window that does not move": (
-        lambda x: tv.max_pool(x.reshape(1, 2, 3), kernel=1, stride=-1), "begin at 1"),
+        lambda x: tv.max_pool(x.reshape(1, 2, 3), kernel=1, stride=-1), "are 1 or more"),
     "a range that does not step": (lambda x: x.sum() + tv.arange(5, step=0), "step on"),
 }  # fmt: skip
 

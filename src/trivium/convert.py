@@ -73,7 +73,7 @@ def _read(
 
 
 def _believed(side: Side, source: Source, gradients: bool = False) -> Report:
-    report = doubt(side, arrays(source.examples), gradients)
+    report = doubt(side, arrays(source.examples), gradients, source.training)
     if not report.ok:
         raise VerificationError(report)
     return report

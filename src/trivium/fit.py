@@ -185,7 +185,7 @@ class TrainStep:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._trainer, self._params, self._like = None, {}, []
-        self._behind = self._outdated = False
+        self._behind = self._outdated = self._wide = False
 
     @property
     def source(self) -> str:

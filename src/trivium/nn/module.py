@@ -78,13 +78,15 @@ class Module:
         graph = current()
         if calling() is not None:
             return self._forward(graph, args)
-        self._remember(args)
         with called(self):
-            return self._forward(graph, args)
+            result = self._forward(graph, args)
+        self._remember(args)
+        return result
 
     def _remember(self, args: tuple[Any, ...]) -> None:
         arrays = [a for a in args if isinstance(a, (np.ndarray, Operators))]
-        if len(arrays) == len(args):
+        fixed = all(isinstance(s, int) for a in arrays for s in a.shape[1:])
+        if len(arrays) == len(args) and fixed:
             self.inputs_seen = tuple(spec_of(a, batch=True) for a in arrays)
 
     def _forward(self, graph: Graph | None, args: tuple[Any, ...]) -> Any:

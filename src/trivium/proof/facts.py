@@ -47,11 +47,12 @@ def _open(graph: Graph) -> list[tuple[bool, ...]]:
     return [tuple(isinstance(s, Dim) for s in v.shape) for v in graph.of_kind("data")]
 
 
-def compared(a: Graph, b: Graph) -> Iterator[Row]:
-    """Two readings side by side."""
+def compared(a: Graph, b: Graph, trains: bool) -> Iterator[Row]:
+    """Two readings side by side; what only training asks for, if both are models that train."""
     yield _row("outputs", _names(a), _names(b))
-    yield _row("dropout rates", rates(a), rates(b))
-    for kind, of in (("trained", _trained), ("dtype", _dtypes)):
+    if trains:
+        yield _row("dropout rates", rates(a), rates(b))
+    for kind, of in (("dtype", _dtypes), ("trained", _trained))[: 1 + trains]:
         mine, theirs = of(a), of(b)
         differing = [n for n in mine if n in theirs and mine[n] != theirs[n]]
         for name in differing or ["every parameter"]:

@@ -76,6 +76,8 @@ class Source:
     module: Module
     itself: Any
     examples: list[Any]
+    training: bool = False
+    """It was read as it trains, and not as it infers."""
 
     @property
     def graph(self) -> Graph:
@@ -113,7 +115,7 @@ def source_of(model: Any, *examples: Any, framework: str | None = None, **option
     itself, module = at(framework, "open").opened(model, *given, **options)
     if engine_of(framework).version() is None:
         itself = None
-    return Source(framework, name, module, itself, given)
+    return Source(framework, name, module, itself, given, bool(options.get("training")))
 
 
 def engine_of(framework: str) -> Engine:

@@ -264,23 +264,26 @@ def _norm(arrays: Iterable[Any]) -> float:
 _EVERYWHERE = (("normal", 1), ("normal", 3), ("negative", 2), ("large", 2), ("zeros", 2))
 
 
-def doubt(side: Side, examples: Sequence[Any] = (), gradients: bool = False) -> Report:
+def doubt(
+    side: Side, examples: Sequence[Any] = (), gradients: bool = False, training: bool = False
+) -> Report:
     """Is our reading of a model what the model itself computes, and what it says of itself?
 
     Outputs are compared on the examples, on inputs drawn at random, and beside the model's own
-    parameters; ``gradients`` too, and two training steps.
+    parameters; ``gradients`` too, and two training steps. ``training``: the mode that was read,
+    where it is one alone.
     """
     report = Report(side.name, "our reading", ran={side.name: side.ran_by})
     todo = _Comparison(side, None, report)
     where = Points(side.graph, examples)
     sets = where.named((("normal", 3), ("negative", 2)))
     for label, inputs in sets:
-        todo.outputs(inputs, label)
+        todo.outputs(inputs, label, training)
     report.rows += facts.itself(side, sets[0][1], "source")
     if side.differentiable and side.graph.of_kind("param"):
         with _restored(todo.witnesses()):
             todo.a.load(beside(todo.a))
-            todo.outputs(sets[-1][1], "beside its parameters")
+            todo.outputs(sets[-1][1], "beside its parameters", training)
     if gradients and side.differentiable and report.ok:
         _train(side, None, where, 2, report)
     _place(report, side, None, sets)
@@ -301,7 +304,8 @@ def compare_sides(
     for label, inputs in sets:
         todo.outputs(inputs, label)
     todo.parameters()
-    report.rows += [] if shared else facts.compared(a.graph, b.graph)
+    trains = a.differentiable and b.differentiable
+    report.rows += [] if shared else facts.compared(a.graph, b.graph, trains)
     for side, whose in zip((a, b), _WHO, strict=True):
         report.rows += facts.itself(side, sets[0][1], whose)
     if gradients and a.differentiable and b.differentiable:
@@ -343,9 +347,11 @@ def _train(a: Side, b: Side | None, where: Points, steps: int, report: Report) -
     if facts.rates(a.graph):
         quiet = _Comparison(*_each(a, b, _no_dropout, _quiet), report)
         quiet.gradients(where.stream(3, given=True), "nothing dropped", True)
-        todo = _Comparison(*_each(a, b, feed_masks, _rebuilt), report)
-        masks = todo.a.side.graph
-        report.notes.append("dropout: both sides were built again to take the same masks as inputs")
+        todo = quiet
+        if b is not None:  # a model alone has nobody to share its masks with
+            todo = _Comparison(*_each(a, b, feed_masks, _rebuilt), report)
+            masks = todo.a.side.graph
+            report.notes.append("dropout: both sides were built again, the same masks as inputs")
     label = "given" if where.examples else "normal, batch 3"
     todo.gradients(where.stream(3, given=True, masked=masks), label, True)
     if where.has_batch and not any(n.op == "batch_norm" for n in a.graph.nodes):

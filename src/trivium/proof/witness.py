@@ -200,8 +200,10 @@ class Witness:
         states, held = group["states"], self.oracle.values()
         known = {v.name for v in self.side.graph.of_kind("state")}
         states.real = {n: a for n, a in states.real.items() if n in known}
-        for name in states.real.keys() - states.exact.keys():
+        for name in known - states.exact.keys():
             states.exact[name] = states.moved[name] = held[name]
+        for name in known - states.real.keys():  # it tells only of those that it changes
+            states.real[name] = held[name]
         return group
 
     def _shaken(self, inputs: Sequence[Any], ask: Callable[[Sequence[Any]], Any]) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,18 @@ from trivium.transforms.step import COUNT, Update, by_dtype
 from trivium.tree import flatten, nest
 
 
+@functools.cache
 def load_jax() -> Any:
     """The jax module, or an ImportError with the remedy."""
     try:
         import jax
     except ImportError:
         raise ImportError("JAX is not installed: pip install jax") from None
+    jax.tree_util.register_pytree_node(
+        _Read,
+        lambda p: (list(p.values()), tuple(p)),
+        lambda names, leaves: dict(zip(names, leaves, strict=True)),
+    )
     return jax
 
 
@@ -71,6 +78,10 @@ class _Read(dict[str, Any]):
         )  # fmt: skip
         self.seen, self.path = seen, path
 
+    def __iter__(self) -> Iterator[str]:
+        # That there is one keeps {**params} from taking what is inside unseen.
+        return super().__iter__()
+
     def __getitem__(self, key: str) -> Any:
         self.seen.add(self.path + key)
         return super().__getitem__(key)
@@ -82,6 +93,10 @@ class _Read(dict[str, Any]):
     def items(self) -> Any:
         """As a dict's."""
         return [(key, self[key]) for key in self]
+
+    def values(self) -> Any:
+        """As a dict's."""
+        return [self[key] for key in self]
 
 
 def build(

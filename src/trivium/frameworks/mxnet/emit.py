@@ -298,7 +298,9 @@ class _Writer(Writer):
         name = self.inner(member.name)
         if name in self.own:
             return name
-        if name in self.members and name not in self.below:
+        if name in self.below:
+            return f"array_of(F, {self.place(name)})"
+        if name in self.members:
             return self.place(name)
         path = self.body.block.path
         theirs, _ = self.emitter.weights.get(member.name, ("", None))

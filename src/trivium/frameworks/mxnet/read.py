@@ -124,13 +124,17 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
     _initialised(mx, block, [*structural.values(), *block.collect_params().values()], examples)
     source = _Source(None, type(block).__name__, {}, set(), traced=True)  # type: ignore[arg-type]
     named: dict[str, Any] = {}
+    norms = [b for _, b in _blocks(block) if isinstance(b, mx.gluon.nn.BatchNorm)]
+    without = {p.name for b in norms for p in (b.gamma, b.beta)}
     everything = [*structural.items(), *((p.name, p) for p in block.collect_params().values())]
     for path, p in everything:
         if named.setdefault(p.name, p) is not p:
             raise UnsupportedError(f"two parameters are called {p.name!r}", path, "rename one")
         source.paths.setdefault(p.name, path)
         source.arrays[p.name] = p.data(p.list_ctx()[0]).asnumpy()
-        if not p._differentiable:  # Gluon's own word for statistics and constants
+        # Gluon's own word for statistics and constants, and for the scale and offset of a batch
+        # norm that is without: those are parameters that stay as they are.
+        if not p._differentiable and p.name not in without:
             source.states.add(p.name)
         elif p.grad_req == "null" or np.dtype(p.dtype).kind != "f":
             source.frozen.add(p.name)

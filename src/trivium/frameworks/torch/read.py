@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trivium.check import check
-from trivium.frameworks.torch import aten_nn, aten_shape  # noqa: F401  (they fill the table)
+from trivium.frameworks.torch import aten_math, aten_nn, aten_shape  # noqa: F401  (they fill a table)
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.aten import Reader
 from trivium.frameworks.torch.exported import as_size, dtype_of, is_count

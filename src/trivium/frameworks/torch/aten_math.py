@@ -1,0 +1,176 @@
+"""ATen operators that compute: sums and extrema, products, arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trivium.frameworks.torch.aten import Reader, aten
+from trivium.graph import OPS, Value
+from trivium.shape import size_product
+
+_END = 2**63 - 1  # what torch writes for "to the end"
+
+
+# -- sums and extrema ------------------------------------------------------------------------------
+def _reduction(name: str) -> Any:
+    def handler(
+        at: Reader, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
+    ) -> Any:
+        x = at.cast(self, at.out.dtype)  # integers are summed as int64
+        axis = None if dim is None or dim == [] else dim
+        return OPS[name](x, axis=tuple(axis) if isinstance(axis, list) else axis, keepdims=keepdim)
+
+    return handler
+
+
+for _name in ("sum", "mean"):
+    aten(_name)(_reduction(_name))
+aten("amax")(_reduction("max"))
+aten("amin")(_reduction("min"))
+
+
+@aten("max", "min")
+def _extremum(
+    at: Reader, self: Any, dim: Any = None, keepdim: bool = False, other: Any = None
+) -> Any:
+    largest = str(at.node.target).startswith("aten.max")
+    if other is not None:
+        return OPS["maximum" if largest else "minimum"](*at.promoted(self, other), ties="share")
+    # The whole array's largest shares its gradient; along an axis the position found has it all.
+    ties = "share" if dim is None else "first"
+    values = OPS["max" if largest else "min"](self, axis=dim, keepdims=keepdim, ties=ties)
+    if dim is None:
+        return values
+    read = any(u.args[1] == 1 and u.users for u in at.node.users)
+    at.require(not read or largest, "the positions of the smallest")
+    return values, _argmax(at, self, dim, keepdim) if read else None
+
+
+@aten("argmax")
+def _argmax(at: Reader, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    x, axis = (OPS["flatten"](self), 0) if dim is None else (self, dim)
+    found = OPS["argmax"](x, axis=axis)
+    return (
+        OPS["expand_dims"](found, axis=dim % len(self.shape))
+        if keepdim and dim is not None
+        else found
+    )
+
+
+@aten("var", "std")
+def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: bool = True,
+         keepdim: bool = False) -> Any:  # fmt: skip
+    rank = len(self.shape)
+    axis = tuple(d % rank for d in dim) if dim else tuple(range(rank))
+    centered = self - OPS["mean"](self, axis=axis, keepdims=True)
+    less = float(1 if correction is None else correction) if unbiased else 0.0  # need not be whole
+    count = size_product(self.shape[a] for a in axis)
+    number = at.full((), count, self.dtype)
+    if less and isinstance(count, int):
+        number = at.full((), max(count - less, 0.0), self.dtype)
+    elif less:
+        number = OPS["maximum"](number - less, at.full((), 0.0, self.dtype))
+    var = OPS["sum"](centered * centered, axis=axis, keepdims=keepdim) / number
+    return _root(var) if str(at.node.target).startswith("aten.std") else var
+
+
+def _root(x: Value) -> Any:
+    """The square root as torch has it in norms and deviations: its gradient at 0 is 0."""
+    none, one = (OPS["full"](shape=(), value=v, dtype=x.dtype) for v in (0.0, 1.0))
+    nothing = OPS["equal"](x, none)
+    return OPS["where"](nothing, none, OPS["sqrt"](OPS["where"](nothing, one, x)))
+
+
+@aten("linalg_vector_norm", "norm")
+def _norm(at: Reader, self: Any, ord: Any = 2, p: Any = 2, dim: Any = None, keepdim: bool = False,
+          dtype: Any = None) -> Any:  # fmt: skip
+    x, kind = at.cast(self, at.out.dtype), p if p is not None and p != 2 else ord
+    at.require(kind in (1, 2), f"ord={kind}", "write it in sums and powers")
+    settings = {"axis": tuple(dim) if dim else None, "keepdims": keepdim}
+    if kind == 1:
+        return OPS["sum"](OPS["abs"](x), **settings)
+    return _root(OPS["sum"](OPS["square"](x), **settings))
+
+
+# -- products --------------------------------------------------------------------------------------
+@aten("matmul", "mm", "bmm", "mv", "dot")
+def _matmul(
+    at: Reader, self: Any, other: Any = None, mat2: Any = None, vec: Any = None, tensor: Any = None
+) -> Any:
+    return OPS["matmul"](self, next(t for t in (other, mat2, vec, tensor) if t is not None))
+
+
+@aten("addmm", "baddbmm")
+def _addmm(at: Reader, self: Any, mat1: Any = None, mat2: Any = None, batch1: Any = None,
+           batch2: Any = None, beta: Any = 1, alpha: Any = 1) -> Any:  # fmt: skip
+    product = OPS["matmul"](mat1 if batch1 is None else batch1, mat2 if batch2 is None else batch2)
+    product = product if alpha == 1 else product * alpha
+    if beta == 0:  # torch does not even read it
+        return product
+    return (self if beta == 1 else self * beta) + product
+
+
+# -- arithmetic -----------------------------------------------------------------------------------
+_BINARY = {
+    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "true_divide": "divide",
+    "maximum": "maximum", "minimum": "minimum", "eq": "equal", "ne": "not_equal", "lt": "less",
+    "le": "less_equal", "gt": "greater", "ge": "greater_equal",
+}  # fmt: skip
+
+
+def _binary(name: str) -> Any:
+    def handler(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
+        x, y = at.promoted(self, other)
+        if name == "divide" and not x.dtype.is_floating:
+            x, y = at.promoted(x, y, dtype=at.out.dtype)
+        at.require(
+            x.dtype != "bool" or name in ("equal", "not_equal"),
+            "bools",
+            "use & and |, or convert to numbers",
+        )
+        if alpha != 1:
+            y = y * alpha
+        more = {"ties": "share"} if "ties" in OPS[name].defaults else {}  # torch halves a tie
+        return OPS[name](x, y, **more)
+
+    return handler
+
+
+for _theirs, _ours in _BINARY.items():
+    aten(_theirs)(_binary(_ours))
+
+
+@aten("rsub")
+def _rsub(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
+    x, y = at.promoted(self, other)
+    return y - (x if alpha == 1 else x * alpha)
+
+
+@aten("pow", "square")
+def _pow(at: Reader, self: Any, exponent: Any = 2) -> Any:
+    if isinstance(self, Value) and isinstance(exponent, (int, float)):
+        x = at.cast(self, at.out.dtype)
+        if exponent in (1, 2):
+            return x if exponent == 1 else OPS["square"](x)
+        if exponent == 0.5:
+            return OPS["sqrt"](x)
+        at.require(exponent != 0, "the exponent 0")
+        return OPS["pow"](x, at.full((), exponent, x.dtype))
+    return OPS["pow"](*at.promoted(self, exponent))
+
+
+@aten("rsqrt")
+def _rsqrt(at: Reader, self: Any) -> Any:
+    x = at.cast(self, at.out.dtype)
+    return at.full((), 1, x.dtype) / OPS["sqrt"](x)
+
+
+@aten("reciprocal")
+def _reciprocal(at: Reader, self: Any) -> Any:
+    x = at.cast(self, at.out.dtype)
+    return at.full((), 1, x.dtype) / x
+
+
+@aten("neg")
+def _neg(at: Reader, self: Any) -> Any:
+    return OPS["negative"](self)
