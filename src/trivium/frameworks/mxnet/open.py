@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -33,4 +34,6 @@ def _block(path: Path, module: Any) -> Any:
         symbol, params = Path(folder, "model-symbol.json"), Path(folder, "model-0000.params")
         symbol.write_bytes(described.read_bytes())
         params.write_bytes(numbers.read_bytes())
-        return mx.gluon.SymbolBlock.imports(str(symbol), inputs, str(params))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it cannot tell the inputs' dtypes: they say it
+            return mx.gluon.SymbolBlock.imports(str(symbol), inputs, str(params))
