@@ -266,7 +266,9 @@ def test_a_gluon_export_becomes_onnx(
     net.hybridize()
     net(mx.nd.zeros((1, 3, 16, 16)))
     net.export("resnet18")
-    assert call(monkeypatch, "convert", "resnet18-symbol.json", "resnet18.onnx") == 0, capsys.readouterr()
+    assert call(monkeypatch, "convert", "resnet18-symbol.json", "resnet18.onnx") == 0, (
+        capsys.readouterr()
+    )
     assert "wrote resnet18.onnx" in capsys.readouterr().out
     assert json.loads(Path("resnet18.report.json").read_text())["ok"]
 

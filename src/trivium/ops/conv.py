@@ -226,8 +226,9 @@ def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any 
     n, out = g.shape[0], g.shape[2:]
     each = w.shape[0] // groups
     split = g.reshape(n, groups, each, math.prod(out)).transpose(1, 0, 3, 2)  # g, n, out, o/g
+    rows = split.reshape(groups, n * math.prod(out), each)  # one product for the whole batch
     kernels = w.reshape(groups, each, math.prod(w.shape[1:]))  # g, o/g, c/g * k
-    columns = np.matmul(split, kernels[:, None])  # g, n, out, c/g * k
+    columns = product(rows, kernels)  # g, n * out, c/g * k
     columns = columns.reshape(groups, n, *out, w.shape[1], *w.shape[2:])
     full = [s + a + b for s, (a, b) in zip(size, padding, strict=True)]
     image: Any = np.zeros((groups, n, w.shape[1], *(max(f, 0) for f in full)), g.dtype)

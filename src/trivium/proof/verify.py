@@ -30,6 +30,8 @@ FACTOR = 16.0
 """How many times as far as the moved reading a model may be from its reading."""
 FLOOR = 16.0
 """In units of the dtype's eps: what rounding may cost where the reading happened not to move."""
+CLEAR = 8.0
+"""Up to so many times the floor an error needs no second opinion on how far rounding goes."""
 CEILING = 1e-3
 """From here on the point sits on a kink, and a limit is at most three times the movement."""
 _WHO = ("source", "target")
@@ -97,18 +99,18 @@ class _Comparison:
         own = [
             error(s.real[name], w, group, m) for s, w, m in zip(sides, exact, moved, strict=True)
         ]
+        apart = 0.0
+        if len(sides) == 2 and exact[0] is not exact[1]:
+            apart = max(error(exact[1], exact[0], group, moved[0]),
+                        error(exact[0], exact[1], group, moved[1]))  # fmt: skip
         move = max(_finite(error(m, w, group, m)) for m, w in zip(moved, exact, strict=True))
-        if move > self.floor:
+        if max(*own, apart, 0.0) > CLEAR * self.floor and move > self.floor:
             # A misread model may itself be one that rounding shakes. Then the real one is not.
             real = [(s.shaken().get(name), s.real[name]) for s in sides]
             move = min(move, max(_finite(error(m, r, group, m)) for m, r in real))
         limit = FACTOR * move + self.floor
         if magnitude([np.asarray(exact[0], np.float64)]) > 1e-3 * group:
             limit = min(limit, max(CEILING, 3 * move))
-        apart = 0.0
-        if len(sides) == 2 and exact[0] is not exact[1]:
-            apart = max(error(exact[1], exact[0], group, moved[0]),
-                        error(exact[0], exact[1], group, moved[1]))  # fmt: skip
         return Row(kind, name, case, own[0], own[1] if len(own) > 1 else 0.0, limit, apart)
 
     def parameters(self) -> None:
@@ -162,7 +164,7 @@ class _Comparison:
         groups: list[Group] = []
         cts: list[Any] = []
         for w in self.witnesses():
-            cts = cts if w.like else w.cotangents(inputs, training)
+            cts = cts if w.like else w.cotangents(inputs)
             groups.append(w.pull(inputs, cts, training))
 
         def both(what: str) -> tuple[Seen, Seen | None]:
@@ -188,8 +190,7 @@ class _Comparison:
                 for w in self.witnesses():
                     w.load(now)
                 self.gradients(points, f"step {k + 1}", True, kind="step")
-                inputs = next(points)
-                pulled = self.a.oracle.pull(inputs, self.a.cotangents(inputs, True), True)
+                pulled = self.a.pulled()
                 norm = _norm(pulled.parameters.values())
                 size = _norm(now[n] for n in pulled.parameters)
                 rate = 0.01 * size / max(norm, 1e-12)

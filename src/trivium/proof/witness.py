@@ -15,6 +15,7 @@ from trivium import dtype as dt
 from trivium.frameworks.runner import Array, Pulled, Runner
 from trivium.graph import Graph, UnsupportedError
 from trivium.interpret import Interpreter
+from trivium.shape import bind, subs
 from trivium.transforms.grad import pullback
 from trivium.transforms.replay import specialize
 
@@ -93,12 +94,16 @@ class GraphRunner:
 
 def rounded(arrays: Sequence[Any], rng: np.random.Generator) -> list[Any]:
     """Every floating number but 0 moved to one of its two neighbours, at random."""
-    return [
-        np.where(a == 0, a, np.nextafter(a, rng.choice([-np.inf, np.inf], a.shape).astype(a.dtype)))
-        if a.dtype.kind == "f"
-        else a
-        for a in map(np.asarray, arrays)
-    ]
+    signs = rng.integers(0, 2, 65521, np.int8) * np.int8(2) - np.int8(1)
+
+    def moved(a: Array) -> Array:
+        if a.dtype.kind != "f":
+            return a
+        whole = np.ascontiguousarray(a).view(f"i{a.itemsize}")  # the next number is the next bits
+        near = (whole + np.resize(signs, a.size).reshape(a.shape)).astype(whole.dtype).view(a.dtype)
+        return np.where((a == 0) | ~np.isfinite(a), a, near)
+
+    return [moved(np.asarray(a)) for a in arrays]
 
 
 @dataclass
@@ -151,14 +156,17 @@ class Witness:
             self.oracle.load(new)
             self.probe.load(new)
 
-    def cotangents(self, inputs: Sequence[Any], training: bool) -> list[Any]:
+    def cotangents(self, inputs: Sequence[Any]) -> list[Any]:
         """Random numbers in the shapes and dtypes of the floating outputs, the same for each."""
-        types = [v.dtype for v in self.side.graph.outputs]
-        found = self.oracle.outputs(inputs, training)
+        data = self.side.graph.of_kind("data")
+        dims: dict[str, int] = {}
+        for v, x in zip(data, inputs, strict=True):
+            bind(v.shape, x.shape, dims, f"input {v.name!r}")
+        shapes = [tuple(int(subs(s, dims)) for s in v.shape) for v in self.side.graph.outputs]
         return [
-            np.random.default_rng(7 + i).standard_normal(o.shape).astype(t.numpy)
-            for i, (o, t) in enumerate(zip(found, types, strict=True))
-            if t.is_floating
+            np.random.default_rng(7 + i).standard_normal(shape).astype(v.dtype.numpy)
+            for i, (v, shape) in enumerate(zip(self.side.graph.outputs, shapes, strict=True))
+            if v.dtype.is_floating
         ]
 
     def outputs(self, inputs: Sequence[Any], training: bool = False) -> Seen:
@@ -229,6 +237,12 @@ class Witness:
         changing = [*graph.of_kind("param"), *graph.updates]
         names = [v.name for v in changing if v.name in values]
         return dict(zip(names, rounded([values[n] for n in names], rng), strict=True))
+
+    def pulled(self) -> Pulled:
+        """The reading's outputs and gradients at the last point where they were asked for."""
+        assert self._last is not None
+        exact: Pulled = self._last[2][0]
+        return exact
 
     def _reading(self, inputs: Sequence[Any], training: bool, what: str, *more: Any) -> Any:
         """The reading at a point, exact and moved; kept for the other side, if it shares it."""
