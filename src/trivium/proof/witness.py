@@ -292,6 +292,10 @@ def error(got: Any, want: Any, group: float, probe: Any = None) -> float:
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     if got.size == 0:
         return 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        far = float(np.max(np.abs(got - want)))
+    if np.isfinite(far):  # all of both is
+        return far / max(float(np.max(np.abs(want))), 1e-3 * group, 1e-30)
     asked = np.ones(want.shape, np.bool_)
     if probe is not None and np.shape(probe) == want.shape:
         asked = np.isfinite(np.asarray(probe, np.float64)) | ~np.isfinite(want)
