@@ -426,3 +426,42 @@ def test_a_damaged_file_is_refused_in_words(tmp_path: Path) -> None:
         except ValueError:
             refusals += 1
     assert refusals > 150
+
+
+def test_a_model_keeps_how_its_outputs_are_named(tmp_path: Path) -> None:
+    class Named(tv.nn.Module):
+        def __init__(self) -> None:
+            self.a = tv.nn.Linear(2)
+
+        def forward(self, x: Any) -> Any:
+            y = self.a(x)
+            return {"y": y, "z": tv.relu(y)}
+
+    model, x = Named(), np.ones((2, 3), np.float32)
+    model(x)
+    tv.save(model, tmp_path / "m.tv")
+    again = tv.load(tmp_path / "m.tv")
+    assert list(again(x)) == ["y", "z"]
+    assert tv.verify(model, again)
+    assert "class Named" in tv.emit(again, "torch")
+
+
+@pytest.mark.parametrize(
+    "said",
+    ['{"outputs": ["y", "z"], "classes": {}, "sizes": {}}',
+     '{"outputs": null, "classes": [], "sizes": {}}',
+     '{"outputs": null, "classes": {}, "sizes": {"batch": -1}}', "[]", "{", "{}",
+     '{"outputs": "set", "classes": {}, "sizes": {}}'],
+)  # fmt: skip
+def test_what_a_file_says_of_itself_has_to_fit(said: str, tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    model = tv.nn.Linear(2).build(np.ones((2, 3), np.float32))
+    tv.save(model, tmp_path / "m.tv")
+    with safe_open(str(tmp_path / "m.tv"), framework="numpy") as file:
+        text = file.metadata()["graph"]
+        values = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    save_file(values, str(tmp_path / "bad.tv"), metadata={"graph": text, "said": said})
+    with pytest.raises(ValueError, match="damaged"):
+        tv.load(tmp_path / "bad.tv")

@@ -90,9 +90,12 @@ def _source(model: Any, *examples: Any, **options: Any) -> Source:
     return source_of(model, *examples, **options)
 
 
-def as_module(model: Any, *examples: Any) -> Module:
-    """Any model, or file, as a Trivium Module: read, not run."""
-    return _source(model, *examples).module
+def as_module(model: Any, *examples: Any, verify: bool = False) -> Module:
+    """Any model, or file, as a Trivium Module: read, and run only if it is to be verified."""
+    source = _source(model, *examples)
+    if verify and source.itself is not None:
+        source.module.report = _believed(source.side(), source)
+    return source.module
 
 
 def verify(a: Any, b: Any, *inputs: Any, gradients: bool = True, steps: int = 3) -> Report:

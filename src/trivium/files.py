@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,11 @@ from trivium.convert import (
     to_onnx,
 )
 from trivium.dtype import as_dtype
+from trivium.graph import Graph
 from trivium.nn.module import GraphModule, Module
+
+_NESTED: dict[Any, Any] = {"tuple": tuple, "list": list}
+_PLAIN = '{"outputs": null, "classes": {}, "sizes": {}}'
 
 
 def save(model: Any, path: str | Path, *examples: Any, verify: bool = True) -> None:
@@ -42,10 +47,33 @@ def save(model: Any, path: str | Path, *examples: Any, verify: bool = True) -> N
 def _tv(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
     from safetensors.numpy import save
 
-    module = as_module(model, *examples)
+    module = as_module(model, *examples, verify=verify)
     graph = graph_of(module, *examples)
     arrays = {n: np.ascontiguousarray(a) for n, a in module.state_dict().items()}
-    return save(arrays, metadata={"trivium": "1", "graph": str(graph)})  # type: ignore[no-any-return]
+    said = {"graph": str(graph), "said": json.dumps(_said(graph))}
+    return save(arrays, metadata={"trivium": "1"} | said)  # type: ignore[no-any-return]
+
+
+def _said(graph: Graph) -> dict[str, Any]:
+    """What a Graph says beside its text: how its outputs are nested, its classes and sizes."""
+    nested = graph.structure
+    outputs = list(nested) if isinstance(nested, tuple) else nested and nested.__name__
+    return {"outputs": outputs, "classes": graph.classes, "sizes": graph.sizes}
+
+
+def _take_said(graph: Graph, said: Any, path: Path) -> None:
+    """The same from a file; ValueError where it does not fit the Graph."""
+    outputs, classes, sizes = (said.get(k) for k in ("outputs", "classes", "sizes"))
+    named = isinstance(outputs, list) and all(isinstance(n, str) for n in outputs)
+    fits = len(set(outputs)) == len(graph.outputs) if named else outputs in (*_NESTED, None)
+    words = isinstance(classes, dict) and all(isinstance(c, str) for c in classes.values())
+    counts = isinstance(sizes, dict) and all(
+        n in graph.dims() and type(s) is int and s > 0 for n, s in sizes.items()
+    )
+    if not (fits and words and counts):
+        raise ValueError(f"{path} is damaged: what it says of its outputs is not the Graph's")
+    graph.structure = tuple(outputs) if named else _NESTED.get(outputs)
+    graph.classes, graph.sizes = classes, sizes
 
 
 def _onnx(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
@@ -103,10 +131,14 @@ def _load_tv(path: Path) -> Module:
             text = (file.metadata() or {}).get("graph")
             if text is None:
                 raise ValueError(f"{path} holds numbers but no Graph: it is not a Trivium model")
+            said = json.loads((file.metadata() or {}).get("said", _PLAIN))
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+            if not isinstance(said, dict):
+                raise ValueError(f"{path} is damaged: what it says of itself is no table")
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
     graph = check(parse(text))
+    _take_said(graph, said, path)
     if missing := [v.name for v in graph.of_kind("param", "state") if v.name not in values]:
         raise ValueError(f"{path} is damaged: it lacks {missing[0]!r}")
     for v in graph.of_kind("param", "state"):
