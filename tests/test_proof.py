@@ -252,3 +252,54 @@ def test_keras_models_as_people_write_them() -> None:
     fitted.compile(optimizer="sgd", loss="mse")
     fitted.fit(X, np.zeros((3, 4)), verbose=0)
     assert tv.to_torch(fitted).report.ok
+
+
+@pytest.mark.parametrize("target", ["torch", "tensorflow", "mxnet"])
+def test_a_batch_norm_of_rows_wants_no_example(target: str) -> None:
+    """Batch 1 has no variance: what is asked in training is asked at another batch."""
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((6,)), layers.Dense(4), layers.BatchNormalization(),
+                              layers.Dropout(0.2), layers.Dense(2)])  # fmt: skip
+    assert getattr(tv, f"to_{target}")(model).report.ok
+
+
+# -- what a model says beside its numbers ----------------------------------------------------------
+class Says(nn.Module):
+    """The same numbers, said differently."""
+
+    def __init__(self, names: Any = ("a", "b"), dtype: Any = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.names = nn.Linear(6, 4), names
+        self.register_buffer("count", torch.arange(4, dtype=dtype or torch.int64))
+
+    def forward(self, x: Any) -> Any:
+        y = self.fc(x) * self.count
+        return dict(zip(self.names, (y, 2 * y), strict=True)) if self.names else (y, 2 * y)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"names": ("a", "c")}, "outputs"), ({"names": ()}, "outputs"),
+     ({"dtype": torch.int32}, "dtype: count")],
+)  # fmt: skip
+def test_names_and_dtypes_are_compared(other: Any, said: str) -> None:
+    assert tv.verify(Says(), Says(), X)
+    for pair in ((Says(), Says(**other)), (Says(**other), Says())):
+        report = tv.verify(*pair, X)
+        assert not report.ok and not report.misread
+        assert [r.name for r in report.rows if r.kind == "said" and not r.ok] == [said]
+
+
+def test_an_open_batch_is_a_word_of_the_model() -> None:
+    model = tv.nn.Linear(4)
+    model(X)
+    open_, fixed = model, tv.nn.Linear(4).build(tv.Spec("float32", (3, 6)))
+    graph = tv.trace(model, tv.Spec("float32", (3, 6)))
+    from trivium.nn.module import GraphModule
+
+    fixed = GraphModule(graph, model.state_dict())
+    report = tv.verify(open_, fixed)
+    assert [r.name for r in report.rows if not r.ok] == ["open batch of input x0"]
+    assert not tv.verify(fixed, open_).ok

@@ -280,7 +280,7 @@ def doubt(
     sets = where.named((("normal", 3), ("negative", 2)))
     for label, inputs in sets:
         todo.outputs(inputs, label, training)
-    report.rows += facts.itself(side, sets[0][1], "source")
+    report.rows += facts.itself(side, where.drawn("normal", 3), "source")
     if side.differentiable and side.graph.of_kind("param"):
         with _restored(todo.witnesses()):
             todo.a.load(beside(todo.a))
@@ -308,7 +308,7 @@ def compare_sides(
     trains = a.differentiable and b.differentiable
     report.rows += [] if shared else facts.compared(a.graph, b.graph, trains)
     for side, whose in zip((a, b), _WHO, strict=True):
-        report.rows += facts.itself(side, sets[0][1], whose)
+        report.rows += facts.itself(side, where.drawn("normal", 3), whose)
     if gradients and a.differentiable and b.differentiable:
         _train(a, b, where, steps, report)
     elif gradients:
