@@ -303,3 +303,24 @@ def test_an_open_batch_is_a_word_of_the_model() -> None:
     report = tv.verify(open_, fixed)
     assert [r.name for r in report.rows if not r.ok] == ["open batch of input x0"]
     assert not tv.verify(fixed, open_).ok
+
+
+def test_nothing_that_ran_is_no_evidence() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x * 1
+
+    class Never(nn.Module):
+        def forward(self, x: Any) -> Any:
+            raise RuntimeError("not with these numbers")
+
+    report = tv.verify(Picky(), Picky(), X)
+    assert report.ok
+    from trivium.proof.sources import source_of
+    from trivium.proof.verify import compare_sides
+
+    sides = [source_of(Picky(), X).side() for _ in range(2)]
+    for side in sides:
+        side.runner.module = Never()
+    report = compare_sides(*sides, [X], gradients=False)
+    assert not report.ok and "no inputs were found" in report.table()

@@ -56,7 +56,8 @@ class _Comparison:
         sides = [s for s in (a, b) if s is not None]
         if self._raised(kind, case, sides):
             return
-        group = magnitude([np.asarray(w, np.float64) for w in a.exact.values() if w is not None])
+        every = [w for s in sides for w in s.exact.values() if w is not None]
+        group = magnitude([np.asarray(w, np.float64) for w in every])
         for name in dict.fromkeys(n for s in sides for part in (s.exact, s.real) for n in part):
             if any(s.exact.get(name) is None and name in s.exact for s in sides):
                 continue  # an input that has no gradient
@@ -109,9 +110,20 @@ class _Comparison:
             real = [(s.shaken().get(name), s.real[name]) for s in sides]
             move = min(move, max(_finite(error(m, r, group, m)) for m, r in real))
         limit = FACTOR * move + self.floor
-        if magnitude([np.asarray(exact[0], np.float64)]) > 1e-3 * group:
+        if magnitude([np.asarray(w, np.float64) for w in exact]) > 1e-3 * group:
             limit = min(limit, max(CEILING, 3 * move))
         return Row(kind, name, case, own[0], own[1] if len(own) > 1 else 0.0, limit, apart)
+
+    def ran(self) -> bool:
+        """Was there an output? A report without one is no evidence, and says so."""
+        found = any(r.kind == "output" for r in self.report.rows)
+        if not found:
+            words = "no inputs were found that the models take: give an example"
+            infinite = float("inf")
+            self.report.rows.append(
+                Row("output", "all", "every point", 0.0, 0.0, 0.0, apart=infinite, detail=words)
+            )
+        return found
 
     def parameters(self) -> None:
         """Every parameter and state arrived, bit for bit."""
@@ -280,6 +292,8 @@ def doubt(
     sets = where.named((("normal", 3), ("negative", 2)))
     for label, inputs in sets:
         todo.outputs(inputs, label, training)
+    if not todo.ran():
+        return report
     report.rows += facts.itself(side, where.drawn("normal", 3), "source")
     if side.differentiable and side.graph.of_kind("param"):
         with _restored(todo.witnesses()):
@@ -304,6 +318,8 @@ def compare_sides(
     todo = _Comparison(a, b, report)
     for label, inputs in sets:
         todo.outputs(inputs, label)
+    if not todo.ran():
+        return report
     todo.parameters()
     trains = a.differentiable and b.differentiable
     report.rows += [] if shared else facts.compared(a.graph, b.graph, trains)
