@@ -213,6 +213,15 @@ class Module:
                     p.requires_grad = flag
         return self
 
+    @property
+    def trainable(self) -> bool:
+        """Is anything inside trained? Setting it is Keras's word for ``requires_grad_``."""
+        return self._requires_grad
+
+    @trainable.setter
+    def trainable(self, flag: bool) -> None:
+        self.requires_grad_(flag)
+
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for p in self.parameters():

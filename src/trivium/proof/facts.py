@@ -32,9 +32,9 @@ def _said(item: Any) -> str:
 
 
 def rates(graph: Graph) -> list[float]:
-    """The rates of the dropouts that are on while training, in no order."""
+    """The rates of the dropouts that are on while training, in the order they are called in."""
     found = (n for n in graph.nodes if n.op == "dropout" and n.attrs["training"] is not False)
-    return sorted(float(n.attrs["rate"]) for n in found)
+    return [float(n.attrs["rate"]) for n in found]
 
 
 def _names(graph: Graph) -> Any:
@@ -90,7 +90,7 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
     if (quiet := getattr(runner, "quiet", None)) is not None:
         with quiet() as dropped:
             runner.outputs(inputs, True)
-        yield _row("dropout rates", sorted(dropped), rates(graph), whose)
+        yield _row("dropout rates", dropped, rates(graph), whose)
     if (names := getattr(runner, "structure", None)) is not None:
         yield _row("outputs", names, _names(graph), whose)
 

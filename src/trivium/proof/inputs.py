@@ -38,14 +38,15 @@ def _limit_of(graph: Graph, value: Value) -> int:
 
 
 def draw(graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int = 0) -> list[Any]:
-    """Inputs for a Graph: ``how`` is "normal", "negative", "large" or "zeros"."""
+    """Inputs for a Graph: ``how`` is "normal", "negative", "positive", "large" or "zeros"."""
     rng = np.random.default_rng(seed)
     arrays = []
     for v in graph.of_kind("data"):
         shape = tuple(int(subs(s, dims)) for s in v.shape)
         if v.dtype.is_floating:
             x = rng.standard_normal(shape)
-            x = {"normal": x, "negative": -np.abs(x), "large": 30 * x, "zeros": 0 * x}[how]
+            sorts = {"normal": x, "negative": -np.abs(x), "positive": np.abs(x)}
+            x = (sorts | {"large": 30 * x, "zeros": 0 * x})[how]
             arrays.append(x.astype(v.dtype.numpy))
         elif v.dtype == dt.bool_:
             arrays.append(rng.random(shape) < 0.5)

@@ -35,6 +35,8 @@ CLEAR = 8.0
 CEILING = 1e-3
 """From here on the point sits on a kink, and a limit is at most three times the movement."""
 _WHO = ("source", "target")
+MOST = 0.25
+"""A limit beyond this would compare nothing."""
 POINTS = 6
 """How many points a disagreement in gradients is looked for at."""
 
@@ -70,7 +72,21 @@ class _Comparison:
             if lacking:
                 self._missing(kind, name, case, lacking[0])
                 continue
+            if not all(_some_finite(s.exact[name]) for s in sides):
+                self._nothing(kind, name, case, sides)
+                continue
             self.report.rows.append(self._row(kind, name, case, sides, group))
+
+    def _nothing(self, kind: str, name: str, case: str, sides: Sequence[Seen]) -> None:
+        """Where no number is finite there is nothing to compare, but for that it is so in both."""
+        arrays = [a for s in sides for a in (s.exact[name], s.real[name])]
+        if any(np.isfinite(np.asarray(a, np.float64)).any() for a in arrays):
+            words = "finite numbers on one side, none on the other"
+            infinite = float("inf")
+            self.report.rows.append(Row(kind, name, case, 0.0, 0.0, 0.0, infinite, words))
+            return
+        note = f"{kind} {name}: no finite number, not compared [{case}]"
+        self.report.notes += [note] * (note not in self.report.notes)
 
     def _raised(self, kind: str, case: str, sides: Sequence[Seen]) -> bool:
         """A model that cannot compute at a point where the other can differs from it."""
@@ -109,21 +125,25 @@ class _Comparison:
             # A misread model may itself be one that rounding shakes. Then the real one is not.
             real = [(s.shaken().get(name), s.real[name]) for s in sides]
             move = min(move, max(_finite(error(m, r, group, m)) for m, r in real))
-        limit = FACTOR * move + self.floor
+        whole = np.asarray(exact[0]).dtype.kind in "iub"  # numbers that are counted are exact
+        limit = FACTOR * move + (0.0 if whole else self.floor)
         if magnitude([np.asarray(w, np.float64) for w in exact]) > 1e-3 * group:
             limit = min(limit, max(CEILING, 3 * move))
+        limit = min(limit, MOST)
         return Row(kind, name, case, own[0], own[1] if len(own) > 1 else 0.0, limit, apart)
 
     def ran(self) -> bool:
         """Was there an output? A report without one is no evidence, and says so."""
-        found = any(r.kind == "output" for r in self.report.rows)
-        if not found:
-            words = "no inputs were found that the models take: give an example"
-            infinite = float("inf")
+        seen = {r.name for r in self.report.rows if r.kind == "output"}
+        count = len(self.a.side.graph.outputs)
+        unseen = [n for n in map(str, range(count)) if not {n, "all"} & seen]
+        infinite = float("inf")
+        for name in unseen:
+            words = "no inputs were found that give a finite number: give an example"
             self.report.rows.append(
-                Row("output", "all", "every point", 0.0, 0.0, 0.0, apart=infinite, detail=words)
+                Row("output", name, "every point", 0.0, 0.0, 0.0, apart=infinite, detail=words)
             )
-        return found
+        return not unseen
 
     def parameters(self) -> None:
         """Every parameter and state arrived, bit for bit."""
@@ -225,16 +245,23 @@ class _restored:
 
 
 def beside(witness: Witness, seed: int = 5) -> dict[str, Any]:
-    """Every floating parameter moved by a tenth of its size at random; where it is zero, by 0.1."""
+    """Every floating number that the model holds, moved by about a tenth of its size at random.
+
+    A parameter is moved by 0.01 at least, and a state that is zero by 0.1.
+    """
     rng = np.random.default_rng(seed)
     now: dict[str, Any] = {}
     for v in witness.side.graph.of_kind("param", "state"):
         array = np.asarray(witness.side.values[v.name])
         now[v.name] = array
-        if v.kind == "param" and v.dtype.is_floating and array.size:
-            size = float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 1.0
-            moved = array.astype(np.float64) + 0.1 * size * rng.standard_normal(array.shape)
-            now[v.name] = _like(array, moved)
+        if not v.dtype.is_floating or not array.size:
+            continue
+        wide, noise = array.astype(np.float64), 0.1 * rng.standard_normal(array.shape)
+        if v.kind == "param":
+            size = max(float(np.sqrt(np.mean(np.square(wide)))), 0.1)
+            now[v.name] = _like(array, wide + size * noise)
+        else:  # a variance stays positive; a gate that is shut opens
+            now[v.name] = _like(array, np.where(wide == 0, noise, wide * (1 + np.tanh(noise))))
     return now
 
 
@@ -248,6 +275,11 @@ def _eps(graph: Graph) -> float:
     kinds = {v.dtype for n in graph.nodes for v in n.outputs} | {v.dtype for v in graph.inputs}
     coarse += [dt.eps(d) for d in kinds if d.is_floating]
     return max(coarse)
+
+
+def _some_finite(array: Any) -> bool:
+    wide = np.asarray(array, np.float64)
+    return wide.size == 0 or bool(np.isfinite(wide).any())
 
 
 def _finite(number: float) -> float:
@@ -274,7 +306,8 @@ def _norm(arrays: Iterable[Any]) -> float:
     return float(np.sqrt(sum(float(np.sum(np.square(a, dtype=np.float64))) for a in arrays)))
 
 
-_EVERYWHERE = (("normal", 1), ("normal", 3), ("negative", 2), ("large", 2), ("zeros", 2))
+_EVERYWHERE = (("normal", 1), ("normal", 3), ("negative", 2), ("positive", 2), ("large", 2),
+               ("zeros", 2))  # fmt: skip
 
 
 def doubt(
@@ -289,7 +322,7 @@ def doubt(
     report = Report(side.name, "our reading", ran={side.name: side.ran_by})
     todo = _Comparison(side, None, report)
     where = Points(side.graph, examples)
-    sets = where.named((("normal", 3), ("negative", 2)))
+    sets = where.named((("normal", 3), ("negative", 2), ("positive", 2)))
     for label, inputs in sets:
         todo.outputs(inputs, label, training)
     if not todo.ran():

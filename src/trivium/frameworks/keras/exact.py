@@ -58,7 +58,7 @@ class Weight(layers.Layer):
     """A weight by itself. What it is called on only makes it part of the model."""
 
     def __init__(self, shape, of="float32", state=False, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.shape, self.of, self.state = tuple(shape), of, state
 
     def build(self, input_shape):
@@ -89,7 +89,7 @@ class Rows(layers.Layer):
     """
 
     def __init__(self, rows, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.rows = rows
 
     def call(self, inputs):
@@ -221,3 +221,12 @@ EXACT = [
         Weight("bias_hh", "bias_hh", "cell.recurrent_bias"))),
     replace(next(f for f in FORMS if f.layer == "layers.MaxPooling3D"), layer="FirstMaxPooling3D"),
 ]  # fmt: skip
+
+
+def registered(keras: Any) -> None:
+    """Make the layers above known to Keras, so that a file that has them can be opened anywhere."""
+    known = keras.saving.get_custom_objects()
+    for name, source in HELPERS.items():
+        if "register_keras_serializable" in source and f"trivium>{name}" not in known:
+            scope = {"keras": keras, "layers": keras.layers, "ops": keras.ops}
+            exec(compile(source, f"<trivium>/{name}.py", "exec"), scope)

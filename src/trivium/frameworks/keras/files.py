@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trivium.frameworks.keras.exact import registered
 from trivium.graph import UnsupportedError
 
 MEMBERS = {"config.json", "metadata.json", "model.weights.h5"}
@@ -33,6 +34,7 @@ def open_file(keras: Any, path: Any) -> Any:
         if isinstance(error, UnsupportedError):
             raise
         raise UnsupportedError(f"this is no .keras file ({error})", file.name) from error
+    registered(keras)
     try:
         _weigh(keras, config, sizes.get("model.weights.h5", 0), file.name)
         return keras.saving.load_model(file, compile=False, safe_mode=True)

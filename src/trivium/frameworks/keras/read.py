@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -88,7 +89,23 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
     for variable in (v for v in model.weights if id(v) not in first.claimed):
         *scope, name = variable.path.split("/")  # nothing reads it: it is kept
         first.variable(variable, ".".join(scope), model, name)
+    if beside := _objective(model):
+        warnings.warn(
+            f"the {beside} of {model.name!r} is no part of a Graph and is left behind: it belongs to "
+            "the training objective; add it to the loss where the model goes on being trained",
+            stacklevel=4,
+        )
     return GraphModule(check(first.graph), first.arrays, first.source_names)
+
+
+def _objective(model: Any) -> str:
+    """What of the training objective the model holds: its first regularizer or constraint."""
+    for v in model.weights:
+        for kind in ("regularizer", "constraint"):
+            if (found := getattr(v, kind, None)) is not None:
+                return f"{kind} {type(found).__name__} of {v.path}"
+    layers = [la for la in model._flatten_layers() if getattr(la, "activity_regularizer", None)]
+    return f"activity regularizer of {layers[0].name}" if layers else ""
 
 
 def read_file(path: Any, *, training: bool | None = None) -> GraphModule:

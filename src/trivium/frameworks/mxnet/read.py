@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,12 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
             raise UnsupportedError(f"two parameters are called {p.name!r}", path, "rename one")
         source.paths.setdefault(p.name, path)
         source.arrays[p.name] = p.data(p.list_ctx()[0]).asnumpy()
+        if p._differentiable and (p.lr_mult, p.wd_mult) != (1, 1):
+            warnings.warn(
+                f"lr_mult={p.lr_mult} and wd_mult={p.wd_mult} of {path} belong to the optimizer and "
+                "are left behind; to freeze a parameter set grad_req='null'",
+                stacklevel=5,
+            )
         # Gluon's own word for statistics and constants, and for the scale and offset of a batch
         # norm that is without: those are parameters that stay as they are.
         if not p._differentiable and p.name not in without:

@@ -199,6 +199,8 @@ def _select(at: Reader, self: Any, dim: int, index: Any) -> Any:
 def _split(at: Reader, self: Any, dim: int = 0, split_size: Any = None, split_sizes: Any = None,
            chunks: Any = None, sections: Any = None, indices: Any = None) -> Any:  # fmt: skip
     axis, pieces = dim % len(self.shape), []
+    # How many pieces there are, and how large, is decided by the size: that of the example.
+    at.require(isinstance(self.shape[axis], int), "pieces of an open size", "fix the size")
     start: Any = 0
     for meta in at.node.meta["val"]:
         size = at.type_of(meta).shape[axis]

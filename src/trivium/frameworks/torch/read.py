@@ -8,6 +8,7 @@ other difference is refused, because one Graph would be wrong in one of the mode
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,14 @@ def read(module: torch.nn.Module, *examples: Any, training: bool | None = None) 
     except ImportError as error:
         raise ImportError("from_torch needs PyTorch: pip install torch") from error
 
+    try:
+        inspect.signature(module.forward).bind(*examples)
+    except TypeError as error:
+        name = type(module).__name__
+        raise ValueError(
+            f"{name}.forward() and {len(examples)} examples: {error}; pass an example array or "
+            "tensor for each of its inputs"
+        ) from None
     tensors = [_as_tensor(torch, module, e) for e in examples]
     modes = (True, False) if training is None else (training,)
     programs, opened = export(module, tensors, modes, offered(tensors))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -110,25 +110,41 @@ class TorchRunner:
 
     def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
         """The outputs, the states left as they were."""
-        kept = {k: v.clone() for k, v in self.module.state_dict().items()}
-        was = self.module.training
-        with self.torch.no_grad():
-            found = self._listed(self.module.train(training)(*self._inputs(inputs)))
-        self.module.load_state_dict(kept)
-        self.module.train(was)
+        with self._as_it_was(training), self.torch.no_grad():
+            found = self._listed(self.module(*self._inputs(inputs)))
         return [array_of(t) for t in found]
+
+    @contextmanager
+    def _as_it_was(self, training: bool) -> Iterator[None]:
+        """In this mode; every module's own mode, all numbers and chance are put back afterwards.
+
+        A model that is in the mode already stays as it is: a part may be frozen by its eval().
+        """
+        kept = {k: v.clone() for k, v in self.module.state_dict().items()}
+        modes = [(m, m.training) for m in self.module.modules()]
+        if self.module.training != training:
+            self.module.train(training)
+        try:
+            with self.torch.random.fork_rng(devices=[]):
+                yield
+        finally:
+            self.module.load_state_dict(kept)
+            for m, mode in modes:
+                m.training = mode
 
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
     ) -> Pulled:
         """Outputs and gradients by torch's autograd."""
-        kept = {k: v.clone() for k, v in self.module.state_dict().items()}
-        was = self.module.training
+        with self._as_it_was(training):
+            return self._pulled(inputs, cotangents)
+
+    def _pulled(self, inputs: Sequence[Array], cotangents: Sequence[Array]) -> Pulled:
         xs = self._inputs(inputs)
         for x in xs:
             if x.is_floating_point():
                 x.requires_grad_(True)
-        outputs = self._listed(self.module.train(training)(*xs))
+        outputs = self._listed(self.module(*xs))
         named = {o: t for o, (t, _) in self.weights.items()}
         tensors = self._tensors()
         wanted = {o: tensors[t] for o, t in named.items() if tensors[t].requires_grad}
@@ -152,8 +168,6 @@ class TorchRunner:
             for o, (t, w) in self.weights.items()
             if o not in wanted
         }
-        self.module.load_state_dict(kept)
-        self.module.train(was)
         return Pulled(
             [array_of(o) for o in outputs],
             params,

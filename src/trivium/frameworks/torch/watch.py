@@ -18,6 +18,7 @@ _AT = {"scaled_dot_product_attention": 4}  # where the rate stands among the pos
 @contextlib.contextmanager
 def quiet(module: Any) -> Iterator[list[float]]:
     """Every dropout is passed over, wherever it is called from; the list gets the rates."""
+    import torch.nn.functional as functional
     from torch.overrides import TorchFunctionMode
 
     rates: list[float] = []
@@ -26,24 +27,38 @@ def quiet(module: Any) -> Iterator[list[float]]:
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            kwargs = dict(kwargs or {})
             name = getattr(func, "__name__", "").rstrip("_")
-            if name not in _RATES:
-                return func(*args, **kwargs)
-            at, key = _AT.get(name, 1), _RATES[name]
-            rate = kwargs.get(key, args[at] if len(args) > at else (0.0 if at > 1 else 0.5))
-            on = at > 1 or kwargs.get(
-                "training", kwargs.get("train", args[2] if len(args) > 2 else True)
-            )
-            if rate and on:
-                rates.append(float(rate))
-            if at == 1:
-                return args[0] if args else kwargs["input"]
-            args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
-            return func(*args, **(kwargs | ({} if len(args) > at else {key: 0.0})))
+            return passed(name, func, args, dict(kwargs or {}))
 
-    with Quiet():
-        yield rates
+    def passed(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if name not in _RATES:
+            return func(*args, **kwargs)
+        at, key = _AT.get(name, 1), _RATES[name]
+        rate = kwargs.get(key, args[at] if len(args) > at else (0.0 if at > 1 else 0.5))
+        on = at > 1 or kwargs.get(
+            "training", kwargs.get("train", args[2] if len(args) > 2 else True)
+        )
+        if rate and on:
+            rates.append(float(rate))
+        if at == 1:
+            return args[0] if args else kwargs["input"]
+        args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
+        return func(*args, **(kwargs | ({} if len(args) > at else {key: 0.0})))
+
+    def within(name: str, func: Any) -> Any:
+        return lambda *args, **kwargs: passed(name, func, args, kwargs)
+
+    # What torch's own functions call in turn (attention in multi_head_attention_forward) no mode
+    # sees: they find these names in their module.
+    own = {n: getattr(functional, n) for n in _RATES if hasattr(functional, n)}
+    try:
+        for name, func in own.items():
+            setattr(functional, name, within(name, func))
+        with Quiet():
+            yield rates
+    finally:
+        for name, func in own.items():
+            setattr(functional, name, func)
 
 
 @contextlib.contextmanager
