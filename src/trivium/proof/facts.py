@@ -90,7 +90,8 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
     if (quiet := getattr(runner, "quiet", None)) is not None:
         with quiet() as dropped:
             runner.outputs(inputs, True)
-        yield _row("dropout rates", dropped, rates(graph), whose)
+        near = [[round(r, 6) for r in found] for found in (dropped, rates(graph))]
+        yield _row("dropout rates", near[0], near[1], whose)
     if (names := getattr(runner, "structure", None)) is not None:
         yield _row("outputs", names, _names(graph), whose)
 

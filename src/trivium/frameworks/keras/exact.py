@@ -226,7 +226,7 @@ EXACT = [
 def registered(keras: Any) -> None:
     """Make the layers above known to Keras, so that a file that has them can be opened anywhere."""
     known = keras.saving.get_custom_objects()
-    for name, source in HELPERS.items():
-        if "register_keras_serializable" in source and f"trivium>{name}" not in known:
-            scope = {"keras": keras, "layers": keras.layers, "ops": keras.ops}
-            exec(compile(source, f"<trivium>/{name}.py", "exec"), scope)
+    own = {n: source for n, source in HELPERS.items() if "register_keras_serializable" in source}
+    scope = {"keras": keras, "layers": keras.layers, "ops": keras.ops}
+    for name, source in own.items() if any(f"trivium>{n}" not in known for n in own) else ():
+        exec(compile(source, f"<trivium>/{name}.py", "exec"), scope)

@@ -91,8 +91,8 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
         first.variable(variable, ".".join(scope), model, name)
     if beside := _objective(model):
         warnings.warn(
-            f"the {beside} of {model.name!r} is no part of a Graph and is left behind: it belongs to "
-            "the training objective; add it to the loss where the model goes on being trained",
+            f"the {beside} of {model.name!r} is no part of a Graph and is left behind: it belongs "
+            "to the training objective; add it to the loss where the model goes on being trained",
             stacklevel=4,
         )
     return GraphModule(check(first.graph), first.arrays, first.source_names)

@@ -135,8 +135,8 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
         source.arrays[p.name] = p.data(p.list_ctx()[0]).asnumpy()
         if p._differentiable and (p.lr_mult, p.wd_mult) != (1, 1):
             warnings.warn(
-                f"lr_mult={p.lr_mult} and wd_mult={p.wd_mult} of {path} belong to the optimizer and "
-                "are left behind; to freeze a parameter set grad_req='null'",
+                f"lr_mult={p.lr_mult} and wd_mult={p.wd_mult} of {path} belong to the optimizer "
+                "and are left behind; to freeze a parameter set grad_req='null'",
                 stacklevel=5,
             )
         # Gluon's own word for statistics and constants, and for the scale and offset of a batch

@@ -30,9 +30,10 @@ def load_torch() -> Any:
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
     """The torch module that the Graph's source makes, with these numbers, and where each is."""
-    load_torch()
+    torch = load_torch()
     emitted = emit(graph)
-    module = execute(emitted, "torch")()
+    with torch.random.fork_rng(devices=[]):  # the layers draw numbers, which ours then replace
+        module = execute(emitted, "torch")()
     module.source = emitted.source
     furnished(TorchRunner, module, emitted, graph, values)
     return module, emitted.weights

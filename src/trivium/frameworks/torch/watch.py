@@ -31,6 +31,10 @@ def quiet(module: Any) -> Iterator[list[float]]:
             return passed(name, func, args, dict(kwargs or {}))
 
     def passed(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if name == "bernoulli" and len(args) == 2 and isinstance(args[1], float):
+            # The mask of a branch that is dropped by chance, which is then divided by this number.
+            rates.append(1 - args[1])
+            return args[0].fill_(args[1])
         if name not in _RATES:
             return func(*args, **kwargs)
         at, key = _AT.get(name, 1), _RATES[name]

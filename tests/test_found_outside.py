@@ -1,0 +1,239 @@
+"""What people who knew only the README found in an hour: each stays found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import trivium as tv
+
+torch = pytest.importorskip("torch")
+nn, F = torch.nn, torch.nn.functional
+
+X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+
+
+def partly_frozen() -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    model.train()
+    model[1].eval()
+    return model
+
+
+@pytest.mark.parametrize("target", ["torch", "keras", "jax", "onnx", "verify", "from_torch"])
+def test_a_model_is_as_it_was_afterwards(target: str) -> None:
+    model = partly_frozen()
+    before, chance = [m.training for m in model.modules()], torch.get_rng_state()
+    match target:
+        case "verify":
+            assert tv.verify(model, model, X)
+        case "from_torch":
+            tv.from_torch(model, X)
+        case _:
+            getattr(tv, f"to_{target}")(model, X)
+    assert [m.training for m in model.modules()] == before
+    assert torch.equal(torch.get_rng_state(), chance)
+
+
+def test_a_part_in_eval_stays_frozen() -> None:
+    carried = tv.to_torch(partly_frozen(), X).train()
+    before = {n: b.clone() for n, b in carried.named_buffers()}
+    carried(torch.from_numpy(X))
+    assert all(torch.equal(b, before[n]) for n, b in carried.named_buffers())
+
+
+def test_the_dropout_inside_attention_is_seen() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    x = np.random.default_rng(1).standard_normal((2, 5, 8)).astype(np.float32)
+    assert tv.to_torch(layer, x).report.ok
+
+
+class Exchanged(nn.Module):
+    def __init__(self, first: float, second: float):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.first, self.second = nn.Dropout(first), nn.Dropout(second)
+
+    def forward(self, x: Any) -> Any:
+        return self.b(self.second(torch.tanh(self.a(self.first(x)))))
+
+
+def test_rates_that_are_exchanged_are_others() -> None:
+    report = tv.verify(Exchanged(0.1, 0.5), Exchanged(0.5, 0.1), X)
+    assert not report.ok and "dropout rates" in report.first_divergence
+
+
+def test_what_is_nowhere_finite_is_no_evidence() -> None:
+    class Log(nn.Module):
+        def __init__(self, function: Any):
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.function = nn.Linear(4, 2), function
+
+        def forward(self, x: Any) -> Any:
+            return self.function(self.fc(torch.log(x)))
+
+    assert tv.verify(Log(torch.tanh), Log(torch.tanh), X)  # where the logarithm is one
+    assert not tv.verify(Log(torch.tanh), Log(torch.sigmoid), X)
+
+    class Overflows(nn.Module):
+        def __init__(self, factor: float):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x: Any) -> Any:
+            return torch.exp(x.abs() + 200) * self.factor
+
+    report = tv.verify(Overflows(2.0), Overflows(3.0), X)
+    assert not report.ok, report.table()
+
+
+def test_numbers_that_are_counted_are_exact() -> None:
+    class Counts(nn.Module):
+        def forward(self, i: Any) -> Any:
+            return (i + 4099) ** 2
+
+    i = torch.tensor([[0, 1], [2, 3]])
+    assert tv.to_torch(Counts(), i).report.ok
+    with pytest.raises((tv.VerificationError, tv.UnsupportedError)):
+        tv.to_mxnet(Counts(), i)  # it computes them in float32
+
+
+@pytest.mark.parametrize("length", [8, 4, 2, 1])
+def test_pieces_and_ends_of_another_length(length: int) -> None:
+    class Ends(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.chunk(3, 1)[-1]
+
+    example, other = np.ones((2, 8, 3), np.float32), np.ones((2, length, 3), np.float32)
+    want = Ends()(torch.from_numpy(other)).numpy()
+    carried = tv.to_torch(Ends(), example)
+    try:
+        got = carried(torch.from_numpy(other)).numpy()
+    except ValueError as error:
+        assert "made for" in str(error) and length != 8
+    else:
+        np.testing.assert_array_equal(got, want)
+
+
+def test_the_end_of_an_open_length_in_keras_is_refused() -> None:
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((None, 2))
+    with pytest.raises(tv.UnsupportedError, match="open size"):
+        tv.from_keras(keras.Model(inputs, inputs[:, -4:] * 2.0))
+    last = tv.from_keras(keras.Model(inputs, inputs[:, -1:] * 2.0))
+    assert last.report.ok
+
+
+def test_a_keras_file_of_ours_opens_anywhere(tmp_path: Path) -> None:
+    pytest.importorskip("keras")
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    path = tmp_path / "m.keras"
+    tv.save(model, path, X)
+    code = f"import trivium as tv; print(len(tv.load({str(path)!r}).state_dict()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "8", done.stderr[-600:]
+
+
+def test_what_belongs_to_the_objective_is_said() -> None:
+    keras = pytest.importorskip("keras")
+    layer = keras.layers.Dense(3, kernel_regularizer="l2")
+    with pytest.warns(UserWarning, match="regularizer L2 of .* left behind"):
+        tv.from_keras(keras.Sequential([keras.Input((4,)), layer]))
+    from trivium.frameworks.mxnet.load import load
+
+    mx = load()
+    block = mx.gluon.nn.Dense(2, in_units=4)
+    block.initialize()
+    block.weight.lr_mult = 0.0
+    with pytest.warns(UserWarning, match="lr_mult=0.0"):
+        tv.from_mxnet(block, X)
+
+
+def test_float64_stays_float64_beside_what_nothing_reads() -> None:
+    pytest.importorskip("keras")
+
+    class Unread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Any) -> Any:
+            return x / 3
+
+    x = np.full((2, 3), 0.1)
+    got = np.asarray(tv.to_keras(Unread().double(), x)(x))
+    assert got.dtype == np.float64 and np.array_equal(got, x / 3)
+
+
+def test_the_words_for_a_missing_example() -> None:
+    with pytest.raises(ValueError, match="pass an example"):
+        tv.to_keras(nn.Linear(3, 2))
+
+
+def test_trainable_is_a_word_for_freezing() -> None:
+    model = tv.nn.Sequential(tv.nn.Linear(4), tv.nn.Linear(2))
+    model[0].trainable = False
+    model(X)
+    assert not model[0].trainable
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
+
+
+def test_a_model_without_gradients_is_carried() -> None:
+    class Picks(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.argmax(1)
+
+    assert tv.to_torch(Picks(), X).report.ok
+
+
+def test_a_layer_that_starts_at_almost_nothing_is_looked_behind(monkeypatch: Any) -> None:
+    from trivium.frameworks.torch import open as door
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.scale = nn.Linear(4, 4), nn.Parameter(torch.full((4,), 1e-6))
+
+        def forward(self, x: Any) -> Any:
+            return x + self.scale * F.gelu(self.fc(x))
+
+    honest = door.read
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        module = honest(*args, **options)
+        for node in module.graph.nodes:
+            if node.op == "gelu":
+                node.op, node.attrs = "relu", {}
+        return module
+
+    assert tv.from_torch(Scaled(), X).report.ok
+    monkeypatch.setattr(door, "read", wrong)
+    with pytest.raises(tv.VerificationError, match="misread"):
+        tv.from_torch(Scaled(), X)
+
+
+def test_a_branch_dropped_by_chance_is_seen() -> None:
+    class Path(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc, self.rate = nn.Linear(4, 4), 0.25
+
+        def forward(self, x: Any) -> Any:
+            y = self.fc(x)
+            if self.training:
+                mask = y.new_empty((y.shape[0], 1)).bernoulli_(1 - self.rate)
+                y = y * mask.div_(1 - self.rate)
+            return x + y
+
+    assert tv.to_torch(Path(), X).report.ok
