@@ -276,6 +276,8 @@ def test_a_gluon_export_becomes_onnx(
 def process(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     command = [sys.executable, "-m", "trivium", *arguments]
+    # A background job ignores SIGINT, and so would its children.
+    how |= {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, **how)
 
 

@@ -95,7 +95,7 @@ def agree_in_gradients(block: Any, model: GraphModule, arrays: Any, training: bo
 
     graph = specialize(model.graph, training=training)
     data = [v.name for v in graph.of_kind("data") if not isinstance(block, nn.Embedding)]
-    params = [v.name for v in graph.of_kind("param")]
+    params = [v.name for v in graph.trained()]
     back = pullback(graph, data + params)
     found = Interpreter(back)(*before, *heads)
     count = len(graph.outputs)

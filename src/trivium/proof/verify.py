@@ -80,10 +80,12 @@ class _Comparison:
     def _nothing(self, kind: str, name: str, case: str, sides: Sequence[Seen]) -> None:
         """Where no number is finite there is nothing to compare, but for that it is so in both."""
         arrays = [a for s in sides for a in (s.exact[name], s.real[name])]
-        if any(np.isfinite(np.asarray(a, np.float64)).any() for a in arrays):
-            words = "finite numbers on one side, none on the other"
-            infinite = float("inf")
-            self.report.rows.append(Row(kind, name, case, 0.0, 0.0, 0.0, infinite, words))
+        if any(map(_some_finite, arrays)):
+            words = "finite numbers in one place, none in another"
+            own = [_some_finite(s.real[name]) != _some_finite(s.exact[name]) for s in sides]
+            wrong = [float("inf") if w else 0.0 for w in (*own, False)]
+            apart = 0.0 if any(own) else float("inf")
+            self.report.rows.append(Row(kind, name, case, wrong[0], wrong[1], 0.0, apart, words))
             return
         note = f"{kind} {name}: no finite number, not compared [{case}]"
         self.report.notes += [note] * (note not in self.report.notes)

@@ -5,14 +5,14 @@ other layer, Keras's own or a user's, is called on symbolic tensors and what tha
 turn. The model is read twice, training and not. Where the two differ in nothing but the flag of a
 dropout or a batch norm, that flag is left open (``training=MODE``); all else is refused.
 
-What belongs to the training objective (regularizers, constraints, the optimizer) is no part of a
-Graph.
+What belongs to the training objective (regularizers, constraints) is no part of a Graph.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -100,16 +100,15 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
 
 def _objective(model: Any) -> str:
     """What of the training objective the model holds: its first regularizer or constraint."""
-    for v in model.weights:
-        for kind in ("regularizer", "constraint"):
-            if (found := getattr(v, kind, None)) is not None:
-                return f"{kind} {type(found).__name__} of {v.path}"
+    for v, kind in itertools.product(model.weights, ("regularizer", "constraint")):
+        if (found := getattr(v, kind, None)) is not None:
+            return f"{kind} {type(found).__name__} of {v.path}"
     layers = [la for la in model._flatten_layers() if getattr(la, "activity_regularizer", None)]
     return f"activity regularizer of {layers[0].name}" if layers else ""
 
 
 def read_file(path: Any, *, training: bool | None = None) -> GraphModule:
-    """The Graph and the parameters in a ``.keras`` file; see :func:`read`."""
+    """What is in a ``.keras`` file; see :func:`read`."""
     return read(open_file(load(), path), training=training)
 
 

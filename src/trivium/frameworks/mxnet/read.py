@@ -355,7 +355,11 @@ class _Reader:
     def _frozen(self, value: Value, number: float) -> bool:
         theirs = self.names.get(value.name)
         array = self.source.arrays.get(theirs or "")
-        return value.kind == "state" and array is not None and bool((array == number).all())
+        return (
+            (value.kind == "state" or not value.trainable)
+            and array is not None
+            and bool((array == number).all())
+        )
 
     # -- operators ---------------------------------------------------------------------------------
     def _value(self, index: int, output: int) -> Value:
