@@ -45,6 +45,7 @@ class _Source:
     arrays: dict[str, np.ndarray[Any, Any]]  # by MXNet's names
     states: set[str]  # those that no gradient changes
     frozen: set[str] = field(default_factory=set)  # parameters with grad_req="null"
+    without: set[str] = field(default_factory=set)  # scales and offsets that a norm says it has not
     paths: dict[str, str] = field(default_factory=dict)  # MXNet's name -> "features.0.weight"
     layers: set[str] = field(default_factory=set)  # the paths of MXNet's own layers with parameters
     classes: dict[str, str] = field(default_factory=dict)  # path -> the block's own class
@@ -126,7 +127,8 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
     source = _Source(None, type(block).__name__, {}, set(), traced=True)  # type: ignore[arg-type]
     named: dict[str, Any] = {}
     norms = [b for _, b in _blocks(block) if isinstance(b, mx.gluon.nn.BatchNorm)]
-    without = {p.name for b in norms for p in (b.gamma, b.beta)}
+    held = [p for b in norms for p in (b.gamma, b.beta)]
+    source.without = {p.name for p in held if not p._differentiable}
     everything = [*structural.items(), *((p.name, p) for p in block.collect_params().values())]
     for path, p in everything:
         if named.setdefault(p.name, p) is not p:
@@ -141,7 +143,7 @@ def _from_block(block: Any, examples: Sequence[Any]) -> _Source:
             )
         # Gluon's own word for statistics and constants, and for the scale and offset of a batch
         # norm that is without: those are parameters that stay as they are.
-        if not p._differentiable and p.name not in without:
+        if not p._differentiable and p.name not in source.without:
             source.states.add(p.name)
         elif p.grad_req == "null" or np.dtype(p.dtype).kind != "f":
             source.frozen.add(p.name)
@@ -355,11 +357,8 @@ class _Reader:
     def _frozen(self, value: Value, number: float) -> bool:
         theirs = self.names.get(value.name)
         array = self.source.arrays.get(theirs or "")
-        return (
-            (value.kind == "state" or not value.trainable)
-            and array is not None
-            and bool((array == number).all())
-        )
+        fixed = value.kind == "state" or theirs in self.source.without
+        return fixed and array is not None and bool((array == number).all())
 
     # -- operators ---------------------------------------------------------------------------------
     def _value(self, index: int, output: int) -> Value:
