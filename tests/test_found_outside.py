@@ -1,4 +1,4 @@
-"""What people who knew only the README found in an hour: each stays found."""
+"""What an hour with the README alone brought up, by habit and by malice: each stays found."""
 
 from __future__ import annotations
 
