@@ -387,7 +387,7 @@ def tour(epochs: int, out: Path, engine: str | None) -> None:
     \b
     Examples:
       trivium tour
-      trivium tour --epochs 3 --engine torch --out /tmp/tour
+      trivium tour --epochs 3 --engine torch --out my-tour
     """
     from trivium.tour import run
 
