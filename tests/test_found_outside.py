@@ -237,3 +237,20 @@ def test_a_branch_dropped_by_chance_is_seen() -> None:
             return x + y
 
     assert tv.to_torch(Path(), X).report.ok
+
+
+@pytest.mark.parametrize("layer", ["depthwise", "separable", "distributed"])
+def test_keras_kernels_go_back_where_they_came_from(layer: str) -> None:
+    keras = pytest.importorskip("keras")
+    layers = keras.layers
+    keras.utils.set_random_seed(0)
+    made, shape = {
+        "depthwise": (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2), (6, 6, 4)),
+        "separable": (lambda: layers.SeparableConv2D(5, 3, depth_multiplier=2), (6, 6, 4)),
+        "distributed": (lambda: layers.TimeDistributed(layers.Dense(3)), (5, 6)),
+    }[layer]
+    model = keras.Sequential([layers.Input(shape), made(), layers.Flatten(), layers.Dense(2)])
+    before = [np.array(w) for w in model.get_weights()]
+    assert tv.to_torch(model).report.ok
+    for array, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, now)

@@ -379,7 +379,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, framework: str, misreading: Misreadin
         module = honest(*args, **options)
         values = copy.deepcopy(module.state_dict())
         misreading(module.graph, values)
-        return GraphModule(module.graph, values, module.source_names)
+        wrong = GraphModule(module.graph, values, module.source_names)
+        wrong.weight_maps = module.weight_maps
+        return wrong
 
     monkeypatch.setattr(door, "read", read)
 

@@ -366,6 +366,8 @@ class GraphModule(Module):
         self._graph = graph
         self.source_names = dict(source_names or {})
         """What each parameter was called in the framework it came from."""
+        self.weight_maps: dict[str, Any] = {}
+        """How the arrays there, by those names, become ours, where they differ."""
         self._parameters = {}
         for v in graph.of_kind("param", "state"):
             data = np.asarray(values[v.name])

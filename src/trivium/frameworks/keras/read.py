@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -27,7 +26,7 @@ from trivium.frameworks.keras.files import open_file
 from trivium.frameworks.keras.layers import FORMS, NotPlain
 from trivium.frameworks.keras.operations import ACTIVATIONS, OPERATIONS
 from trivium.frameworks.keras.special import SPECIAL
-from trivium.frameworks.keras.symbolic import behind, called, nodes_kept
+from trivium.frameworks.keras.symbolic import behind, called, nodes_kept, objective
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.graph import MODE, OPS, Graph, GraphError, Node, UnsupportedError, Value, identifier
 from trivium.nn.module import GraphModule, Spec
@@ -89,22 +88,16 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
     for variable in (v for v in model.weights if id(v) not in first.claimed):
         *scope, name = variable.path.split("/")  # nothing reads it: it is kept
         first.variable(variable, ".".join(scope), model, name)
-    if beside := _objective(model):
+    if beside := objective(model):
         warnings.warn(
             f"the {beside} of {model.name!r} is no part of a Graph and is left behind: it belongs "
             "to the training objective; add it to the loss where the model goes on being trained",
             stacklevel=4,
         )
-    return GraphModule(check(first.graph), first.arrays, first.source_names)
-
-
-def _objective(model: Any) -> str:
-    """What of the training objective the model holds: its first regularizer or constraint."""
-    for v, kind in itertools.product(model.weights, ("regularizer", "constraint")):
-        if (found := getattr(v, kind, None)) is not None:
-            return f"{kind} {type(found).__name__} of {v.path}"
-    layers = [la for la in model._flatten_layers() if getattr(la, "activity_regularizer", None)]
-    return f"activity regularizer of {layers[0].name}" if layers else ""
+    module = GraphModule(check(first.graph), first.arrays, first.source_names)
+    claimed = {v.path: first.claimed[id(v)] for v in model.weights if id(v) in first.claimed}
+    module.weight_maps = {path: weight for path, (_, weight) in claimed.items()}
+    return module
 
 
 def read_file(path: Any, *, training: bool | None = None) -> GraphModule:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -11,7 +13,7 @@ import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.frameworks.keras.emit import emit, emit_function
-from trivium.frameworks.keras.read import PLAIN, form_of, load
+from trivium.frameworks.keras.read import load
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.runner import Array, Pulled
@@ -52,18 +54,10 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
 
 def foreign(model: Any, module: Any) -> KerasRunner:
     """A Keras model of the user's own; ``module`` is what reading it gave."""
-    maps: dict[str, Weight] = {}
-    for layer in model._flatten_layers():
-        form = form_of(load(), layer)
-        for w in form.weights if form else ():
-            if (variable := attrgetter(w.theirs)(layer)) is not None:
-                maps[variable.path] = w
-        if hasattr(layer, "depthwise_kernel"):  # separable: read as two layers
-            n = len(layer.depthwise_kernel.shape) - 2
-            maps[layer.depthwise_kernel.path] = PLAIN[f"DepthwiseConv{n}D"].weights[0]
-            maps[layer.pointwise_kernel.path] = PLAIN[f"Conv{n}D"].weights[0]
-    names: Mapping[str, str] = module.source_names
-    weights = {n: (at, maps.get(at) or Weight("", n, at)) for n, at in names.items()}
+    shapes = {v.path: tuple(v.shape) for v in model.weights}
+    weights = {
+        n: (at, _into(module.weight_maps[at], shapes[at])) for n, at in module.source_names.items()
+    }
     return KerasRunner(model, weights)
 
 
@@ -77,6 +71,15 @@ def keep(model: Any, path: str) -> None:
                     "it keeps no such flag: save as .tv, or freeze the whole layer",
                 )  # fmt: skip
     model.save(path)
+
+
+def _into(weight: Weight, shape: tuple[int, ...]) -> Weight:
+    """The map with its way back in: a depth multiplier shows in the variable's shape alone."""
+    probe = np.arange(math.prod(shape)).reshape(shape)
+    there = weight.to(np.ascontiguousarray(weight.back(probe)))
+    if there.shape == shape or not np.array_equal(there.reshape(shape), probe):
+        return weight
+    return replace(weight, to=lambda a: weight.to(a).reshape(shape))
 
 
 class KerasRunner:

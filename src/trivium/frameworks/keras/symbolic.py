@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -95,3 +96,12 @@ def check_order(ordered: Sequence[Any]) -> None:
                 "a layer with statistics called several times side by side", node.operation.name
             )
         last[id(node.operation)] = index
+
+
+def objective(model: Any) -> str:
+    """What of the training objective the model holds: its first regularizer or constraint."""
+    for v, kind in itertools.product(model.weights, ("regularizer", "constraint")):
+        if (found := getattr(v, kind, None)) is not None:
+            return f"{kind} {type(found).__name__} of {v.path}"
+    layers = [la for la in model._flatten_layers() if getattr(la, "activity_regularizer", None)]
+    return f"activity regularizer of {layers[0].name}" if layers else ""
