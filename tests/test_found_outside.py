@@ -254,3 +254,37 @@ def test_keras_kernels_go_back_where_they_came_from(layer: str) -> None:
     assert tv.to_torch(model).report.ok
     for array, now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(array, now)
+
+
+@pytest.mark.parametrize("cut", [slice(-4, None), slice(None, -4), slice(2, -2), slice(-1, None)])
+def test_our_own_ends_of_another_length(cut: slice) -> None:
+    class Ends(tv.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x[:, cut] * 2.0
+
+    model, other = Ends(), np.arange(6, dtype=np.float32).reshape(2, 3)
+    carried = tv.to_torch(model, np.ones((2, 8), np.float32))
+    try:
+        got = carried(torch.from_numpy(other)).numpy()
+    except ValueError as error:
+        assert "made for" in str(error)
+    else:
+        np.testing.assert_array_equal(got, other[:, cut] * 2)
+
+
+def test_the_end_of_an_open_length_in_onnx_is_refused() -> None:
+    from onnx import TensorProto, helper
+
+    def model(start: int) -> Any:
+        ends = [helper.make_tensor(n, TensorProto.INT64, [1], [v])
+                for n, v in (("start", start), ("end", 2**62), ("axis", 1))]  # fmt: skip
+        graph = helper.make_graph(
+            [helper.make_node("Slice", ["x", "start", "end", "axis"], ["y"])], "ends",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 3])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "last", 3])], ends,
+        )  # fmt: skip
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+    with pytest.raises(tv.UnsupportedError, match="open size"):
+        tv.from_onnx(model(-3))
+    assert tv.from_onnx(model(-1)).report.ok

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import holds
-from trivium.graph import OPS, Type
+from trivium.graph import OPS, Type, UnsupportedError
 from trivium.op import S, case, composite, primitive
 from trivium.shape import (
     Dim,
@@ -216,8 +216,15 @@ def _slice_normal(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> di
             return default
         if isinstance(at, str):
             at = parse_size(at)
+        if isinstance(at, int) and at < 0 and isinstance(size, int):
+            return max(size + at, 0)
+        if isinstance(at, int) and at < -1:  # where fewer are there, the slice is cut short
+            what = (
+                f"a slice bounded {-at} before the end of the open size {size}, which may be less"
+            )
+            raise UnsupportedError(what, remedy="fix the size")
         if isinstance(at, int) and at < 0:
-            return max(size + at, 0) if isinstance(size, int) else size + at
+            return size + at
         if isinstance(at, int) and isinstance(size, int):
             return min(at, size)
         return at  # type: ignore[no-any-return]

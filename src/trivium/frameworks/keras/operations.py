@@ -329,12 +329,6 @@ def _getitem(op: Any, x: Value, key: Any) -> Any:
             raise refuse(op, f"index {k!r}")
         if isinstance(k, slice) and (k.step or 1) < 1:
             raise refuse(op, f"a step of {k.step}")
-    keys = list(key) if isinstance(key, (list, tuple)) else [key]
-    if Ellipsis not in keys:  # what a slice from the end of an open size takes, if that is less
-        kept = [k for k in keys if k is not None]
-        for k, size in zip(kept, x.shape, strict=False):
-            if isinstance(k, slice) and isinstance(size, Dim) and (k.start or 0) < -1:
-                raise refuse(op, f"a slice from {k.start} of the open size {size}")
     return x[tuple(key) if isinstance(key, (list, tuple)) else key]
 
 

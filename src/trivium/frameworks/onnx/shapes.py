@@ -163,9 +163,6 @@ def _sliced(call: Call, x: Any, axis: int, start: Any, end: Any, step: int) -> A
         return OP["slice_axis"](x, axis=axis, start=taken[-1], stop=taken[0] + 1, step=-step)
     if isinstance(end, int) and end > 1 << 30:
         end = None
-    if isinstance(size, Dim) and isinstance(start, int) and start < -1:
-        raise call.refuse(f"a Slice from {start} of the open size {size}, which may be less",
-                          "fix the size")  # fmt: skip
     if isinstance(size, int) and isinstance(start, int) and (end is None or isinstance(end, int)):
         start, end = slice(start, end, step).indices(size)[:2]
         if start >= end:
