@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from trivium.transforms.step import COUNT
+
 Array = np.ndarray[Any, Any]
 
 
@@ -59,3 +61,45 @@ class Trainer(Protocol):
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Begin with what another trainer on this engine kept; what it did not starts anew."""
+
+
+class Slots:
+    """What trainers share whose model lives in a runner: its numbers, the optimizer's by parameter.
+
+    A trainer says how one of its arrays goes out and comes in.
+    """
+
+    runner: Any
+    names: list[str]
+    _slots: list[list[Any]]
+    count: Any
+
+    def _out(self, array: Any) -> Array:
+        """An array of the framework's as NumPy's."""
+        return np.array(array)
+
+    def _in(self, array: Any, new: Array) -> Any:
+        """What stands for ``array`` once it has these numbers."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, Array]:
+        """Every parameter and state, by our names."""
+        found: dict[str, Array] = self.runner.values()
+        return found
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Go on from these parameters and states; the optimizer's slots stay."""
+        self.runner.load(values)
+
+    def memory(self) -> dict[str, Any]:
+        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
+        held = zip(self.names, self._slots, strict=True)
+        return {COUNT: self._out(self.count)} | {n: list(map(self._out, s)) for n, s in held}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        """Begin with what another trainer on this engine kept; what it did not starts anew."""
+        self.count = self._in(self.count, memory[COUNT])
+        self._slots = [
+            list(map(self._in, slots, memory[name])) if name in memory else slots
+            for name, slots in zip(self.names, self._slots, strict=True)
+        ]

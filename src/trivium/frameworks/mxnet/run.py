@@ -14,9 +14,9 @@ from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
-from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.runner import Array, Pulled, Slots
 from trivium.graph import Graph, Type, UnsupportedError
-from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
+from trivium.transforms.step import Update, by_dtype, by_mode
 
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
@@ -272,7 +272,7 @@ def listed(outputs: Any) -> list[Any]:
     return [outputs]
 
 
-class MxnetTrainer:
+class MxnetTrainer(Slots):
     """The loss Graph as a hybridized block, differentiated by autograd; the update as another."""
 
     def __init__(
@@ -303,26 +303,9 @@ class MxnetTrainer:
             self._slots[i] = slots
         return float(loss.asscalar())
 
-    def values(self) -> dict[str, Array]:
-        """Every parameter and state, by our names."""
-        return self.runner.values()
+    def _out(self, array: Any) -> Array:
+        found: Array = array.asnumpy()
+        return found
 
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Go on from these parameters and states; the optimizer's slots stay."""
-        self.runner.load(values)
-
-    def memory(self) -> dict[str, Any]:
-        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
-        held = zip(self.names, self._slots, strict=True)
-        kept = {n: [s.asnumpy() for s in slots] for n, slots in held}
-        return {COUNT: self.count.asnumpy()} | kept
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Begin with what another trainer on this engine kept; what it did not starts anew."""
-
-        def array(a: Any) -> Any:
-            return self.mx.nd.array(a, self.runner.device, dtype=a.dtype)
-
-        self.count = array(memory[COUNT])
-        held = zip(self.names, self._slots, strict=True)
-        self._slots = [[array(a) for a in memory[n]] if n in memory else s for n, s in held]
+    def _in(self, array: Any, new: Array) -> Any:
+        return self.mx.nd.array(new, self.runner.device, dtype=new.dtype)

@@ -11,10 +11,10 @@ import numpy as np
 from trivium.dtype import as_dtype
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.runner import Array, Pulled, Slots
 from trivium.frameworks.tensorflow.emit import attribute, emit
 from trivium.graph import Graph
-from trivium.transforms.step import COUNT, Update, by_dtype
+from trivium.transforms.step import Update, by_dtype
 
 
 def load_tensorflow() -> Any:
@@ -148,7 +148,7 @@ def _listed(outputs: Any) -> list[Any]:
     return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
-class TensorflowTrainer:
+class TensorflowTrainer(Slots):
     """The loss Graph as a tf.Module; loss, gradients and update in one tf.function."""
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
@@ -179,23 +179,6 @@ class TensorflowTrainer:
         xs = [self.tf.convert_to_tensor(x) for x in inputs]
         return float(self._step(xs, self.tf.constant(lr, "float32")))
 
-    def values(self) -> dict[str, Array]:
-        """Every parameter and state, by our names."""
-        return self.runner.values()
-
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Go on from these parameters and states; the optimizer's slots stay."""
-        self.runner.load(values)
-
-    def memory(self) -> dict[str, Any]:
-        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
-        held = zip(self.names, self._slots, strict=True)
-        kept = {n: [np.array(s) for s in slots] for n, slots in held}
-        return {COUNT: np.array(self.count)} | kept
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Begin with what another trainer on this engine kept; what it did not starts anew."""
-        self.count.assign(memory[COUNT])
-        for name, slots in zip(self.names, self._slots, strict=True):
-            for variable, value in zip(slots, memory.get(name, ()), strict=False):
-                variable.assign(value)
+    def _in(self, array: Any, new: Array) -> Any:
+        array.assign(new)  # the compiled step holds this very variable
+        return array

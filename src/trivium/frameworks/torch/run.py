@@ -10,13 +10,13 @@ import numpy as np
 
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.runner import Array, Pulled, Slots
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.exported import dtype_of
 from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
-from trivium.transforms.step import COUNT, Update, by_dtype, by_mode
+from trivium.transforms.step import Update, by_dtype, by_mode
 
 
 def load_torch() -> Any:
@@ -177,7 +177,7 @@ class TorchRunner:
         )
 
 
-class TorchTrainer:
+class TorchTrainer(Slots):
     """The loss Graph as a torch module, gradients by autograd, the optimizer's update emitted."""
 
     def __init__(
@@ -213,29 +213,11 @@ class TorchTrainer:
                 self._slots[i] = slots
         return float(loss.detach())
 
-    def values(self) -> dict[str, Array]:
-        """Every parameter and state, by our names."""
-        return self.runner.values()
+    def _out(self, array: Any) -> Array:
+        return np.array(array.cpu().numpy())
 
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Go on from these parameters and states; the optimizer's slots stay."""
-        self.runner.load(values)
-
-    def memory(self) -> dict[str, Any]:
-        """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
-        held = zip(self.names, self._slots, strict=True)
-        kept = {n: [np.array(s.cpu().numpy()) for s in slots] for n, slots in held}
-        return {COUNT: np.array(self.count.cpu().numpy())} | kept
-
-    def remember(self, memory: Mapping[str, Any]) -> None:
-        """Begin with what another trainer on this engine kept; what it did not starts anew."""
-
-        def tensor(a: Any) -> Any:
-            return self.torch.from_numpy(np.array(a)).to(self.runner.device)
-
-        self.count = tensor(memory[COUNT])
-        held = zip(self.names, self._slots, strict=True)
-        self._slots = [[tensor(a) for a in memory[n]] if n in memory else s for n, s in held]
+    def _in(self, array: Any, new: Array) -> Any:
+        return self.torch.from_numpy(np.array(new)).to(self.runner.device)
 
 
 def foreign(model: Any, module: Any) -> TorchRunner:
