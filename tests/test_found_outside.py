@@ -222,19 +222,29 @@ def test_a_layer_that_starts_at_almost_nothing_is_looked_behind(monkeypatch: Any
         tv.from_torch(Scaled(), X)
 
 
-def test_a_branch_dropped_by_chance_is_seen() -> None:
+@pytest.mark.parametrize("how", ["bernoulli", "floor", "floor in place", "twice"])
+def test_a_branch_dropped_by_chance_is_seen(how: str) -> None:
     class Path(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             torch.manual_seed(0)
-            self.fc, self.rate = nn.Linear(4, 4), 0.25
+            self.fc, self.keep = nn.Linear(4, 4), 0.75
 
         def forward(self, x: Any) -> Any:
             y = self.fc(x)
-            if self.training:
-                mask = y.new_empty((y.shape[0], 1)).bernoulli_(1 - self.rate)
-                y = y * mask.div_(1 - self.rate)
-            return x + y
+            if not self.training:
+                return x + (self.fc(y) if how == "twice" else y)
+            sizes = (y.shape[0], 1)
+            if how == "bernoulli":
+                return x + y * y.new_empty(sizes).bernoulli_(self.keep).div_(self.keep)
+            if how == "floor":
+                return x + y.div(self.keep) * torch.floor(self.keep + torch.rand(sizes))
+            mask = self.keep + torch.rand(sizes, dtype=y.dtype)
+            mask.floor_()
+            if how == "twice":
+                y = self.fc(y / self.keep * mask)
+                mask = (torch.rand(sizes) + self.keep).floor()
+            return x + y / self.keep * mask
 
     assert tv.to_torch(Path(), X).report.ok
 

@@ -14,6 +14,8 @@ _RATES = {"dropout": "p", "alpha_dropout": "p", "feature_dropout": "p", "dropout
 """torch's functions that drop at random, and what each calls its rate."""
 _AT = {"scaled_dot_product_attention": 4}  # where the rate stands among the positional arguments
 
+_ADDS = ("add", "radd", "iadd")
+
 
 @contextlib.contextmanager
 def quiet(module: Any) -> Iterator[list[float]]:
@@ -27,7 +29,7 @@ def quiet(module: Any) -> Iterator[list[float]]:
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
-            name = getattr(func, "__name__", "").rstrip("_")
+            name = getattr(func, "__name__", "").strip("_")
             return passed(name, func, args, dict(kwargs or {}))
 
     def passed(name: str, func: Any, args: Any, kwargs: Any) -> Any:
@@ -35,6 +37,8 @@ def quiet(module: Any) -> Iterator[list[float]]:
             # The mask of a branch that is dropped by chance, which is then divided by this number.
             rates.append(1 - args[1])
             return args[0].fill_(args[1])
+        if name in ("rand", "rand_like", *_ADDS, "floor"):
+            return floored(name, func, args, kwargs)
         if name not in _RATES:
             return func(*args, **kwargs)
         at, key = _AT.get(name, 1), _RATES[name]
@@ -48,6 +52,19 @@ def quiet(module: Any) -> Iterator[list[float]]:
             return args[0] if args else kwargs["input"]
         args = (*args[:at], 0.0, *args[at + 1 :]) if len(args) > at else args
         return func(*args, **(kwargs | ({} if len(args) > at else {key: 0.0})))
+
+    def floored(name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """The same mask written ``floor(keep + rand(sizes))``: floor finds the chance on it."""
+        keep = getattr(args[0], "_keep", None) if name == "floor" else None
+        if keep is not None:
+            rates.append(1 - keep)
+            return args[0].fill_(keep)
+        result = func(*args, **kwargs)
+        if name.startswith("rand"):
+            result._drawn = True
+        elif name in _ADDS and any(getattr(a, "_drawn", False) for a in args):
+            result._keep = next((a for a in args if isinstance(a, float)), None)
+        return result
 
     def within(name: str, func: Any) -> Any:
         return lambda *args, **kwargs: passed(name, func, args, kwargs)
