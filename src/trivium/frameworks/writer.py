@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement
-from trivium.frameworks.source import Class, Emitter
+from trivium.frameworks.source import Class, Emitter, Later, flat
 from trivium.graph import UnsupportedError, Value
 from trivium.shape import Dim
 
 WIDTH = 88
 """Longer lines are not chained further."""
+Declared = Any  # the text of a constructor call, or a list of these: a chain
 
 
 class Writer:
@@ -202,6 +203,29 @@ class Writer:
             at = f"{self.names[v]}.shape[{v.shape.index(Dim(word))}]"
             text = re.sub(rf"\b{word}\b", at, text)
         return text
+
+    def declared(self, code: Any) -> Declared:
+        """A constructor call, or the list of those in a chain."""
+        if len(code) == 1 and isinstance(code[0], Later):
+            body = code[0].body
+            if body.cls is None:
+                return [self.declared(body.members[n]) for n in body.chain or ()]
+            inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
+            return f"{body.cls.name}({inside})"
+        pieces = flat(code, self.emitter)
+        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in pieces)
+
+    def frozen(self) -> list[str]:
+        """What is not trained: a line for each part, at the end of the whole model."""
+        if self.body is not self.emitter.root:
+            return []
+        at = {path for path, _ in self.emitter.weights.values()}
+        fixed = self.emitter.fixed(self.body)
+        return [self.freeze(p, p in at) for p in self.emitter.frozen() if p not in fixed]
+
+    def freeze(self, path: str, alone: bool) -> str:
+        """The line that keeps a parameter (``alone``), or all of a part's, from being trained."""
+        raise NotImplementedError
 
     def result(self, parts: Sequence[str]) -> str:
         """The last line of a body."""

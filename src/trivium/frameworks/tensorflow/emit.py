@@ -19,10 +19,11 @@ from trivium.frameworks.functional import (
     tupled,
 )
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat, with_sizes
+from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, with_sizes
 from trivium.frameworks.tensorflow.calls import FUNCTIONS
 from trivium.frameworks.tensorflow.helpers import HELPERS
 from trivium.frameworks.tensorflow.layers import FORMS, Name, owned
+from trivium.frameworks.writer import Declared
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, identifier
 from trivium.shape import Dim
 from trivium.transforms.layout import to_layout
@@ -249,7 +250,7 @@ class _Writer(CallWriter):
     def declarations(self) -> list[str]:
         """The lines of ``__init__``."""
         if self.body.chain:
-            items = [self.declaration(code, 1) for code in self.body.members.values()]
+            items = [_written(self.declared(code), 1) for code in self.body.members.values()]
             items = [f"    {line}," for line in items]
             return ["super().__init__(", *items, ")", *self.frozen()]
         lines = ["super().__init__()"]
@@ -266,47 +267,27 @@ class _Writer(CallWriter):
                     f"two parts of the model that are both {where} in TensorFlow", name
                 )
             seen.add(where)
-            text = self.declaration(code, 0)
+            text = _written(self.declared(code), 0)
             lines.append(f"{where} = {text[:-1]}, trainable=False)" if name in fixed else
                          f"{where} = {text}")  # fmt: skip
         return [*lines, *self.frozen()]
 
-    def frozen(self) -> list[str]:
-        """What is not trained: a line for each part, at the end of the whole model."""
-        if self.body is not self.emitter.root:
-            return []
-        at = {path for path, _ in self.emitter.weights.values()}
-        lines = []
-        fixed = self.emitter.fixed(self.body)
-        for path in (p for p in self.emitter.frozen() if p not in fixed):
-            where, parts = "self", path.split(".") if path else []
-            for i, part in enumerate(parts):
-                inner = ".".join(parts[:i]) in self.emitter.chains and part.isdigit()
-                where += f".layers[{part}]" if inner else f".{attribute(part)}"
-            one = f"{where} = tf.Variable({where}, trainable=False)"
-            lines.append(one if path in at else f"freeze({where})")
-        return lines
+    def freeze(self, path: str, alone: bool) -> str:
+        """See Writer."""
+        where, parts = "self", path.split(".") if path else []
+        for i, part in enumerate(parts):
+            inner = ".".join(parts[:i]) in self.emitter.chains and part.isdigit()
+            where += f".layers[{part}]" if inner else f".{attribute(part)}"
+        return f"{where} = tf.Variable({where}, trainable=False)" if alone else f"freeze({where})"
 
-    def declaration(self, code: Any, depth: int) -> str:
-        """A constructor call; a chain inside as a Sequential over several lines."""
-        if len(code) == 1 and isinstance(code[0], Later):
-            body = code[0].body
-            if body.cls is not None:
-                inside = ", ".join(
-                    self.literal_slot(s) for s in body.arguments if isinstance(s, Slot)
-                )
-                return f"{body.cls.name}({inside})"
-            pad = "    " * (depth + 1)
-            items = [self.declaration(body.members[n], depth + 1) for n in body.chain or ()]
-            return (
-                "Sequential(\n"
-                + "".join(f"        {pad}{i},\n" for i in items)
-                + f"        {pad[4:]})"
-            )
-        return "".join(
-            self.literal_slot(p) if isinstance(p, Slot) else str(p)
-            for p in flat(code, self.emitter)
-        )
+
+def _written(item: Declared, depth: int) -> str:
+    """A constructor call; a chain as a Sequential over several lines."""
+    if isinstance(item, str):
+        return item
+    pad = "    " * depth
+    parts = [f"            {pad}{_written(i, depth + 1)},\n" for i in item]
+    return f"Sequential(\n{''.join(parts)}        {pad})"
 
 
 def _class(emitter: Emitter, cls: Class) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import keyword
 from collections.abc import Mapping
-from typing import Any
 
 from trivium.frameworks.blocks import Layer
-from trivium.frameworks.code import Member, Slot
-from trivium.frameworks.source import Class, Emitter, Later, flat, numbered
-from trivium.frameworks.writer import Writer
+from trivium.frameworks.code import Member
+from trivium.frameworks.source import Class, Emitter, numbered
+from trivium.frameworks.writer import Declared, Writer
 
 LINE = 84
 """Longer lists are written over several lines."""
@@ -35,8 +34,6 @@ _TAKEN = frozenset(
     """.split()  # noqa: SIM905
 )  # what an nn.Module has before anything is added; a test compares it with torch's
 _OF_A_DICT = frozenset({"clear", "items", "keys", "pop", "update", "values"})
-
-Declared = Any  # the text of a constructor call, or a list of these: a chain
 
 
 def attribute(name: str) -> str:
@@ -144,20 +141,13 @@ class _Writer(Writer):
         lines = ["super().__init__()", *self.filled("", items)]
         return [*lines, *self.corrections(), *self.frozen()]
 
-    def frozen(self) -> list[str]:
-        """What is not trained: a line for each part, at the end of the whole model."""
-        if self.body is not self.emitter.root:
-            return []
-        at = {path for path, _ in self.emitter.weights.values()}
-        fixed = self.emitter.fixed(self.body)
-        lines = []
-        for path in (p for p in self.emitter.frozen() if p not in fixed):
-            theirs = ".".join(map(attribute, path.split("."))) if path else ""
-            place = f"self.{theirs}" if path else "self"
-            if not all(map(plain, theirs.split("."))) and path:
-                place = f'self.get_{"parameter" if path in at else "submodule"}("{theirs}")'
-            lines.append(f"{place}.requires_grad_(False)")
-        return lines
+    def freeze(self, path: str, alone: bool) -> str:
+        """See Writer."""
+        theirs = ".".join(map(attribute, path.split("."))) if path else ""
+        place = f"self.{theirs}" if path else "self"
+        if not all(map(plain, theirs.split("."))) and path:
+            place = f'self.get_{"parameter" if alone else "submodule"}("{theirs}")'
+        return f"{place}.requires_grad_(False)"
 
     def filled(self, path: str, items: Mapping[str, Declared]) -> list[str]:
         """The statements that put something into the container ``path``, an nn.Module."""
@@ -196,17 +186,6 @@ class _Writer(Writer):
             return f"{where}.{name} = {text}"
         kind = "register_parameter" if text.startswith("nn.Parameter(") else "add_module"
         return f'{where}.{kind}("{name}", {text})'
-
-    def declared(self, code: Any) -> Declared:
-        """A constructor call, or the list of those in a chain."""
-        if len(code) == 1 and isinstance(code[0], Later):
-            body = code[0].body
-            if body.cls is None:
-                return [self.declared(body.members[n]) for n in body.chain or ()]
-            inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
-            return f"{body.cls.name}({inside})"
-        pieces = flat(code, self.emitter)
-        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in pieces)
 
     def text_of(self, item: Declared) -> str:
         """A chain as a Sequential over several lines."""
