@@ -14,7 +14,8 @@ tf = pytest.importorskip("tensorflow")
 
 import trivium as tv  # noqa: E402
 from trivium.frameworks.keras.layers import FORMS, same_pad  # noqa: E402
-from trivium.frameworks.keras.read import read, read_file  # noqa: E402
+from trivium.frameworks.keras.open import opened  # noqa: E402
+from trivium.frameworks.keras.read import read  # noqa: E402
 from trivium.graph import MODE, OPS, Graph, UnsupportedError  # noqa: E402
 from trivium.interpret import Interpreter  # noqa: E402
 from trivium.nn.module import GraphModule, Spec  # noqa: E402
@@ -622,20 +623,20 @@ def test_a_layer_without_a_use_is_kept() -> None:
 def test_file(tmp_path: Path) -> None:
     model = cnn()
     model.save(tmp_path / "m.keras")
-    agree(model, draw((2, 9, 7, 3)), module=read_file(tmp_path / "m.keras"))
+    agree(model, draw((2, 9, 7, 3)), module=opened(tmp_path / "m.keras")[1])
     for suffix in ("m.h5", "none.keras"):
         with pytest.raises(FileNotFoundError):
-            read_file(tmp_path / suffix)
+            opened(tmp_path / suffix)
 
 
 def test_hostile_files(tmp_path: Path) -> None:
     file = tmp_path / "m.keras"
     keras.Sequential([Input((3,)), L.Lambda(lambda x: x)]).save(file)
     with pytest.raises(UnsupportedError, match="foreign code"):
-        read_file(file)
+        opened(file)
 
     keras.Sequential([Input((3,)), Scale()]).save(file)
-    read_file(file)
+    opened(file)
     with zipfile.ZipFile(file) as archive:
         members = {n: archive.read(n) for n in archive.namelist()}
 
@@ -649,7 +650,7 @@ def test_hostile_files(tmp_path: Path) -> None:
 
     config = members["config.json"]
     with pytest.raises(UnsupportedError, match="foreign code"):
-        read_file(
+        opened(
             rewritten(
                 config__json=config.replace(b"test>Scale", b"test>Other").replace(
                     b'"Scale"', b'"Other"'
@@ -657,12 +658,12 @@ def test_hostile_files(tmp_path: Path) -> None:
             )
         )
     with pytest.raises(UnsupportedError, match="bytes of weights"):
-        read_file(rewritten(config__json=config.replace(b"[null, 3]", b"[null, 3000000000]")))
+        opened(rewritten(config__json=config.replace(b"[null, 3]", b"[null, 3000000000]")))
     with pytest.raises(UnsupportedError, match=r"holds 'evil\.py'"):
-        read_file(rewritten(evil__py=b"import os"))
+        opened(rewritten(evil__py=b"import os"))
     file.write_bytes(b"no archive")
     with pytest.raises(UnsupportedError, match=r"no \.keras file"):
-        read_file(file)
+        opened(file)
 
 
 # -- a network of the usual size -------------------------------------------------------------------

@@ -7,24 +7,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from trivium import dtype as dt
 from trivium.graph import Graph
 from trivium.proof.report import Row
-from trivium.proof.witness import Side
+from trivium.proof.witness import Side, equal
 from trivium.shape import Dim
 
 
 def _row(name: str, source: Any, target: Any, whose: str = "") -> Row:
     """A row that says whether two things are equal; ``whose`` was not read as it is."""
-    wrong = float("inf") if source != target else 0.0
-    errors = {"source_error": 0.0, "target_error": 0.0} | (
-        {f"{whose}_error": wrong} if whose else {}
-    )
-    detail = f"{_said(source)} against {_said(target)}" if wrong else ""
-    apart = 0.0 if whose else wrong
-    return Row("said", name, "model", limit=0.0, apart=apart, detail=detail, **errors)
+    what = ("said", name, "model")
+    if source == target:
+        return Row.same(*what)
+    return Row.differs(*what, [whose], f"{_said(source)} against {_said(target)}")
 
 
 def _said(item: Any) -> str:
@@ -78,14 +73,15 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
         yield from _both("trained", says(), _trained(graph), whose)
     if held := runner.values():
         # MXNet has no bool, JAX no int64: such numbers are compared, bit by bit, as they are.
-        dtypes = {n: str(dt.as_dtype(a.dtype)) for n, a in held.items() if _floating(a)}
+        kinds = {n: dt.as_dtype(a.dtype) for n, a in held.items()}
+        dtypes = {n: str(d) for n, d in kinds.items() if d.is_floating}
         yield from _both("dtype", dtypes, _dtypes(graph), whose)
         for name in side.values.keys() ^ held.keys():
             yield _row(
                 f"parameter {name}", name in held or None, name in side.values or None, whose
             )
         for name, array in held.items():
-            if not np.array_equal(array, side.values[name], equal_nan=_floating(array)):
+            if not equal(array, side.values[name]):
                 yield _row(f"numbers: {name}", "other numbers", "as read", whose)
     if (quiet := getattr(runner, "quiet", None)) is not None:
         with quiet() as dropped:
@@ -94,10 +90,6 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
         yield _row("dropout rates", near[0], near[1], whose)
     if (names := getattr(runner, "structure", None)) is not None:
         yield _row("outputs", names, _names(graph), whose)
-
-
-def _floating(array: Any) -> bool:
-    return bool(dt.as_dtype(np.asarray(array).dtype).is_floating)
 
 
 def _both(kind: str, real: Mapping[str, Any], read: Mapping[str, Any], whose: str) -> Iterator[Row]:

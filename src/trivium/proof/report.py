@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,18 @@ class Row:
     apart: float = 0.0
     detail: str = ""
     """What differs, in words, where it is not a matter of numbers."""
+
+    @classmethod
+    def differs(cls, kind: str, name: str, case: str, who: Iterable[str], words: str) -> Row:
+        """A difference that is no matter of how much. ``who`` errs: source, target, "" (apart)."""
+        wrong = {f"{w}_error" if w else "apart": float("inf") for w in who}
+        return cls(kind, name, case, **{"source_error": 0.0, "target_error": 0.0} | wrong,
+                   limit=0.0, detail=words)  # fmt: skip
+
+    @classmethod
+    def same(cls, kind: str, name: str, case: str) -> Row:
+        """Equal, bit for bit."""
+        return cls(kind, name, case, 0.0, 0.0, 0.0)
 
     @property
     def ok(self) -> bool:

@@ -23,7 +23,7 @@ from trivium.proof import facts
 from trivium.proof.divergence import first_difference
 from trivium.proof.inputs import Points, feed_masks
 from trivium.proof.report import Report, Row
-from trivium.proof.witness import Group, Seen, Side, Witness, error, magnitude
+from trivium.proof.witness import Group, Seen, Side, Witness, equal, error, magnitude
 from trivium.transforms.replay import replay
 
 FACTOR = 16.0
@@ -83,9 +83,8 @@ class _Comparison:
         if any(map(_some_finite, arrays)):
             words = "finite numbers in one place, none in another"
             own = [_some_finite(s.real[name]) != _some_finite(s.exact[name]) for s in sides]
-            wrong = [float("inf") if w else 0.0 for w in (*own, False)]
-            apart = 0.0 if any(own) else float("inf")
-            self.report.rows.append(Row(kind, name, case, wrong[0], wrong[1], 0.0, apart, words))
+            who = [w for w, wrong in zip(_WHO, own, strict=False) if wrong] or [""]
+            self.report.rows.append(Row.differs(kind, name, case, who, words))
             return
         note = f"{kind} {name}: no finite number, not compared [{case}]"
         self.report.notes += [note] * (note not in self.report.notes)
@@ -97,20 +96,15 @@ class _Comparison:
             note = f"{case}: no model takes these inputs ({said[0]})"
             self.report.notes += [note] * (note not in self.report.notes)
         elif any(said):
-            wrong = {
-                f"{w}_error": float("inf") if r else 0.0 for w, r in zip(_WHO, said, strict=False)
-            }
-            detail = next(f"{w} raised {r}" for w, r in zip(_WHO, said, strict=False) if r)
-            errors = {"source_error": 0.0, "target_error": 0.0} | wrong
-            self.report.rows.append(Row(kind, "all", case, limit=0.0, detail=detail, **errors))
+            who = {w: r for w, r in zip(_WHO, said, strict=False) if r}
+            words = next(f"{w} raised {r}" for w, r in who.items())
+            self.report.rows.append(Row.differs(kind, "all", case, who, words))
         return any(said)
 
     def _missing(self, kind: str, name: str, case: str, where: str) -> None:
         both = self.b is not None
         words = f"the {where} has none" if both else "the model and our reading do not both have it"
-        wrong = {"apart": float("inf")} if both else {"source_error": float("inf")}
-        errors = {"source_error": 0.0, "target_error": 0.0} | wrong
-        self.report.rows.append(Row(kind, name, case, limit=0.0, detail=words, **errors))
+        self.report.rows.append(Row.differs(kind, name, case, [""] if both else _WHO[:1], words))
 
     def _row(self, kind: str, name: str, case: str, sides: list[Seen], group: float) -> Row:
         exact = [s.exact[name] for s in sides]
@@ -139,12 +133,9 @@ class _Comparison:
         seen = {r.name for r in self.report.rows if r.kind == "output"}
         count = len(self.a.side.graph.outputs)
         unseen = [n for n in map(str, range(count)) if not {n, "all"} & seen]
-        infinite = float("inf")
         for name in unseen:
             words = "no inputs were found that give a finite number: give an example"
-            self.report.rows.append(
-                Row("output", name, "every point", 0.0, 0.0, 0.0, apart=infinite, detail=words)
-            )
+            self.report.rows.append(Row.differs("output", name, "every point", [""], words))
         return not unseen
 
     def parameters(self) -> None:
@@ -157,12 +148,10 @@ class _Comparison:
                 where = "source" if name not in mine else "target"
                 self._missing("parameter", name, "values", where)
                 continue
-            same = np.array_equal(mine[name], theirs[name], equal_nan=_floating(mine[name]))
-            apart = 0.0 if same else float("inf")
-            detail = "" if same else _how_far(mine[name], theirs[name])
-            self.report.rows.append(
-                Row("parameter", name, "values", 0.0, 0.0, 0.0, apart=apart, detail=detail)
-            )
+            what = ("parameter", name, "values")
+            same = equal(mine[name], theirs[name])
+            words = "" if same else _how_far(mine[name], theirs[name])
+            self.report.rows.append(Row.same(*what) if same else Row.differs(*what, [""], words))
 
     def outputs(self, inputs: Sequence[Any], case: str, training: bool = False) -> None:
         """The outputs at one point."""
@@ -288,10 +277,6 @@ def _finite(number: float) -> float:
     return number if np.isfinite(number) else 0.0
 
 
-def _floating(array: Any) -> bool:
-    return bool(dt.as_dtype(np.asarray(array).dtype).is_floating)
-
-
 def _numbers(side: Side) -> Mapping[str, Any]:
     """A model's own numbers; of one that shows none, those in its file."""
     return side.runner.values() or side.values
@@ -358,8 +343,9 @@ def compare_sides(
     todo.parameters()
     trains = a.differentiable and b.differentiable
     report.rows += [] if shared else facts.compared(a.graph, b.graph, trains)
+    drawn = where.drawn("normal", 3)
     for side, whose in zip((a, b), _WHO, strict=True):
-        report.rows += facts.itself(side, where.drawn("normal", 3), whose)
+        report.rows += facts.itself(side, drawn, whose)
     if gradients and a.differentiable and b.differentiable:
         _train(a, b, where, steps, report)
     elif gradients:
@@ -384,10 +370,7 @@ def _same_inputs(a: Graph, b: Graph, report: Report) -> bool:
             ", ".join(f"{d}[{', '.join(map(str, s))}]" for _, d, s in side) or "none"
             for side in (mine, theirs)
         )
-        infinite = float("inf")
-        report.rows.append(
-            Row("inputs", "all", "model", 0.0, 0.0, 0.0, apart=infinite, detail=words)
-        )
+        report.rows.append(Row.differs("inputs", "all", "model", [""], words))
         report.first_divergence = f"the inputs: {words}"
     return fit
 

@@ -292,6 +292,12 @@ def magnitude(arrays: Sequence[Any]) -> float:
     return float(max(finite, default=0.0))
 
 
+def equal(a: Any, b: Any) -> bool:
+    """The same numbers, bit for bit; no number is like another."""
+    floating = dt.as_dtype(np.asarray(a).dtype).is_floating
+    return bool(np.array_equal(a, b, equal_nan=floating))
+
+
 def error(got: Any, want: Any, group: float, probe: Any = None) -> float:
     """The largest absolute error over the largest magnitude (and a little of the whole group's).
 
@@ -306,7 +312,7 @@ def error(got: Any, want: Any, group: float, probe: Any = None) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
         far = float(np.max(np.abs(got - want)))
     if np.isfinite(far):  # all of both is
-        return far / max(float(np.max(np.abs(want))), 1e-3 * group, 1e-36)
+        return far / _scale(want, group)
     asked = np.ones(want.shape, np.bool_)
     if probe is not None and np.shape(probe) == want.shape:
         asked = np.isfinite(np.asarray(probe, np.float64)) | ~np.isfinite(want)
@@ -317,5 +323,8 @@ def error(got: Any, want: Any, group: float, probe: Any = None) -> float:
         return float("inf")
     skip = strange | ~asked
     got, want = np.where(skip, 0, got), np.where(skip, 0, want)
-    scale = max(float(np.max(np.abs(want))), 1e-3 * group, 1e-30)
-    return float(np.max(np.abs(got - want))) / scale
+    return float(np.max(np.abs(got - want))) / _scale(want, group)
+
+
+def _scale(want: Array, group: float) -> float:
+    return max(float(np.max(np.abs(want))), 1e-3 * group, 1e-36)

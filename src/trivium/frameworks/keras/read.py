@@ -22,7 +22,6 @@ import numpy as np
 from trivium.check import check
 from trivium.dtype import DType, as_dtype
 from trivium.frameworks.keras.exact import EXACT
-from trivium.frameworks.keras.files import open_file
 from trivium.frameworks.keras.layers import FORMS, NotPlain
 from trivium.frameworks.keras.operations import ACTIVATIONS, OPERATIONS
 from trivium.frameworks.keras.special import SPECIAL
@@ -98,11 +97,6 @@ def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModul
     claimed = {v.path: first.claimed[id(v)] for v in model.weights if id(v) in first.claimed}
     module.weight_maps = {path: weight for path, (_, weight) in claimed.items()}
     return module
-
-
-def read_file(path: Any, *, training: bool | None = None) -> GraphModule:
-    """What is in a ``.keras`` file; see :func:`read`."""
-    return read(open_file(load(), path), training=training)
 
 
 def _open_mode(model: Any, graph: Graph, other: Graph) -> None:
