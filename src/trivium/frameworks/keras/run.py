@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -38,6 +39,19 @@ def load_tensorflow() -> Any:
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
     """The Keras model that the Graph's source makes, with these numbers, and where each is."""
+    model, weights = _built(graph, values)
+    norm = load().layers.BatchNormalization
+    if norms := [layer.name for layer, _ in _frozen_alone(model) if isinstance(layer, norm)]:
+        warnings.warn(
+            f"weights of {', '.join(norms)} are frozen one by one, since a layer that is frozen "
+            "collects no statistics: Keras's own save and clone_model do not keep that; save as "
+            ".tv, or freeze them again afterwards, as the source does",
+            stacklevel=4,
+        )
+    return model, weights
+
+
+def _built(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
     config = load().config
     settings = (config.image_data_format(), config.floatx(), config.dtype_policy().name)
     if settings != ("channels_last", "float32", "float32"):
@@ -63,14 +77,26 @@ def foreign(model: Any, module: Any) -> KerasRunner:
 
 def keep(model: Any, path: str) -> None:
     """Write a ``.keras`` file, in which a layer is trainable as a whole or not at all."""
-    for layer in model._flatten_layers():
-        for v in layer._trainable_variables:
-            if v.trainable != layer.trainable:
-                raise UnsupportedError(
-                    f"a .keras file with {v.path}, which is frozen by itself", layer.name,
-                    "it keeps no such flag: save as .tv, or freeze the whole layer",
-                )  # fmt: skip
+    for layer, frozen in _frozen_alone(model):
+        where = "it keeps no such flag: save as .tv, or "
+        if len(frozen) < len(layer._trainable_variables):
+            what = f"{frozen[0].path}, which is frozen by itself"
+            remedy = where + "freeze the whole layer"
+        else:
+            what = f"the frozen layer {layer.name}, which goes on collecting statistics"
+            remedy = (
+                where + "let it infer by those it has (eval() in PyTorch, trainable=False in Keras)"
+            )
+        raise UnsupportedError(f"a .keras file with {what}", layer.name, remedy)
     model.save(path)
+
+
+def _frozen_alone(model: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Layers that are trainable, each with its variables that are not: Keras's files keep none."""
+    for layer in model._flatten_layers():
+        held = layer._trainable_variables
+        if frozen := [v for v in held if layer.trainable and not v.trainable]:
+            yield layer, frozen
 
 
 def _into(weight: Weight, shape: tuple[int, ...]) -> Weight:
@@ -247,7 +273,7 @@ class KerasTrainer(Slots):
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.tf = tf = load_tensorflow()
-        self.model, weights = build(by_mode(graph), values)
+        self.model, weights = _built(by_mode(graph), values)
         self.runner = KerasRunner(self.model, weights)
         self.names = [v.path for v in self.model.trainable_variables]
         self.params = [v.value for v in self.model.trainable_variables]
