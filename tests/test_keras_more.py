@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from trivium.frameworks.keras.run import KerasRunner, build
+from trivium.frameworks.keras.run import KerasRunner, build, foreign
 from trivium.graph import UnsupportedError
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -169,3 +169,28 @@ def test_a_keras_file_says_why_it_cannot_keep_a_frozen_norm(tmp_path: Path) -> N
     model.trunk[1].eval()  # what the words advise
     tv.save(tv.from_torch(model, IMAGES), tmp_path / "m.keras")
     assert trained(keras.models.load_model(tmp_path / "m.keras")) == HEAD
+
+
+# -- layers that keep copies -----------------------------------------------------------------------
+def test_a_normalization_that_adapted_goes_out_and_is_left_as_it_was() -> None:
+    adapted = layers.Normalization(name="norm")
+    adapted.adapt(np.random.default_rng(1).random((50, 4)) * 3 + 1)
+    model = keras.Sequential([keras.Input((4,)), adapted, layers.Dense(2)])
+    before = [np.asarray(model(X)), *model.get_weights()]
+    carried = tv.to_torch(model, X)
+    np.testing.assert_allclose(carried(torch.tensor(X)).detach(), before[0], atol=1e-5)
+    after = [np.asarray(model(X)), *model.get_weights()]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_normalization_computes_with_the_numbers_it_is_given() -> None:
+    """Its variables alone are not what it computes with."""
+    adapted = layers.Normalization(name="norm")
+    adapted.adapt(np.random.default_rng(1).random((50, 4)) * 3 + 1)
+    model = keras.Sequential([keras.Input((4,)), adapted])
+    graph = tv.from_keras(model)
+    runner = foreign(model, graph)
+    ours = {n: a * 2 for n, a in runner.values().items()}
+    runner.load(ours)
+    want = (X - ours["norm.mean"]) / np.sqrt(ours["norm.variance"])
+    np.testing.assert_allclose(runner.outputs([X])[0], want, rtol=1e-5)

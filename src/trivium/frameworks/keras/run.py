@@ -201,6 +201,9 @@ class KerasRunner:
         """Take these numbers."""
         for name, variable in self.variables.items():
             variable.assign(np.array(self.weights[name][1].to(np.asarray(values[name]))))
+        for layer in self.model._flatten_layers():
+            if isinstance(layer, self.keras.layers.Normalization) and layer.input_mean is None:
+                layer.finalize_state()  # it computes with copies of its statistics
 
     def _call(self, inputs: Sequence[Any], training: bool) -> list[Any]:
         """The outputs as a list; a functional model takes its inputs as it was given them."""
