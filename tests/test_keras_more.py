@@ -194,3 +194,29 @@ def test_a_normalization_computes_with_the_numbers_it_is_given() -> None:
     runner.load(ours)
     want = (X - ours["norm.mean"]) / np.sqrt(ours["norm.variance"])
     np.testing.assert_allclose(runner.outputs([X])[0], want, rtol=1e-5)
+
+
+# -- numbers that are none -------------------------------------------------------------------------
+class Holds(nn.Module):  # type: ignore[misc, name-defined]
+    """Numbers that Python has no word for, in a constant that no formula makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c = torch.tensor([1.5, float("nan"), float("inf"), -float("inf"), -2.0])
+        self.l = nn.Linear(4, 5)
+
+    def forward(self, x: Any) -> Any:
+        y = self.l(x)
+        return torch.where(self.c == self.c, torch.minimum(torch.maximum(y, -self.c), self.c), y)
+
+
+@pytest.mark.parametrize("target", ["torch", "keras", "tensorflow", "mxnet", "jax"])
+def test_numbers_that_are_none_are_written(target: str) -> None:
+    try:
+        carried = getattr(tv, f"to_{target}")(Holds(), X)
+    except ImportError as error:
+        pytest.skip(str(error))
+    source = tv.emit(Holds(), target, X)
+    assert 'float("NaN")' in source and '-float("Infinity")' in source
+    report = carried[0].report if target == "jax" else carried.report
+    assert report.ok
