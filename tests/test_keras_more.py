@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 
 import trivium as tv
+from trivium.dtype import as_dtype
 from trivium.frameworks.keras.run import KerasRunner, build, foreign
-from trivium.graph import UnsupportedError
+from trivium.graph import Graph, UnsupportedError
+from trivium.interpret import run
+from trivium.shape import Dim
+from trivium.transforms.replay import specialize
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
@@ -220,3 +224,60 @@ def test_numbers_that_are_none_are_written(target: str) -> None:
     assert 'float("NaN")' in source and '-float("Infinity")' in source
     report = carried[0].report if target == "jax" else carried.report
     assert report.ok
+
+
+# -- integers and bools ----------------------------------------------------------------------------
+INTEGERS = ["bool", "uint8", "int8", "int32", "int64"]
+REDUCED = {
+    "sum": lambda x: keras.ops.sum(x, axis=1),
+    "max": lambda x: keras.ops.max(x, axis=1),
+    "argmax": lambda x: keras.ops.argmax(x, axis=1),
+    "one_hot": lambda x: keras.ops.one_hot(x, 3),
+    "one_hot of int32": lambda x: keras.ops.one_hot(x, 3, dtype="int32"),
+    "square": keras.ops.square,
+}
+OTHER = {  # Keras counts in another dtype there
+    ("sum", "bool"): "a sum of bools", ("sum", "uint8"): "Keras says uint32",
+    ("sum", "int8"): "Keras says int32", ("square", "bool"): "Keras says int32",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("name", REDUCED)
+def test_integers_are_read_in_keras_own_dtypes_or_refused(name: str, dtype: str) -> None:
+    x = keras.Input((4,), dtype=dtype)
+    model = keras.Model(x, REDUCED[name](x))
+    given = np.array([[1, 0, 2, 1], [0, 0, 1, 2]]).astype(dtype)
+    if (name, dtype) in OTHER:
+        with pytest.raises(UnsupportedError, match=OTHER[name, dtype]):
+            tv.from_keras(model, given)
+        return
+    want = np.asarray(model(given))
+    for found in (tv.from_keras(model, given)(given), tv.to_keras(model, given)(given)):
+        assert np.asarray(found).dtype == want.dtype
+        np.testing.assert_array_equal(np.asarray(found), want)
+
+
+WRITTEN = {
+    "sum": lambda x: tv.sum(x, axis=1),
+    "square": tv.square,
+    "broadcast_to": lambda x: tv.broadcast_to(tv.max(x, axis=1, keepdims=True), (x.shape[0], 5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, "int16"])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_integers_are_written_in_the_dtypes_of_the_graph(name: str, dtype: str) -> None:
+    """Keras sums bytes in 32 bits; times ones, an integer would be a float."""
+    if (name, dtype) == ("sum", "bool"):
+        return  # the op refuses it
+    large = {"int32": 2**24, "int64": 2**52}.get(dtype, 100)
+    given = (np.array([[1, 0, 1, 1], [0, 0, 1, 0]]) * (large + 1)).astype(dtype)
+    graph = Graph("g")
+    with graph:
+        x = graph.input("data", as_dtype(dtype), (Dim("batch"), 4), "x")
+        graph.outputs = [WRITTEN[name](x)]
+    (want,) = run(specialize(graph, {"batch": 2}), [given])
+    (found,) = KerasRunner(*build(graph, {})).outputs([given])
+    assert found.dtype == want.dtype
+    np.testing.assert_array_equal(found, want)
