@@ -139,6 +139,8 @@ def to_array(array: Any) -> Any:
 class JaxRunner:
     """Any JAX function. ``weights`` says where our parameters are in its nested ones."""
 
+    lacks = NARROW
+
     def __init__(self, model: JaxModel, weights: Mapping[str, tuple[str, Weight]]):
         self.jax = load_jax()
         self.model, self.weights = model, weights

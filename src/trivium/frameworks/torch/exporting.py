@@ -21,14 +21,33 @@ Axis = tuple[int, int]
 
 
 @contextlib.contextmanager
-def _modes_kept(module: Any) -> Iterator[None]:
-    """Every submodule's mode as it was, afterwards."""
-    before = [(m, m.training) for m in module.modules()]
+def as_it_was(module: Any) -> Iterator[None]:
+    """Every submodule's mode, and the plain numbers it keeps, as they were, afterwards.
+
+    A number that a call changes (``self.calls += 1``) is nothing that a graph could hold: that the
+    model is read as it stands now is said.
+    """
+    before = [(m, _plain(m)) for m in module.modules()]
     try:
         yield
     finally:
-        for m, mode in before:
-            m.training = mode
+        for m, kept in before:
+            now = _plain(m)
+            counts = [k for k, v in kept.items() if type(v) in (int, float) and now.get(k) != v]
+            if counts:
+                warnings.warn(
+                    f"a call of {type(m).__name__} changes its {', '.join(counts)}: the model is "
+                    "read as it is now, and what it read of that number stays; keep such a count "
+                    "in a buffer or outside of forward()",
+                    stacklevel=6,
+                )
+            for k, v in kept.items():
+                if now.get(k) is not v:
+                    vars(m)[k] = v
+
+
+def _plain(module: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(module).items() if type(v) in (int, float, bool, str)}
 
 
 @contextlib.contextmanager
@@ -100,7 +119,7 @@ def _export_mode(
         if axes := {axis: torch.export.Dim.AUTO for k, axis in opened if k == i}:
             sizes[t] = axes
     try:
-        with _modes_kept(module):
+        with as_it_was(module):
             if module.training != mode:  # else as it is: a child may be frozen by its own eval()
                 module.train(mode)
             return torch.export.export(

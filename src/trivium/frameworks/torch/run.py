@@ -14,6 +14,7 @@ from trivium.frameworks.runner import Array, Pulled, Slots
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.exported import dtype_of
+from trivium.frameworks.torch.exporting import as_it_was
 from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
 from trivium.transforms.step import Update, by_dtype, by_mode
@@ -122,16 +123,17 @@ class TorchRunner:
         A model that is in the mode already stays as it is: a part may be frozen by its eval().
         """
         kept = {k: v.clone() for k, v in self.module.state_dict().items()}
-        modes = [(m, m.training) for m in self.module.modules()]
-        if self.module.training != training:
-            self.module.train(training)
+        mha = self.torch.backends.mha
+        fast = mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)  # another arithmetic, which knows no row without a word
         try:
-            with self.torch.random.fork_rng(devices=[]):
+            with as_it_was(self.module), self.torch.random.fork_rng(devices=[]):
+                if self.module.training != training:
+                    self.module.train(training)
                 yield
         finally:
+            mha.set_fastpath_enabled(fast)
             self.module.load_state_dict(kept)
-            for m, mode in modes:
-                m.training = mode
 
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
