@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.blocks import Block, Layer, inside, leaf, parent
+from trivium.frameworks.blocks import Block, Layer, held, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.keras.calls import Like, autocast
 from trivium.frameworks.layer import LayerForm, Weight
-from trivium.frameworks.source import Body, Class, Emitter, Later, flat
+from trivium.frameworks.source import Apart, Body, Class, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
 from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
@@ -36,9 +36,35 @@ class Rest(Member):
 class FunctionEmitter(Emitter):
     """Numbered children (of a Sequential, a ModuleList) are no function: lines stand in place."""
 
+    _readers: tuple[Any, int, dict[Value, list[Node]]] = (None, 0, {})
+
     def forms(self, node: Node) -> list[LayerForm]:
         """None where a layer would cast what it reads, unasked, to float32."""
-        return [] if any(autocast(v) for v in node.inputs) else super().forms(node)
+        cast = any(autocast(v) for v in node.inputs)
+        return [] if cast or self.tied(node) else super().forms(node)
+
+    def spoiled(self, node: Node, unread: Collection[str]) -> bool:
+        """A layer whose weight is read besides is no layer, and none of its readers is one."""
+        return super().spoiled(node, unread) or self.tied(node)
+
+    def tied(self, node: Node) -> bool:
+        """Is a weight of this node read by another that is not the same layer once more?
+
+        A Keras weight is one layer's. Such a weight is a layer by itself, and what reads it is
+        written in keras.ops.
+        """
+        graph = node.outputs[0].graph
+        if self._readers[0] is not graph or self._readers[1] != len(graph.nodes):
+            self._readers = graph, len(graph.nodes), graph.uses()
+        readers = self._readers[2]
+        mine = held(node)
+        return any(
+            other is not node
+            and (other.op != node.op or held(other) != mine or other.attrs != node.attrs)
+            for v in node.inputs
+            if v is not None and v.kind in ("param", "state")
+            for other in readers.get(v, ())
+        )
 
     def classify(self, body: Body) -> None:
         numbered = all(name.partition(".")[0].isdigit() for name in body.members)
@@ -73,7 +99,11 @@ class FunctionEmitter(Emitter):
         super().note(layer)
 
     def node(self, body: Body, node: Node) -> None:
-        """A weight that is a layer's has no second place."""
+        """A weight that is a layer's has no second place; one that two parts read is in neither."""
+        for name in held(node):
+            around = max((p for p in self.scopes if inside(parent(name), p)), key=len)
+            if not inside(body.block.path, around):
+                raise Apart(around)
         super().node(body, node)
         if node.op == "batch_norm":  # by its statistics, which stay as they are
             body.statements[-1].outputs = [node.outputs[0]]
