@@ -102,7 +102,7 @@ def test_what_recurs_with_gates_says_what_to_do(kind: str) -> None:
     layer = getattr(nn, kind)(5, 4, num_layers=2, dropout=0.1)
     model = Does(lambda m, x: m.r(x)[0], r=layer)
     x = np.stack([X, X])
-    refused(lambda: tv.from_torch(model, x), f"an nn.{kind}", "at r", f"nn.{kind}Cell")
+    refused(lambda: tv.from_torch(model, x), f"(nn.{kind})", "at r", f"nn.{kind}Cell")
 
 
 @pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])

@@ -338,7 +338,7 @@ def _gru_cell(
 def _gated(at: Reader, **_: Any) -> Any:
     kind = "LSTM" if "lstm" in str(at.node.target) else "GRU"
     raise at.unsupported(
-        f"an nn.{kind}, for which there is no op yet",
+        f"{at.node.target} (nn.{kind}), for which there is no op yet",
         f"apply an nn.{kind}Cell to one moment after another in a Python loop, which is carried "
         "for the length of the example, or use nn.RNN",
     )
