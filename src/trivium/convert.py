@@ -7,10 +7,14 @@ compared with the model itself, running in its own framework, and what comes out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from trivium.demands import Demands
+from trivium.graph import Graph, UnsupportedError
 from trivium.nn.module import Module
 from trivium.proof.report import Report, VerificationError
 from trivium.proof.sources import (
@@ -65,11 +69,39 @@ def _read(
     framework: str, model: Any, examples: Sequence[Any], check: bool, **options: Any
 ) -> Module:
     source = _source(model, *examples, framework=framework, **options)
+    _fits(source.graph, source.examples)
     report = Report(source.name, "our reading", ran={source.name: READ})
     if check and source.itself is not None:
         report = _believed(source.side(), source)
     source.module.report = report
     return source.module
+
+
+def _is_array(example: Any) -> bool:
+    """Is it an array, a Spec or a pair that means one, or numbers in nested lists?"""
+    if isinstance(example, (list, tuple)):
+        spec = len(example) == 2 and isinstance(example[0], str)
+        return spec or all(_is_array(x) and not hasattr(x, "shape") for x in example)
+    return hasattr(example, "shape") or isinstance(example, (bool, int, float))
+
+
+def _no_array(place: int, example: Any) -> UnsupportedError:
+    kind = type(example).__name__
+    remedy = "examples are arrays or tensors, one for each input"
+    if isinstance(example, (Mapping, list, tuple)):
+        remedy += (
+            f": from_torch(model, a, b); a model that takes them as one {kind} is wrapped in one "
+            "whose forward takes each by itself"
+        )
+    return UnsupportedError(f"an example (number {place}) that is a {kind}", remedy=remedy)
+
+
+def _fits(graph: Graph, examples: Sequence[Any]) -> None:
+    """Raise where the examples hold numbers that the model cannot take: a label, an index."""
+    data, given = graph.of_kind("data"), arrays(examples)
+    demands = Demands(graph, [v.name for v in data])
+    if demands.of_numbers and len(given) == len(data):
+        demands.numbers([np.asarray(a, v.dtype.numpy) for a, v in zip(given, data, strict=True)])
 
 
 def _believed(side: Side, source: Source, gradients: bool = False) -> Report:
@@ -81,6 +113,9 @@ def _believed(side: Side, source: Source, gradients: bool = False) -> Report:
 
 def _source(model: Any, *examples: Any, **options: Any) -> Source:
     """A model, or the file at a path, read; the model itself is kept to be run."""
+    for i, x in enumerate(examples):
+        if not _is_array(x):
+            raise _no_array(i, x)
     if isinstance(model, (str, Path)) and framework_of(model) == "trivium":
         from trivium.files import load  # our own format: what is read is what runs
 
@@ -128,6 +163,7 @@ def _carry(
     engine = at(target, "run")
     source = _source(model, *examples)
     side = source.side()
+    _fits(side.graph, source.examples)
     try:
         native, weights = engine.build(side.graph, side.values)
     except Exception:
@@ -189,6 +225,7 @@ def to_onnx(model: Any, *examples: Any, verify: bool = True) -> Any:
     """The model, in inference, as an ONNX ModelProto; verified in ONNX Runtime."""
     source = _source(model, *examples)
     side = source.side()
+    _fits(side.graph, source.examples)
     proto = at("onnx", "emit").write(side.graph, side.values, side.graph.name)
     if verify:
         runner = at("onnx", "run").OnnxRunner(proto)

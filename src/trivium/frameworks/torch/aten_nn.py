@@ -220,7 +220,8 @@ def _prelu(at: Reader, self: Any, weight: Any) -> Any:
 
 @aten("threshold")
 def _threshold(at: Reader, self: Any, threshold: float, value: float) -> Any:
-    return OPS["where"](self > threshold, self, at.full((), value, self.dtype))
+    # Not x > t ? x : v, which would lose a NaN: torch keeps what is not at or below the threshold.
+    return OPS["where"](self <= threshold, at.full((), value, self.dtype), self)
 
 
 @aten("softplus")
@@ -301,6 +302,46 @@ def _rnn(at: Reader, input: Any, hx: Any, params: Any, has_biases: bool, num_lay
         last.append(h)
     y = x if batch_first else OPS["transpose"](x, axes=(1, 0, 2))
     return y, OPS["stack"](*last, axis=0)
+
+
+def _parts(x: Any, count: int) -> list[Any]:
+    """``x`` in equal parts along its last axis."""
+    size = x.shape[-1] // count
+    return [
+        OPS["slice_axis"](x, axis=-1, start=i * size, stop=(i + 1) * size) for i in range(count)
+    ]
+
+
+@aten("lstm_cell")
+def _lstm_cell(
+    at: Reader, input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Any:
+    h, c = hx
+    gates = OPS["linear"](input, w_ih, b_ih) + OPS["linear"](h, w_hh, b_hh)
+    i, f, g, o = _parts(gates, 4)
+    c = OPS["sigmoid"](f) * c + OPS["sigmoid"](i) * OPS["tanh"](g)
+    return OPS["sigmoid"](o) * OPS["tanh"](c), c
+
+
+@aten("gru_cell")
+def _gru_cell(
+    at: Reader, input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Any:
+    given = _parts(OPS["linear"](input, w_ih, b_ih), 3)
+    r, z, n = _parts(OPS["linear"](hx, w_hh, b_hh), 3)  # torch's order: reset, update, new
+    r, z = OPS["sigmoid"](given[0] + r), OPS["sigmoid"](given[1] + z)
+    n = OPS["tanh"](given[2] + r * n)
+    return (hx - n) * z + n
+
+
+@aten("lstm", "gru")
+def _gated(at: Reader, **_: Any) -> Any:
+    kind = "LSTM" if "lstm" in str(at.node.target) else "GRU"
+    raise at.unsupported(
+        f"{at.node.target} (nn.{kind}), for which there is no op yet",
+        f"apply an nn.{kind}Cell to one moment after another in a Python loop, which is carried "
+        "for the length of the example, or use nn.RNN",
+    )
 
 
 @aten("scaled_dot_product_attention")
