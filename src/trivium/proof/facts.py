@@ -92,8 +92,9 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
             runner.outputs(inputs, True)
         near = [[round(r, 6) for r in found] for found in (dropped, rates(graph))]
         yield _row("dropout rates", near[0], near[1], whose)
-    if (names := getattr(runner, "structure", None)) is not None:
-        yield _row("outputs", names, _names(graph), whose)
+    names, read = getattr(runner, "structure", ()), _names(graph)
+    if (names and (names := tuple(names))) or (names is None and isinstance(read, tuple)):
+        yield _row("outputs", names or "no names", read, whose)
 
 
 def dtypes(side: Side, outputs: Mapping[str, Any], whose: str) -> Row:

@@ -10,7 +10,7 @@ import numpy as np
 from trivium.dtype import float64
 from trivium.frameworks.torch.aten import HANDLERS, Reader, aten
 from trivium.frameworks.torch.aten_shape import triangle
-from trivium.graph import MODE, OPS
+from trivium.graph import MODE, OPS, Value
 
 
 def _each(item: Any, n: int) -> tuple[int, ...]:
@@ -263,6 +263,8 @@ def _softmax(
 # -- randomness ------------------------------------------------------------------------------------
 @aten("dropout")
 def _dropout(at: Reader, input: Any, p: float, train: bool) -> Any:
+    always = at.both and train and p and at.flag(train) is True
+    at.require(not always, "training=True in evaluation too", "pass training=self.training")
     return at.dropped(input, p, at.flag(train))
 
 
@@ -344,6 +346,14 @@ def _gated(at: Reader, **_: Any) -> Any:
     )
 
 
+def _all_see(mask: Value) -> bool:
+    """Is it known that every row of a mask leaves something to be seen?"""
+    if mask.node is None or mask.node.op != "constant":
+        return False
+    seen = mask.node.attrs["value"]
+    return bool((seen if seen.dtype == bool else seen > -math.inf).any(-1).all())
+
+
 @aten("scaled_dot_product_attention")
 def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = None,
                dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
@@ -360,6 +370,12 @@ def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = No
         else:
             scores = scores + attn_mask
     weights = OPS["softmax"](scores, axis=-1)
+    if attn_mask is not None and not is_causal and not _all_see(attn_mask):
+        # Who sees nothing gets nothing, where a softmax alone is no number.
+        top = OPS["max"](scores, axis=-1, keepdims=True)
+        none, zero = OPS["equal"](top, -math.inf), at.full((), 0, scores.dtype)
+        weights = OPS["softmax"](OPS["where"](none, zero, scores), axis=-1)
+        weights = OPS["where"](none, zero, weights)
     flag = at.flag(dropout_p > 0) if dropout_p else False
     return OPS["matmul"](at.dropped(weights, dropout_p, flag), value)
 

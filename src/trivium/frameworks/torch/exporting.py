@@ -182,7 +182,7 @@ def _own_error(module: Any, tensors: Sequence[Any], mode: bool) -> Exception | N
 
     held = {n: b.clone() for n, b in module.named_buffers()}
     try:
-        with _modes_kept(module), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with as_it_was(module), torch.random.fork_rng(devices=[]), torch.no_grad():
             if module.training != mode:
                 module.train(mode)
             torch.func.functional_call(module, held, tuple(t.detach().clone() for t in tensors))

@@ -10,7 +10,7 @@ import numpy as np
 
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled, Slots
+from trivium.frameworks.runner import Array, Names, Pulled, Slots, listed
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.exported import dtype_of
@@ -46,7 +46,7 @@ class TorchRunner:
     def __init__(self, module: Any, weights: Mapping[str, tuple[str, Weight]], device: str = "cpu"):
         self.torch = load_torch()
         self.module, self.weights, self.device = module.to(device), weights, device
-        self.structure: tuple[str, ...] | None = None
+        self.structure: Names = None
 
     def _tensors(self) -> dict[str, Any]:
         named = dict(self.module.named_parameters(remove_duplicate=False))
@@ -102,10 +102,8 @@ class TorchRunner:
         return found
 
     def _listed(self, outputs: Any) -> list[Any]:
-        if isinstance(outputs, Mapping):
-            self.structure = tuple(outputs)
-            return list(outputs.values())
-        return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        found, self.structure = listed(outputs)
+        return found
 
     def _inputs(self, inputs: Sequence[Array]) -> list[Any]:
         return [tensor_of(x).to(self.device) for x in inputs]
