@@ -157,7 +157,8 @@ FORMS = [
     LayerForm("silu", "nn.Swish", lambda node: {}),
     LayerForm("leaky_relu", "nn.LeakyReLU", lambda node: {"alpha": node.attrs["slope"]}),
     _activation("relu", "relu"), _activation("tanh", "tanh"), _activation("sigmoid", "sigmoid"),
-    _activation("softplus", "softrelu"), LayerForm("softmax", "nn.HybridLambda", _softmax),
+    LayerForm("softplus", "Softplus", lambda node: {}),
+    LayerForm("softmax", "nn.HybridLambda", _softmax),
 ]  # fmt: skip
 
 _UNBIASED = '''
@@ -188,6 +189,23 @@ def log_softmax(F, x, axis=-1):
     logarithm is good for five digits.
     """
     return F.log_softmax(x, axis=axis, temperature=1.0)
+'''
+
+_SOFTPLUS = '''
+def softplus(F, x):
+    """log(1 + exp(x)) to the last digit: what MXNet calls softrelu is 0 below -17, and coarse above.
+
+    The two halves are one number, but the slope of the first at 0 is 0, and of the second 1.
+    """
+    return F.relu(x) / 2 + F.maximum(x, 0) / 2 + F.log1p(F.exp(-F.abs(x)))
+'''
+
+_SOFTPLUS_LAYER = '''
+class Softplus(gluon.HybridBlock):
+    """softplus as a layer."""
+
+    def hybrid_forward(self, F, x):
+        return softplus(F, x)
 '''
 
 _SHARED = '''
@@ -225,6 +243,8 @@ def array_of(F, parameter):
 HELPERS = {
     "UnbiasedBatchNorm": _UNBIASED,
     "log_softmax": _LOG_SOFTMAX,
+    "softplus": _SOFTPLUS,
+    "Softplus": _SOFTPLUS_LAYER,
     "max_shared": _SHARED.format(name="max", plural="maxima"),
     "min_shared": _SHARED.format(name="min", plural="minima"),
     **{f"{name}_first": _FIRST.format(name=name) for name in ("max", "min")},
