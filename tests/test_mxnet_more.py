@@ -14,9 +14,12 @@ from trivium import nn
 if importlib.util.find_spec("mxnet") is None:
     pytest.skip("MXNet is not installed", allow_module_level=True)
 
+from emit_suite import Bound, shaken
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.run import MxnetRunner, build
+from trivium.graph import UnsupportedError
 from trivium.interpret import Interpreter
+from trivium.nn.layers import ones
 from trivium.transforms.grad import pullback
 
 ways = pytest.mark.parametrize("hybrid", [False, True], ids=["imperative", "hybridized"])
@@ -64,3 +67,165 @@ def test_softplus_at_the_ends(hybrid: bool) -> None:
     graph = tv.trace(tv.softplus, ("float32", x.shape))
     (y,) = running(graph, {}, hybrid).outputs([x])
     np.testing.assert_array_equal(y[:5], np.array([np.inf, 0, np.nan, 3e38, 0], np.float32))
+
+
+# -- a batch norm that is called several times -----------------------------------------------------
+class Bare(nn.BatchNorm):
+    """Without scale and offset."""
+
+    def forward(self, x: Any) -> Any:
+        mean, var = (self.param(f"running_{n}", (x.shape[1],), ones, kind="state")
+                     for n in ("mean", "var"))  # fmt: skip
+        y, *new = tv.batch_norm(x, None, None, mean, var, training=self.training, **self.attrs)
+        if self.training is not False:
+            mean.assign(new[0])
+            var.assign(new[1])
+        return y
+
+
+class Chained(nn.Module):
+    """One call after the other."""
+
+    def __init__(self, calls: int = 2, norm: Any = nn.BatchNorm, **words: Any) -> None:
+        self.calls, self.lin, self.bn = calls, nn.Linear(4), norm(**words)
+
+    def forward(self, x: Any) -> Any:
+        for _ in range(self.calls):
+            x = tv.tanh(self.bn(self.lin(x)) + x)
+        return x
+
+
+class Beside(nn.Module):
+    """Calls none of which reads what another gave, on batches of several sizes and ranks."""
+
+    def __init__(self, norm: Any = nn.BatchNorm) -> None:
+        self.lin, self.bn = nn.Linear(16), norm()
+
+    def forward(self, x: Any) -> Any:
+        x = self.lin(x)
+        image = x.reshape(-1, 4, 2, 2)
+        last, first = self.bn(image), self.bn(x[:, :4] * 3 + 1)
+        third = self.bn(x[:, 4:8] * x[:, :4])
+        return third * first + tv.mean(last, axis=(2, 3))
+
+
+class Inner(nn.Module):
+    def __init__(self) -> None:
+        self.lin, self.bn = nn.Linear(4), nn.BatchNorm()
+
+    def forward(self, x: Any) -> Any:
+        return tv.relu(self.bn(self.lin(x)))
+
+
+class Blocks(nn.Module):
+    """A block that is called three times, with a call of its norm alone between."""
+
+    def __init__(self) -> None:
+        self.block = Inner()
+
+    def forward(self, x: Any) -> Any:
+        return self.block(self.block(self.block.bn(self.block(x))) + x)
+
+
+REPEATED: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "twice": (Chained, (4,)),
+    "three times": (lambda: Chained(3, momentum=0.3), (4,)),
+    "five times, biased": (lambda: Chained(5, unbiased=False), (4,)),
+    "bare": (lambda: Chained(2, Bare), (4,)),
+    "all of the new": (lambda: Chained(2, momentum=1.0), (4,)),
+    "none of the new": (lambda: Chained(2, momentum=0.0), (4,)),
+    "side by side": (Beside, (16,)),
+    "side by side, bare": (lambda: Beside(Bare), (16,)),
+    "blocks": (Blocks, (4,)),
+}
+
+
+@ways
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_batch_norm_that_is_called_again(name: str, hybrid: bool) -> None:
+    """Outputs, gradients and statistics in both modes, beside the float64 oracle."""
+    make, shape = REPEATED[name]
+    module = make()
+    graph = tv.trace(module, ("float32", ("batch", *shape)))
+    x = np.random.default_rng(0).standard_normal((6, *shape)).astype(np.float32)
+    values = shaken(module)
+    framework = Bound("mxnet", emit, build, MxnetRunner, None)
+    framework.both_modes(graph, running(graph, values, hybrid), values, [x])
+
+
+class Dead(nn.Module):
+    """A call that nothing is made of: torch collects there all the same."""
+
+    def __init__(self, last: bool) -> None:
+        self.last, self.lin, self.bn, self.other = (
+            last,
+            nn.Linear(4),
+            nn.BatchNorm(),
+            nn.BatchNorm(),
+        )
+
+    def forward(self, x: Any) -> Any:
+        x = self.lin(x)
+        (self.bn if self.last else self.other)(self.bn(x) if self.last else x)
+        return x if self.last else self.bn(x)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_batch_norm_that_nothing_reads_is_refused(last: bool) -> None:
+    graph = tv.trace(Dead(last), ("float32", ("batch", 4)))
+    with pytest.raises(UnsupportedError, match="no gradient reaches.*leave that call out"):
+        emit(graph)
+
+
+@ways
+@pytest.mark.parametrize("calls", [2, 3])
+def test_two_steps_beside_torch(calls: int, hybrid: bool) -> None:
+    """Gluon's own Trainer beside torch's optimizer, from fresh statistics."""
+    torch = pytest.importorskip("torch")
+    from trivium.frameworks.mxnet.load import load
+
+    class Repeated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.bn = torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)
+
+        def forward(self, x: Any) -> Any:
+            for _ in range(calls):
+                x = torch.tanh(self.bn(self.lin(x))) + x
+            return x
+
+    mx = load()
+    torch.manual_seed(0)
+    theirs = Repeated()
+    xs = torch.randn(2, 8, 4)
+    net = tv.to_mxnet(theirs, xs[0])
+    if hybrid:
+        net.hybridize()
+    slow = torch.optim.SGD(theirs.parameters(), 0.5)
+    trainer = mx.gluon.Trainer(net.collect_params(), "sgd", {"learning_rate": 0.5})
+    for x in xs:
+        slow.zero_grad()
+        (theirs(x) ** 2).mean().backward()
+        slow.step()
+        with mx.autograd.record():
+            loss = (net(mx.nd.array(x.numpy())) ** 2).mean()
+        loss.backward()
+        trainer.step(1)
+    found = {n: p.data().asnumpy() for n, p in net._collect_params_with_prefix().items()}
+    for name, theirs_name in {
+        "lin.weight": "lin.weight", "lin.bias": "lin.bias", "bn.gamma": "bn.weight",
+        "bn.beta": "bn.bias", "bn.running_mean": "bn.running_mean",
+        "bn.running_var": "bn.running_var",
+    }.items():  # fmt: skip
+        want = theirs.state_dict()[theirs_name].numpy()
+        np.testing.assert_allclose(found[name], want, rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_a_repeated_batch_norm_is_traced_with_the_block_around_it() -> None:
+    module = Chained()
+    graph = tv.trace(module, ("float32", ("batch", 4)))
+    runner = running(graph, shaken(module), hybrid=False)
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    (before,) = runner.outputs([x], training=True)
+    runner.block.bn.hybridize()
+    np.testing.assert_array_equal(runner.outputs([x], training=True)[0], before)

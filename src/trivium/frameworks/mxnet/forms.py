@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivium.frameworks.layer import LayerForm, Weight, given, square
-from trivium.graph import MODE, Node
+from trivium.graph import MODE, Graph, Node, Value
 
 _WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
 _RNN = {
@@ -61,14 +61,25 @@ def _dense(node: Node) -> Mapping[str, Any] | None:
     return arguments | given(flatten=(len(x.shape) == 2, True))
 
 
-def _batch_norm(name: str, unbiased: bool) -> LayerForm:
+def applications(graph: Graph, state: Value | None) -> list[Node]:
+    """The batch norms that collect a running mean while training, in the order of their calls."""
+    return [
+        n for n in graph.nodes
+        if n.op == "batch_norm" and n.attrs["training"] is MODE and n.inputs[3] is state
+    ]  # fmt: skip
+
+
+def _batch_norm(name: str, unbiased: bool, repeated: bool = False) -> LayerForm:
     def write(node: Node) -> Mapping[str, Any] | None:
-        _, scale, bias = node.inputs[:3]
+        scale, bias, state = node.inputs[1:4]
         a = node.attrs
         training = a["training"]
         if training is True or (a["unbiased"] if training is MODE else False) != unbiased:
             return None
-        return given(
+        if repeated != (len(applications(node.outputs[0].graph, state)) > 1):
+            return None
+        word = {"unbiased": True} if repeated and unbiased else {}
+        return word | given(
             axis=(a["axis"], 1), momentum=(round(1 - a["momentum"], 12), 0.9),
             epsilon=(a["epsilon"], 1e-5), center=(bias is not None, True),
             scale=(scale is not None, True), use_global_stats=(training is False, False),
@@ -142,6 +153,7 @@ FORMS = [
               weights=(Weight("weight", "weight", "weight"), Weight("bias", "bias", "bias"))),
     _batch_norm("nn.BatchNorm", False),
     _batch_norm("UnbiasedBatchNorm", True),
+    *(_batch_norm("RepeatedBatchNorm", unbiased, repeated=True) for unbiased in (False, True)),
     LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
               weights=(Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))),
     LayerForm("embedding", "nn.Embedding", _embedding,
@@ -179,6 +191,50 @@ class UnbiasedBatchNorm(nn.BatchNorm):
         seen = F.BatchNorm(two, gamma, beta, running_mean, running_var, **self._kwargs)
         # MXNet collects on the way back, so the output has to depend on ``seen``: by zero.
         gamma = gamma + F.sum(F.zeros_like(seen), **others)
+        plain = {**self._kwargs, "momentum": 1.0}
+        return F.BatchNorm(x, gamma, beta, running_mean, running_var, **plain)
+'''
+
+_REPEATED = '''
+class RepeatedBatchNorm(nn.BatchNorm):
+    """A batch norm for several calls, the last of which is also given what the others were given.
+
+    MXNet collects on the way back, so that the statistics of the last call would count first. Here
+    the last call collects for all: with momentum 1 a normalization collects nothing, and two numbers
+    per channel have the mean and the variance that all calls together come to.
+    """
+
+    def __init__(self, unbiased=False, **kwargs):
+        super().__init__(**kwargs)
+        self.unbiased = unbiased
+
+    def hybridize(self, active=True, **kwargs):
+        super().hybridize(False)  # not by itself, as its calls differ: with the block around it
+
+    def statistics(self, F, x):
+        others = {"axis": self._kwargs["axis"], "exclude": True}
+        apart = F.broadcast_sub(x, F.mean(x, keepdims=True, **others))
+        variance = F.mean(F.square(apart), **others)
+        if self.unbiased:
+            n = F.sum(F.ones_like(x), **others)
+            variance = variance * n / (n - 1)
+        return F.mean(x, **others), variance
+
+    def hybrid_forward(self, F, x, *earlier, gamma, beta, running_mean, running_var):
+        if earlier:
+            calls = [self.statistics(F, call) for call in (*earlier, x)]
+            shares = [self._kwargs["momentum"] ** i for i in reversed(range(len(calls)))]
+            mean, variance = (
+                sum(number * share for number, share in zip(numbers, shares)) / sum(shares)
+                for numbers in zip(*calls)
+            )
+            deviation = F.BlockGrad(F.sqrt(variance))
+            two = F.stack(mean - deviation, mean + deviation)
+            kept = self._kwargs["momentum"] ** len(calls)
+            whole = {**self._kwargs, "axis": 1, "momentum": kept}
+            seen = F.BatchNorm(two, gamma, beta, running_mean, running_var, **whole)
+            # The output has to depend on ``seen`` for the way back to lead there: by zero.
+            gamma = gamma + F.sum(F.zeros_like(seen), axis=0)
         plain = {**self._kwargs, "momentum": 1.0}
         return F.BatchNorm(x, gamma, beta, running_mean, running_var, **plain)
 '''
@@ -242,6 +298,7 @@ def array_of(F, parameter):
 
 HELPERS = {
     "UnbiasedBatchNorm": _UNBIASED,
+    "RepeatedBatchNorm": _REPEATED,
     "log_softmax": _LOG_SOFTMAX,
     "softplus": _SOFTPLUS,
     "Softplus": _SOFTPLUS_LAYER,

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from trivium.frameworks.mxnet.forms import symmetric
-from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
+from trivium.frameworks.mxnet.forms import applications, symmetric
+from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay
 
@@ -68,21 +68,25 @@ def _padded_first(new: Graph, node: Node, values: list[Value | None]) -> Sequenc
 
 
 def _check_statistics(graph: Graph) -> None:
-    """MXNet collects batch statistics on the way back: where none or two lead, they differ."""
+    """MXNet collects batch statistics on the way back: what that does not reach, it never sees."""
     depends: set[Value | None] = set(graph.trained())
-    seen: set[Value | None] = set()
     for node in graph.nodes:
-        if node.op == "batch_norm" and node.attrs["training"] is MODE:
-            x, scale, bias, *statistics = node.inputs
-            mean = statistics[0]
-            if mean in seen:
-                what = "applied twice while training: MXNet collects the last application first"
-                remedy = "give each application a layer of its own"
-                raise UnsupportedError(f"MXNet source of a batch norm {what}", node.scope, remedy)
-            if not depends.intersection((x, scale, bias)) and mean in graph.updates:
-                what = "that no gradient reaches: MXNet collects statistics on the way back"
-                remedy = "train its scale or bias, or read the model in inference mode"
-                raise UnsupportedError(f"MXNet source of a batch norm {what}", node.scope, remedy)
-            seen.add(mean)
         if any(v in depends for v in node.inputs) and node.op != "stop_gradient":
             depends |= set(node.outputs)
+    leads: set[Value | None] = {v for v in graph.outputs if v.dtype.is_floating}
+    for node in reversed(graph.nodes):
+        if any(v in leads for v in node.outputs):
+            leads |= {v for v in node.inputs if v is not None and v.dtype.is_floating}
+    for state in graph.updates:
+        calls = applications(graph, state)  # the last collects for all
+        if not calls:
+            continue
+        remedy = ""
+        if not any(depends.intersection(n.inputs[:3]) for n in calls):
+            remedy = "train its scale or bias, or read the model in inference mode"
+        elif calls[-1].outputs[0] not in leads:
+            remedy = "leave that call out, or read the model in inference mode"
+        if remedy:
+            what = "that no gradient reaches: MXNet collects statistics on the way back"
+            place = calls[-1].scope
+            raise UnsupportedError(f"MXNet source of a batch norm {what}", place, remedy)
