@@ -357,9 +357,10 @@ class _Emitter(Emitter):
     def nested(self) -> Body:
         """The last call of a batch norm reads what the earlier ones read: it collects for all."""
         for state in self.graph.updates:
-            *earlier, last = applications(self.graph, state) or [None]
-            if earlier and last is not None:
-                last.inputs = (*last.inputs[:5], *(n.inputs[0] for n in earlier))
+            calls = applications(self.graph, state)
+            if len(calls) > 1:
+                last = calls[-1]
+                last.inputs = (*last.inputs[:5], *(n.inputs[0] for n in calls[:-1]))
         return super().nested()
 
 

@@ -199,8 +199,8 @@ _REPEATED = '''
 class RepeatedBatchNorm(nn.BatchNorm):
     """A batch norm for several calls, the last of which is also given what the others were given.
 
-    MXNet collects on the way back, so that the statistics of the last call would count first. Here
-    the last call collects for all: with momentum 1 a normalization collects nothing, and two numbers
+    MXNet collects on the way back, so the statistics of the last call would count first. Here the
+    last call collects for all: with momentum 1 a normalization collects nothing, and two numbers
     per channel have the mean and the variance that all calls together come to.
     """
 
@@ -249,7 +249,7 @@ def log_softmax(F, x, axis=-1):
 
 _SOFTPLUS = '''
 def softplus(F, x):
-    """log(1 + exp(x)) to the last digit: what MXNet calls softrelu is 0 below -17, and coarse above.
+    """log(1 + exp(x)) to the last digit: MXNet's softrelu is 0 below -17, and coarse above.
 
     The two halves are one number, but the slope of the first at 0 is 0, and of the second 1.
     """
