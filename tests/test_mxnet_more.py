@@ -17,7 +17,7 @@ if importlib.util.find_spec("mxnet") is None:
 from emit_suite import Bound, shaken
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.run import MxnetRunner, build
-from trivium.graph import UnsupportedError
+from trivium.graph import OPS, UnsupportedError
 from trivium.interpret import Interpreter
 from trivium.nn.layers import ones
 from trivium.transforms.grad import pullback
@@ -256,3 +256,102 @@ def test_many_gradients_of_one_array() -> None:
         found = running(graph, {}, hybrid=True).pull([x], [np.ones_like(x)], training=True)
         exact = Interpreter(pullback(graph, [graph.inputs[0].name]), tv.float64)(x, np.ones_like(x))
         np.testing.assert_allclose(found.inputs[0], exact[-1], rtol=1e-4, atol=1e-4)
+
+
+# -- dtypes ----------------------------------------------------------------------------------------
+def halved(make: Any, dtype: str) -> Any:
+    return lambda x: tv.cast(make(tv.cast(x, dtype=dtype)), dtype="float32")
+
+
+@pytest.mark.parametrize("where", ["inside", "outside"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int16", "uint32"])
+def test_a_dtype_that_MXNet_has_not_is_refused_by_name(dtype: str, where: str) -> None:
+    function: Any = halved(lambda x: x * 2, dtype) if where == "inside" else lambda x: x * 2
+    graph = tv.trace(function, ("float32" if where == "inside" else dtype, ("batch", 4)))
+    with pytest.raises(UnsupportedError, match=rf" in {dtype}, which MXNet .*; cast it to "):
+        emit(graph)
+
+
+@pytest.mark.parametrize("op", ["matmul", "linear", "conv"])
+def test_a_product_in_float16_is_refused_by_name(op: str) -> None:
+    def product(x: Any) -> Any:
+        if op == "conv":
+            image = x.reshape(-1, 1, 4, 4)
+            return tv.conv(image, image[:1, :, :2, :2])
+        return OPS[op](x, x if op == "linear" else x.mT)
+
+    graph = tv.trace(halved(product, "float16"), ("float32", (4, 16)))
+    with pytest.raises(UnsupportedError, match=f"{op}.*float16.*cast"):
+        emit(graph)
+
+
+@ways
+def test_float16_beside_products_is_carried(hybrid: bool) -> None:
+    function = halved(
+        lambda x: tv.tanh(x * 2 + 1) / 3 + tv.sum(x, axis=1, keepdims=True), "float16"
+    )
+    graph = tv.trace(function, ("float32", ("batch", 4)))
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    runner = running(graph, {}, hybrid)
+    exact = Interpreter(graph, tv.float64)(x)
+    np.testing.assert_allclose(runner.outputs([x])[0], exact[0], atol=1e-2)
+    assert runner.pull([x], [np.ones_like(x)]).inputs[0].dtype == np.float32
+
+
+# -- indices from the end --------------------------------------------------------------------------
+INDICES = {
+    "last": [-1], "both ends": [0, -1, 2], "of two axes": [[1, -2], [-3, 0]],
+    "a formula": list(range(-1, -5, -1)) * 12,
+}  # fmt: skip
+
+
+@ways
+@pytest.mark.parametrize("name", INDICES)
+def test_constant_indices_from_the_end(name: str, hybrid: bool) -> None:
+    at = np.array(INDICES[name])
+
+    def function(x: Any) -> Any:
+        return tv.take(x, tv.stop_gradient(tv.asarray(at)), axis=1) * 2
+
+    graph = tv.trace(function, ("float32", ("batch", 4, 3)))
+    x = np.random.default_rng(0).standard_normal((2, 4, 3)).astype(np.float32)
+    pulled = running(graph, {}, hybrid).pull([x], [np.ones(x.take(at, 1).shape, "f")])
+    np.testing.assert_array_equal(pulled.outputs[0], x.take(at, 1) * 2)
+    count = [2.0 * (at % 4 == i).sum() for i in range(4)]
+    np.testing.assert_array_equal(pulled.inputs[0][0, :, 0], count)
+
+
+def test_an_index_from_the_end_of_a_table_leaves_other_readers_alone() -> None:
+    table, at = nn.Embedding(5, 3), np.array([1, -2])
+
+    def function(x: Any) -> Any:
+        i = tv.asarray(at)
+        return table(i) * x + tv.cast(tv.expand_dims(i, axis=1), dtype="float32")
+
+    graph = tv.trace(function, ("float32", (2, 3)))
+    x = np.ones((2, 3), np.float32)
+    values = {v.name: np.arange(15, dtype="f").reshape(5, 3) for v in graph.of_kind("param")}
+    (weight,) = values.values()
+    (y,) = running(graph, values, hybrid=False).outputs([x])
+    np.testing.assert_array_equal(y, weight[at] + at[:, None])
+
+
+def test_gather_of_onnx_from_the_end(tmp_path: Any) -> None:
+    onnx = pytest.importorskip("onnx")
+    made = onnx.helper
+    kind = onnx.TensorProto.FLOAT
+    graph = made.make_graph(
+        [made.make_node("Gather", ["x", "i"], ["y"], axis=1)], "g",
+        [made.make_tensor_value_info("x", kind, [2, 4, 3])],
+        [made.make_tensor_value_info("y", kind, [2, 2, 3])],
+        [onnx.numpy_helper.from_array(np.array([0, -1]), "i")],
+    )  # fmt: skip
+    file = tmp_path / "gather.onnx"
+    onnx.save(made.make_model(graph, opset_imports=[made.make_opsetid("", 17)], ir_version=8), file)
+    assert tv.to_mxnet(tv.load(file), np.ones((2, 4, 3), np.float32)).report.rows
+
+
+def test_indices_from_the_end_of_an_open_size_are_refused() -> None:
+    graph = tv.trace(lambda x: tv.take(x, tv.asarray(np.array([-1]))), ("float32", ("batch", 4)))
+    with pytest.raises(UnsupportedError, match="take with indices from the end of the open size"):
+        emit(graph)

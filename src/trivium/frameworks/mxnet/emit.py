@@ -16,7 +16,7 @@ from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
-from trivium.frameworks.mxnet.prepare import prepare
+from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
 from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat, with_sizes
 from trivium.frameworks.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
@@ -356,6 +356,7 @@ def _added(where: str, items: list[Declared]) -> list[str]:
 class _Emitter(Emitter):
     def nested(self) -> Body:
         """The last call of a batch norm reads what the earlier ones read: it collects for all."""
+        check_dtypes(self.graph)
         for state in self.graph.updates:
             calls = applications(self.graph, state)
             if len(calls) > 1:

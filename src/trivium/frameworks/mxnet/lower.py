@@ -14,7 +14,7 @@ from typing import Any
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.frameworks.code import Code, Target, number
-from trivium.frameworks.mxnet.forms import bias_alone, symmetric
+from trivium.frameworks.mxnet.forms import bias_alone, often, symmetric
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
 
@@ -79,24 +79,13 @@ def _binary(sign: str, name: str, number_first: bool = True) -> Lowering:
         if a and b:
             a = b = []  # Python would compute a number that no operator of MXNet reads
         alike = x.shape == y.shape and carrier(x) == carrier(y)
-        if alike and not (a or b) and name == "add" and (_read_often(x) or _read_often(y)):
+        if alike and not (a or b) and name == "add" and (often(x) or often(y)):
             alike = False
         if b or (a and number_first) or alike:
             return [*(a or target.array(x)), f" {sign} ", *(b or target.array(y))]
         return call(f"broadcast_{name}", target.array(x), _as(target, y, carrier(x)))
 
     return lower
-
-
-def _read_often(value: Value) -> bool:
-    """Is a sum with it written broadcast_add, because of what the way back makes of plain ones?
-
-    MXNet 1.9.1 adds eight and more gradients of one array one after the other, each told to wait
-    for the one before. The two of a plain sum are one copy twice, which is then made once, and what
-    waited for the other is waiting for nothing: "control dep not found in graph". A reader's line
-    may read it three times, hence four.
-    """
-    return sum(v is value for n in value.graph.nodes for v in n.inputs) >= 4
 
 
 def _as(target: Target, value: Value, dtype: DType) -> Code:
