@@ -14,7 +14,7 @@ from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.interpret import Interpreter
 from trivium.shape import Dim
 from trivium.transforms.layout import to_layout
-from trivium.transforms.replay import replay
+from trivium.transforms.replay import prune, replay
 
 
 def prepare(graph: Graph) -> tuple[Graph, dict[str, np.ndarray[Any, Any]]]:
@@ -47,6 +47,7 @@ def prepare(graph: Graph) -> tuple[Graph, dict[str, np.ndarray[Any, Any]]]:
         return None
 
     new, _ = replay(to_layout(graph, "NCHW"), rule)
+    new = prune(new)
     for name in {v.name for v in new.unread()} & constants.keys():  # others were made of them
         del constants[name]
         new.inputs = [v for v in new.inputs if v.name != name]
