@@ -356,3 +356,21 @@ def test_indices_from_the_end_of_an_open_size_are_refused() -> None:
     graph = tv.trace(lambda x: tv.take(x, tv.asarray(np.array([-1]))), ("float32", ("batch", 4)))
     with pytest.raises(UnsupportedError, match="take with indices from the end of the open size"):
         emit(graph)
+
+
+def test_statistics_that_are_read_as_they_become_are_refused() -> None:
+    """After a call that collects, the same norm with the statistics as they are then."""
+
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            self.lin, self.bn = nn.Linear(4), nn.BatchNorm()
+
+        def forward(self, x: Any) -> Any:
+            x = self.bn(self.lin(x))
+            mean, var = (
+                self.bn.param(f"running_{n}", (4,), ones, "state") for n in ("mean", "var")
+            )
+            return tv.batch_norm(x, None, None, mean, var, training=False)[0]
+
+    with pytest.raises(UnsupportedError, match="that reads statistics as a batch norm leaves them"):
+        emit(tv.trace(Reading(), ("float32", ("batch", 4))))

@@ -138,6 +138,12 @@ def _check_statistics(graph: Graph) -> None:
     for node in graph.nodes:
         if any(v in depends for v in node.inputs) and node.op != "stop_gradient":
             depends |= set(node.outputs)
+    becoming = {v for s in graph.updates for n in applications(graph, s) for v in n.outputs[1:]}
+    for node in graph.nodes:
+        if becoming.intersection(node.inputs):
+            what = f"MXNet source of {node.op} that reads statistics as a batch norm leaves them"
+            remedy = "read them before it, or give each a layer of its own"
+            raise UnsupportedError(what, node.scope or "the top scope", remedy)
     leads: set[Value | None] = {v for v in graph.outputs if v.dtype.is_floating}
     for node in reversed(graph.nodes):
         if any(v in leads for v in node.outputs):
