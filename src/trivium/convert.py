@@ -7,7 +7,9 @@ compared with the model itself, running in its own framework, and what comes out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,11 @@ def emit(model: Any, target: str, *examples: Any) -> str:
         raise ValueError(f"no source for {target!r}; there is {', '.join(TARGETS[:-1])}")
     graph = graph_of(as_module(model, *examples), *examples)
     source: str = at(target, "emit").emit(graph).source
+    try:
+        compile(source, target, "exec")
+    except SyntaxError as error:
+        what = f"{target} source that Python cannot read, line {error.lineno}: {error.text}"
+        raise UnsupportedError(what, graph.name, "report it, with the model") from error
     return source
 
 
@@ -165,7 +172,8 @@ def _carry(
     side = source.side()
     _fits(side.graph, source.examples)
     try:
-        native, weights = engine.build(side.graph, side.values)
+        with _in_words(target):
+            native, weights = engine.build(side.graph, side.values)
     except Exception:
         if check:  # what cannot be written may have been misread: that comes first
             _believed(side, source, gradients=True)
@@ -181,6 +189,24 @@ def _carry(
         if not report.ok:
             raise VerificationError(report)
     return native, report
+
+
+@contextlib.contextmanager
+def _in_words(target: str) -> Iterator[None]:
+    """What a framework says of a model that it will not build, as a refusal."""
+    try:
+        yield
+    except (UnsupportedError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(last).is_relative_to(Path(__file__).parent):
+            raise  # our own
+        line = str(error).strip().partition("\n")[0]
+        raise UnsupportedError(
+            f"{target} does not build what this model says: {type(error).__name__}: {line}",
+            remedy="the source is tv.emit(model, target); another dtype often is what it lacks",
+        ) from error
 
 
 def _attach(native: Any, report: Report | None) -> Any:
@@ -228,7 +254,8 @@ def to_onnx(model: Any, *examples: Any, verify: bool = True) -> Any:
     _fits(side.graph, source.examples)
     proto = at("onnx", "emit").write(side.graph, side.values, side.graph.name)
     if verify:
-        runner = at("onnx", "run").OnnxRunner(proto)
+        with _in_words("onnx"):
+            runner = at("onnx", "run").OnnxRunner(proto)
         there = Side(_other("onnx", side), side.graph, side.values, runner, ran_by("onnx"), False)
         report = compare_sides(side, there, arrays(source.examples), gradients=False)
         if not report.ok:
