@@ -11,6 +11,7 @@ import pytest
 
 import trivium as tv
 from trivium.dtype import as_dtype
+from trivium.frameworks.keras.emit import emit
 from trivium.frameworks.keras.run import KerasRunner, build, foreign
 from trivium.graph import Graph, UnsupportedError
 from trivium.interpret import run
@@ -105,8 +106,14 @@ def test_one_named_output_is_a_dict_and_a_list_is_a_list() -> None:
 
 
 def test_an_output_whose_name_is_no_word_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match=r"an output that is called 1.*keys are strings"):
-        tv.to_keras(Named((1, 0)), X)
+    x = keras.Input((4,))
+    model = keras.Model(x, {1: layers.Dense(2)(x), 0: x})
+    with pytest.raises(UnsupportedError, match=r"an output that is called 1;.*keys are strings"):
+        tv.to_keras(model)
+    graph = tv.from_torch(Named(), X).graph  # type: ignore[attr-defined]
+    graph.structure = (1, 0)
+    with pytest.raises(UnsupportedError, match=r"an output that is called 1;.*keys are strings"):
+        emit(graph)
 
 
 # -- frozen parts beside batch norms ---------------------------------------------------------------

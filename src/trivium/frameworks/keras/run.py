@@ -17,7 +17,7 @@ from trivium.frameworks.keras.emit import emit, emit_function
 from trivium.frameworks.keras.read import load
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled, Slots
+from trivium.frameworks.runner import Array, Names, Pulled, Slots, listed
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.step import Update, by_dtype, by_mode
 
@@ -113,7 +113,7 @@ class KerasRunner:
 
     def __init__(self, model: Any, weights: Weights):
         self.keras, self.model, self.weights = load(), model, weights
-        self.structure: tuple[str, ...] | None = None
+        self.structure: Names = None
         from keras.src.models.functional import Functional
 
         self.recorded = (Functional, self.keras.Sequential)
@@ -212,10 +212,8 @@ class KerasRunner:
             recorded = getattr(self.model, "_functional", None) or self.model
             inputs = [self.keras.tree.pack_sequence_as(recorded.input, list(inputs))]
         found = self.model(*inputs, training=training)
-        if isinstance(found, Mapping):
-            self.structure = tuple(found)
-            return list(found.values())
-        return list(found) if isinstance(found, (tuple, list)) else [found]
+        outputs, self.structure = listed(found)
+        return outputs
 
     def _kept(self) -> list[tuple[Any, Array]]:
         return [(v, self._numpy(v)) for v in self.model.non_trainable_weights]

@@ -19,6 +19,7 @@ from typing import Any
 from trivium.dtype import DType
 from trivium.frameworks.torch.exported import (
     as_size,
+    counts_only,
     dtype_of,
     is_count,
     is_number,
@@ -27,6 +28,7 @@ from trivium.frameworks.torch.exported import (
     of_an_operator,
     scope_of,
     sizes_equal,
+    without_counts,
 )
 from trivium.graph import MODE, OPS, Graph, Type, UnsupportedError, Value
 from trivium.shape import Dim
@@ -134,7 +136,9 @@ class Reader:
             self.drop_path(node, special)
         elif name == "getitem":
             self.values[node] = self.value(node.args[0])[node.args[1]]
-            self.roots[node] = self.root(node.args[0])
+            whole = self.root(node.args[0])
+            # Of an operator that made all of them anew (unsafe_split), each has its own memory.
+            self.roots[node] = node if whole is node.args[0] else whole
         elif name == "wrap_with_set_grad_enabled":
             self.without_gradient(node)
         elif is_size(node):
@@ -180,10 +184,7 @@ class Reader:
         from torch.fx.experimental.proxy_tensor import make_fx
         from torch.fx.node import map_arg
 
-        refusal = self.unsupported(
-            f"the operator {node.target}",
-            "declare an op with this torch lowering, or a reader in frameworks/torch",
-        )
+        refusal = self.unread(node.target)
         known = hasattr(node.target, "_schema") and name not in _NEVER_UNROLLED
         known = known and node not in self.flags  # the parts would be those of training alone
         if not known or not has_kernel(node.target.name(), "CompositeImplicitAutograd"):
@@ -203,7 +204,10 @@ class Reader:
         guards = len(environment.guards) if environment else 0
         mode = metas[0].fake_mode if metas else contextlib.nullcontext()
         with mode, _config.patch(backed_size_oblivious=True):
-            inner = make_fx(call)(*metas).graph
+            try:
+                inner = make_fx(call)(*metas).graph
+            except Exception as error:  # its parts are for sizes that are numbers, and the like
+                raise refusal from error
         new = environment.guards[guards:] if environment else ()
         if not all(of_an_operator(g, environment.simplify(g.expr), {}) for g in new):
             raise refusal  # it would hold for some sizes only
@@ -214,7 +218,8 @@ class Reader:
                 inner, {p: self.values[n] for p, n in zip(places, inputs, strict=True)}
             )
         except UnsupportedError as error:
-            raise refusal from error
+            self.node = outer
+            raise self.unread(f"{node.target}, of which {_short(error.what)} is a part") from error
         finally:
             self.node, self.order = outer, order
         return results[0] if isinstance(results, list) and len(results) == 1 else results
@@ -312,9 +317,9 @@ class Reader:
 
     def without_gradient(self, node: Any) -> None:
         """A ``with torch.no_grad()`` block, which is a graph of its own."""
-        enabled, body, *args = node.args
+        enabled, body, *args = without_counts(node)
         inner = getattr(body.graph.owning_module, body.target).graph
-        places = [n for n in inner.nodes if n.op == "placeholder"]
+        places = [n for n in inner.nodes if n.op == "placeholder" and not counts_only(n)]
         order = self.order
         results = self.run(inner, dict(zip(places, map(self.value, args), strict=True)))
         self.order = order
@@ -327,6 +332,14 @@ class Reader:
         """To be raised: ``what``, at the module of this node."""
         where = scope_of(self.node) or self.model if self.node is not None else self.model
         return UnsupportedError(what, where, remedy)
+
+    def unread(self, what: Any) -> UnsupportedError:
+        """To be raised: an operator that nothing here reads."""
+        return self.unsupported(
+            f"the operator {what}",
+            "write it with operators that are carried (docs/coverage.md), or report it; to add it, "
+            "see CONTRIBUTING.md: an op with this torch lowering, or a reader in frameworks/torch",
+        )
 
     def require(self, holds: bool, what: str, remedy: str = "") -> None:
         """Refuse this operator with ``what`` unless ``holds``."""
@@ -392,6 +405,11 @@ def _result_type(a: Any, b: Any) -> Any:
 
     rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
     return _meta((1,) * rank, torch.result_type(a, b))
+
+
+def _short(what: str) -> str:
+    """What is refused of an operator that another is made of."""
+    return what.removeprefix("the operator ")
 
 
 _NEVER_UNROLLED = {"lstm", "gru", "rnn_tanh", "rnn_relu"}

@@ -49,6 +49,32 @@ def is_count(node: Any) -> bool:
     return bool(counted.op == "placeholder" and counted.name.endswith("num_batches_tracked"))
 
 
+def counts_only(node: Any) -> bool:
+    """Is it the counter of batches itself, an argument which nothing reads but to count?"""
+    counter = node.op == "placeholder" and node.name.endswith("num_batches_tracked")
+    return counter and all(is_count(u) or node not in _given(u) for u in node.users)
+
+
+def without_counts(node: Any) -> list[Any]:
+    """The arguments of a node; those of a block that is a graph of its own without its counters of
+    batches, which it has while training alone.
+    """
+    return [*node.args[:2], *_given(node)] if _is_block(node) else list(node.args)
+
+
+def _is_block(node: Any) -> bool:
+    return name_of(node) == "wrap_with_set_grad_enabled"
+
+
+def _given(node: Any) -> list[Any]:
+    """What a node reads; of a block what it does not only count."""
+    if not _is_block(node):
+        return list(node.all_input_nodes)
+    inner = getattr(node.graph.owning_module, node.args[1].target).graph
+    places = (n for n in inner.nodes if n.op == "placeholder")
+    return [x for x, p in zip(node.args[2:], places, strict=True) if not counts_only(p)]
+
+
 _OPERATORS = tuple(
     f"/torch/{part}"
     for part in (
