@@ -207,6 +207,16 @@ def test_a_normalization_computes_with_the_numbers_it_is_given() -> None:
     np.testing.assert_allclose(runner.outputs([X])[0], want, rtol=1e-5)
 
 
+# -- single numbers --------------------------------------------------------------------------------
+def test_a_weight_without_axes() -> None:
+    query, value = keras.Input((5, 4)), keras.Input((5, 4))
+    attended = layers.Attention(use_scale=True, name="attention")([query, value])
+    given = np.random.default_rng(0).standard_normal((2, 3, 5, 4)).astype(np.float32)
+    model = keras.Model([query, value], attended)
+    assert tv.from_keras(model, *given).state_dict()["attention.scale"].shape == ()
+    assert tv.to_torch(model, *given).report.ok
+
+
 # -- numbers that are none -------------------------------------------------------------------------
 class Holds(nn.Module):  # type: ignore[misc, name-defined]
     """Numbers that Python has no word for, in a constant that no formula makes."""

@@ -59,7 +59,9 @@ class FunctionEmitter(Emitter):
         readers, results = self._readers[2], set(graph.outputs)
         weights = (v for v in node.inputs if v is not None and v.kind in ("param", "state"))
         return any(
-            v in results or not all(_once_more(node, other) for other in readers.get(v, ()))
+            v in results
+            or parent(v.name) in self.holders
+            or not all(_once_more(node, other) for other in readers.get(v, ()))
             for v in weights
         )
 
