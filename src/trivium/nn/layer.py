@@ -27,7 +27,7 @@ _HERE = {
 
 _SIZES = {"in_features", "in_channels", "num_features", "normalized_shape", "input_size",
           "in_units", "input_shape", "input_dim"}  # fmt: skip
-_LEARNT = "input sizes are not declared, the first batch tells them"
+_LEARNT = "input sizes are learnt from the first batch, not declared"
 
 
 class Layer(Module):
@@ -137,7 +137,7 @@ def _wrong(layer: Layer, signature: inspect.Signature, args: Any, named: Any, wh
         except TypeError:
             sized = False
         if sized:
-            said.append(f"{_LEARNT}: if {args[0]!r} is one, {call(args[1:], rest)}")
+            said.append(f"{_LEARNT}: if {args[0]!r} is one, write {call(args[1:], rest)}")
         if len(params) > places:
             said.append("what comes after * is given by name")
         elif not sized:
