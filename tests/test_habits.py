@@ -199,7 +199,7 @@ def test_a_models_own_number_is_seen_by_what_was_compiled() -> None:
         (lambda: tv.nn.Conv2d(3, 16, kernel_size=3), "kernel_size is called kernel here"),
         (
             lambda: tv.nn.BatchNorm2d(4),
-            "input sizes are learnt from the first batch, not declared: if 4 is one, write BatchNorm2d()",
+            "learnt from the first batch, not declared: if 4 is one, write BatchNorm2d()",
         ),
         (lambda: tv.nn.LayerNorm(8), "it is LayerNorm(*, epsilon=1e-05)"),
         (lambda: tv.nn.Dropout(p=0.1), "p is called rate here; it is Dropout(rate=0.5)"),
