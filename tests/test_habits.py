@@ -243,6 +243,10 @@ def test_parameters_are_attributes_once_they_are_made() -> None:
     other(X)
     assert isinstance(layer.weight, Parameter) and other.weight is layer.weight
     assert "bias" not in said(AttributeError, lambda: layer.nothing)[:40]
+    layer.weight.data = np.ones((4, 4))
+    assert layer(X).dtype == "float32" and other(X).numpy()[0, 0] == pytest.approx(X[0].sum())
+    with pytest.raises(ShapeError, match="has shape"):
+        layer.weight.data = np.ones((3, 4))
 
 
 def test_operators_that_are_not_there_are_named() -> None:

@@ -88,7 +88,8 @@ class Session:
         """The numbers of what is fetched: Values, names, train ops, or lists and dicts of these.
 
         A train op takes one step and gives its loss; Values fetched beside it are those before the
-        step. Placeholders are fed by themselves or by name.
+        step, with its masks on the engines that draw as the Graph says (native, NumPy); frameworks
+        draw their own. Placeholders are fed by themselves or by name.
         """
         feed = {self._value(k): x for k, x in (feed_dict or {}).items()}
         for value in feed:

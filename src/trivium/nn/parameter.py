@@ -96,6 +96,11 @@ class Parameter(Tensor):
 
     @data.setter
     def data(self, new: np.ndarray[Any, Any]) -> None:
+        old = getattr(self, "_array", None)
+        if old is not None:  # other numbers, but the same parameter: NumPy's float64 is narrowed
+            if np.shape(new) != old.shape:
+                raise ShapeError(f"{self.name} has shape {old.shape}, got {np.shape(new)}")
+            new = np.asarray(new, old.dtype)
         self._array = new
         if self.owner is not None:
             self.owner.changed()
