@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,12 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     """The HybridBlock that the Graph's source makes, with these numbers, and where each is."""
     load()
     emitted = emit(graph)
+    if isinstance(graph.structure, tuple):
+        names = ", ".join(graph.structure)
+        what = (
+            f"MXNet gives a list: {names}, in this order, as a HybridBlock's outputs have no names"
+        )
+        warnings.warn(what, stacklevel=2)
     block = execute(emitted, "mxnet")()
     block.source = emitted.source
     # MXNet has no bool and no array without axes: what the arrays are that go in and come out.
@@ -220,17 +227,43 @@ class MxnetRunner:
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
     ) -> Pulled:
-        """Outputs and gradients by MXNet's autograd."""
+        """Outputs and gradients by MXNet's autograd; None for an input for which MXNet has none."""
+        wanted = {i for i, x in enumerate(self.arrays(inputs)) if _floating(x.dtype)}
+        try:
+            return self._pull(inputs, cotangents, training, wanted)
+        except self.mx.MXNetError:
+            has = {i for i in wanted if self._has_gradient(inputs, cotangents, training, i)}
+            if has == wanted:
+                raise
+            return self._pull(inputs, cotangents, training, has)
+
+    def _has_gradient(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool, which: int
+    ) -> bool:
+        """Gluon's Embedding raises where the gradient of its indices is asked for."""
+        try:
+            self._pull(inputs, cotangents, training, {which})
+        except self.mx.MXNetError as error:
+            if "gradient" not in str(error):
+                raise
+            return False
+        return True
+
+    def _pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool, wanted: set[int]
+    ) -> Pulled:
         mx = self.mx
         xs = self.arrays(inputs)
         block = self._training(xs) if training else self.predicting(xs)
-        for x in xs:
-            if x.dtype in (np.float32, np.float64, np.float16):
-                x.attach_grad()
+        for i in wanted:
+            xs[i].attach_grad()
         params = self.parameters()
         trained = {n: p for n, p in params.items() if p.grad_req != "null"}
         for p in trained.values():
             p.zero_grad()
+        # Recorded in any case: a block may hand on what no gradient comes back to.
+        nothing = mx.nd.zeros((1,), self.device)
+        nothing.attach_grad()
         with self._states_kept():
             with mx.autograd.record():
                 outputs = listed(block(*xs))
@@ -243,16 +276,17 @@ class MxnetRunner:
                          for c, o in zip(cotangents, heads, strict=True)]  # fmt: skip
                 # As one number: an output that depends on nothing here must not be a head itself.
                 total = sum(
-                    (o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True)
+                    ((o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True)),
+                    nothing,
                 )
-            if heads and (trained or any(x.grad is not None for x in xs)):
+            if heads and (trained or wanted):
                 total.backward()
             states = {n: self._back(n, p.data()) for n, p in params.items() if n not in trained}
             return Pulled(
                 self._results(outputs),
                 {n: self._back(n, p.grad()) for n, p in trained.items()},
-                [None if x.grad is None else x.grad.asnumpy().reshape(np.shape(a))
-                 for x, a in zip(xs, inputs, strict=True)],
+                [xs[i].grad.asnumpy().reshape(np.shape(a)) if i in wanted else None
+                 for i, a in enumerate(inputs)],
                 states,
             )  # fmt: skip
 
