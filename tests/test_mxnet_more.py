@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -522,6 +523,25 @@ def test_a_detached_trunk_of_torch() -> None:
     assert "detached" not in tv.emit(nn.Sequential(nn.Linear(3), tv.relu), "mxnet", np.ones((2, 4)))
 
 
+def test_a_gluon_block_that_detaches() -> None:
+    """Its gradients are asked for of its symbol: imperatively MXNet would not survive it."""
+    mx = load()
+
+    class Detaching(mx.gluon.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = mx.gluon.nn.Dense(4), mx.gluon.nn.Dense(2)
+
+        def hybrid_forward(self, F: Any, x: Any) -> Any:
+            return self.head(F.BlockGrad(F.relu(self.trunk(x))))
+
+    net = Detaching()
+    net.initialize()
+    x = mx.nd.ones((3, 4))
+    net(x)
+    assert tv.to_torch(net, x).report.ok
+
+
 # -- bools -----------------------------------------------------------------------------------------
 def test_bools_that_a_model_holds() -> None:
     """MXNet has none: they are 0 and 1 there, and bools again when they are read."""
@@ -646,16 +666,20 @@ def test_another_error_of_MXNet_stays_one() -> None:
 def test_names_of_outputs_are_said() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
-            self.lin = nn.Linear(3)
+            self.lin, self.drop = nn.Linear(3), nn.Dropout(0.5)
 
         def forward(self, x: Any) -> Any:
-            x = self.lin(x)
+            x = self.drop(self.lin(x))
             return {"hidden": tv.tanh(x), "out": x}
 
     x = np.ones((2, 4), np.float32)
-    with pytest.warns(UserWarning, match="MXNet gives a list: hidden, out, in this order") as said:
-        net = tv.to_mxnet(Two(), x)
-    assert len(said) == 1 and net.report.ok
+    model = Two()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        net = tv.to_mxnet(model, x)
+    (one,) = said
+    assert "MXNet gives a list: hidden, out, in this order" in str(one.message) and net.report.ok
+    assert list(tv.compile(model, engine="mxnet")(x)) == ["hidden", "out"]  # and says nothing
     hidden, out = net(load().nd.array(x))
     np.testing.assert_allclose(hidden.asnumpy(), np.tanh(out.asnumpy()), rtol=1e-5)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.runner import Array, Pulled, Slots
-from trivium.graph import Graph, Type, UnsupportedError
+from trivium.graph import MODE, Graph, Type, UnsupportedError
 from trivium.transforms.step import Update, by_dtype, by_mode
 
 
@@ -24,12 +25,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     """The HybridBlock that the Graph's source makes, with these numbers, and where each is."""
     load()
     emitted = emit(graph)
-    if isinstance(graph.structure, tuple):
-        names = ", ".join(graph.structure)
-        what = (
-            f"MXNet gives a list: {names}, in this order, as a HybridBlock's outputs have no names"
-        )
-        warnings.warn(what, stacklevel=2)
+    _say_names(graph, values)
     block = execute(emitted, "mxnet")()
     block.source = emitted.source
     # MXNet has no bool and no array without axes: what the arrays are that go in and come out.
@@ -37,6 +33,23 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     block.initialize()
     furnished(MxnetRunner, block, emitted, graph, values)
     return block, emitted.weights
+
+
+_told: list[Any] = []  # a weak reference to an array of the model that was spoken of last
+
+
+def _say_names(graph: Graph, values: Mapping[str, Any]) -> None:
+    """That the names of the outputs stay behind: once, however often a proof builds the model."""
+    # An engine, which builds one mode alone, gives the names back itself.
+    if not isinstance(graph.structure, tuple) or graph.training is not MODE:
+        return
+    array = next((a for a in values.values() if isinstance(a, np.ndarray)), None)
+    if array is not None and _told and _told[0]() is array:
+        return
+    _told[:] = [] if array is None else [weakref.ref(array)]
+    names = ", ".join(graph.structure)
+    what = f"MXNet gives a list: {names}, in this order; a HybridBlock's outputs have no names"
+    warnings.warn(what, stacklevel=3)
 
 
 def foreign(model: Any, module: Any) -> MxnetRunner:
@@ -64,6 +77,8 @@ class MxnetRunner:
         # Only a HybridBlock has a graph in which a dropout can be passed over.
         hybrid = isinstance(block, self.mx.gluon.HybridBlock)
         self.quiet = self._quiet if hybrid else None
+        # Imperatively, MXNet may not survive a block that ends gradients (cut.py); our own do not.
+        self.symbolic = hybrid and not hasattr(block, "types")
 
     def parameters(self) -> dict[str, Any]:
         """Our names -> Gluon's parameters."""
@@ -255,6 +270,8 @@ class MxnetRunner:
         mx = self.mx
         xs = self.arrays(inputs)
         block = self._training(xs) if training else self.predicting(xs)
+        if training and block is self.block and self.symbolic:
+            block = self._rewritten(xs, lambda op, attrs: None)
         for i in wanted:
             xs[i].attach_grad()
         params = self.parameters()
