@@ -203,12 +203,6 @@ class _Writer(Writer):
         self.below = {n for n in free if "." in n}  # in containers that run nothing
         self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
 
-    def inner(self, name: str) -> str:
-        """A path as seen from this block."""
-        path = self.body.block.path
-        name = name[len(path) + 1 :] if path and name.startswith(path + ".") else name
-        return ".".join(map(self.emitter.target.part, name.split(".")))
-
     # -- __init__ ----------------------------------------------------------------------------------
     def declarations(self) -> list[str]:
         """The lines after ``super().__init__``."""
