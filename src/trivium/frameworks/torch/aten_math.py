@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trivium.frameworks.torch.aten import Reader, aten
+from trivium.frameworks.torch.exported import name_of
 from trivium.graph import OPS, Value
 from trivium.shape import size_product
 
@@ -12,23 +13,6 @@ _END = 2**63 - 1  # what torch writes for "to the end"
 
 
 # -- sums and extrema ------------------------------------------------------------------------------
-def _reduction(name: str) -> Any:
-    def handler(
-        at: Reader, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
-    ) -> Any:
-        x = at.cast(self, at.out.dtype)  # integers are summed as int64
-        axis = None if dim is None or dim == [] else dim
-        return OPS[name](x, axis=tuple(axis) if isinstance(axis, list) else axis, keepdims=keepdim)
-
-    return handler
-
-
-for _name in ("sum", "mean"):
-    aten(_name)(_reduction(_name))
-aten("amax")(_reduction("max"))
-aten("amin")(_reduction("min"))
-
-
 @aten("max", "min")
 def _extremum(
     at: Reader, self: Any, dim: Any = None, keepdim: bool = False, other: Any = None
@@ -111,33 +95,13 @@ def _addmm(at: Reader, self: Any, mat1: Any = None, mat2: Any = None, batch1: An
 
 
 # -- arithmetic -----------------------------------------------------------------------------------
-_BINARY = {
-    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "true_divide": "divide",
-    "maximum": "maximum", "minimum": "minimum", "eq": "equal", "ne": "not_equal", "lt": "less",
-    "le": "less_equal", "gt": "greater", "ge": "greater_equal",
-}  # fmt: skip
-
-
-def _binary(name: str) -> Any:
-    def handler(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
-        x, y = at.promoted(self, other)
-        if name == "divide" and not x.dtype.is_floating:
-            x, y = at.promoted(x, y, dtype=at.out.dtype)
-        at.require(
-            x.dtype != "bool" or name in ("equal", "not_equal"),
-            "bools",
-            "use & and |, or convert to numbers",
-        )
-        if alpha != 1:
-            y = y * alpha
-        more = {"ties": "share"} if "ties" in OPS[name].defaults else {}  # torch halves a tie
-        return OPS[name](x, y, **more)
-
-    return handler
-
-
-for _theirs, _ours in _BINARY.items():
-    aten(_theirs)(_binary(_ours))
+@aten("add", "sub")
+def _sum_of_two(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
+    """With a factor; without one, the line of the op says it."""
+    if alpha == 1:
+        return at.by_its_line(at.node)
+    x, y = at.promoted(self, other)
+    return OPS["add" if name_of(at.node).startswith("add") else "subtract"](x, y * alpha)
 
 
 @aten("rsub")
@@ -169,8 +133,3 @@ def _rsqrt(at: Reader, self: Any) -> Any:
 def _reciprocal(at: Reader, self: Any) -> Any:
     x = at.cast(self, at.out.dtype)
     return at.full((), 1, x.dtype) / x
-
-
-@aten("neg")
-def _neg(at: Reader, self: Any) -> Any:
-    return OPS["negative"](self)

@@ -201,16 +201,6 @@ def _hardtanh(at: Reader, self: Any, min_val: float = -1.0, max_val: float = 1.0
     return OPS["clip"](self, min=float(min_val), max=float(max_val), edge="outside")
 
 
-@aten("gelu")
-def _gelu(at: Reader, self: Any, approximate: str = "none") -> Any:
-    return OPS["gelu"](self, approximate=approximate)
-
-
-@aten("leaky_relu")
-def _leaky_relu(at: Reader, self: Any, negative_slope: float = 0.01) -> Any:
-    return OPS["leaky_relu"](self, slope=float(negative_slope))
-
-
 @aten("prelu")
 def _prelu(at: Reader, self: Any, weight: Any) -> Any:
     if weight.shape != (1,):  # one slope per channel, the axis 1

@@ -1,0 +1,288 @@
+"""The correspondence of an op and one line of a framework's source, in both directions.
+
+    torch="{x}.sum({axis!axes}, keepdim={keepdims|False})"
+
+Forwards the line is filled with a node's arrays and attributes. Backwards it says which call of the
+framework is our op: the function's name, what stands where, and what must be left at its default.
+
+A hole ``{name!way|default}`` is an array or an attribute of the op. The *way* is how the framework
+says it, a pair of functions; with a default, the argument is left out where it has that value. A
+star before a hole spells a tuple as so many arguments; ``{#name}`` is a tuple's length, in a
+function's name ("conv{#stride}d"). What is no hole is the same in every call: ``act_type="elu"``.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trivium.graph import OPS, Value
+from trivium.op import By, Op
+
+
+class NotTheirs(ValueError):
+    """This value has no such form there, so the line does not serve."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a framework says an attribute: ours to theirs, and back."""
+
+    to: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+
+def _one(axes: Any) -> Any:
+    if len(axes) != 1:
+        raise NotTheirs(f"one axis, not {axes}")
+    return axes[0]
+
+
+WAYS = {
+    "": Way(lambda v: v, lambda v: v),
+    "axes": Way(lambda v: v[0] if len(v) == 1 else v, lambda v: v if v != () else None),
+    "one": Way(_one, lambda v: (v,)),
+    "is_tanh": Way(lambda v: v == "tanh", lambda v: "tanh" if v else "none"),
+}
+MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
+
+
+@dataclass(frozen=True)
+class Hole:
+    """An array or an attribute of ours in a line."""
+
+    name: str
+    way: str = ""
+    default: Any = MISSING
+    star: bool = False
+    before: str = ""
+    """What goes with it where it is left out: ``, keepdim=``."""
+
+    def said(self, value: Any) -> Any:
+        """The value as the framework says it; MISSING where it is left out."""
+        said = WAYS[self.way].to(value)
+        return MISSING if self.default is not MISSING and said == self.default else said
+
+
+_HOLE = re.compile(
+    r"(?P<before>(?:, )?(?:\w+=)?)(?P<star>\*?)"
+    r"\{(?P<name>\w+)(?:!(?P<way>\w+))?(?:\|(?P<default>[^}]*))?\}"
+)
+
+
+@functools.cache
+def pieces(line: str) -> tuple[str | Hole, ...]:
+    """A line as text and holes, in their order."""
+    found: list[str | Hole] = []
+    end = 0
+    for m in _HOLE.finditer(line):
+        default = MISSING if m["default"] is None else ast.literal_eval(m["default"])
+        before = m["before"] if default is not MISSING else ""
+        found += [line[end : m.start()] + (m["before"] if default is MISSING else "")]
+        found += [Hole(m["name"], m["way"] or "", default, bool(m["star"]), before)]
+        end = m.end()
+    return (*found, line[end:])
+
+
+# -- backwards -------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Pattern:
+    """A call as a line says it: arguments are Holes, Patterns, lists of these, or constants."""
+
+    name: str
+    positional: tuple[Any, ...] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Call:
+    """A call in a framework's graph: what is given, by the names of its parameters."""
+
+    name: str
+    given: Mapping[str, Any]
+    order: Sequence[str]
+    """Its parameters as they may be given without their names."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+SIGNS: dict[type, str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.MatMult: "@",
+    ast.BitAnd: "&", ast.BitOr: "|", ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=",
+    ast.Gt: ">", ast.GtE: ">=", ast.USub: "-x", ast.Invert: "~x",
+}  # fmt: skip
+
+
+@functools.cache
+def pattern(line: str) -> Pattern | None:
+    """What a line says, as a call; None where it is more than calls."""
+    holes: list[Hole] = []
+
+    def named(m: re.Match[str]) -> str:
+        default = MISSING if m["default"] is None else ast.literal_eval(m["default"])
+        holes.append(Hole(m["name"], m["way"] or "", default, bool(m["star"])))
+        return f"{m['before']}{m['star']}_hole{len(holes) - 1}"
+
+    tree = ast.parse(_HOLE.sub(named, line), mode="eval").body
+    try:
+        found = _pattern(tree, holes)
+    except NotTheirs:
+        return None
+    return found if isinstance(found, Pattern) else None
+
+
+def _pattern(tree: ast.expr, holes: Sequence[Hole]) -> Any:
+    def inside(t: ast.expr) -> Any:
+        return _pattern(t, holes)
+
+    match tree:
+        case ast.Name(id=name) if name.startswith("_hole"):
+            return holes[int(name.removeprefix("_hole"))]
+        case ast.Starred(value=value):
+            return inside(value)
+        case ast.Constant(value=value):
+            return value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            return [inside(i) for i in items]
+        case ast.BinOp(left=ast.Constant(value=a), op=ast.Div(), right=ast.Constant(value=b)):
+            return a / b  # type: ignore[operator]
+        case ast.BinOp(left=a, op=op, right=b):
+            return Pattern(SIGNS[type(op)], (inside(a), inside(b)))
+        case ast.UnaryOp(op=op, operand=ast.Constant(value=a)) if isinstance(op, ast.USub):
+            return -a  # type: ignore[operator]
+        case ast.UnaryOp(op=op, operand=a):
+            return Pattern(SIGNS[type(op)], (inside(a),))
+        case ast.Compare(left=a, ops=[op], comparators=[b]):
+            return Pattern(SIGNS[type(op)], (inside(a), inside(b)))
+        case ast.Call(func=ast.Attribute(value=of, attr=name), args=args, keywords=words):
+            own = [] if _is_module(of) else [inside(of)]
+            named = {w.arg: inside(w.value) for w in words if w.arg}
+            return Pattern(name, (*own, *map(inside, args)), named)
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=words):
+            named = {w.arg: inside(w.value) for w in words if w.arg}
+            return Pattern(name, tuple(map(inside, args)), named)
+    raise NotTheirs(ast.dump(tree))
+
+
+def _is_module(tree: ast.expr) -> bool:
+    while isinstance(tree, ast.Attribute):
+        tree = tree.value
+    return isinstance(tree, ast.Name) and not tree.id.startswith("_hole")
+
+
+Made = Callable[[Any], Call | None]
+"""What call made a Value."""
+
+
+class Vocabulary:
+    """All lines of a framework, found by the names that its graphs have for their calls."""
+
+    def __init__(self, framework: str, signs: Mapping[str, str] | None = None,
+                 spelled: Callable[[str], str] = str):  # fmt: skip
+        self.signs = signs or {}  # "add": "+", what its graphs call a sign, or otherwise
+        self.lines: dict[str, list[tuple[Op, dict[str, Any], Pattern]]] = {}
+        for op, fixed, line in lines(framework):
+            if (found := pattern(line)) is not None:
+                word = found.name if found.name in SIGNS.values() else spelled(found.name)
+                self.lines.setdefault(word, []).append((op, fixed, found))
+
+    def knows(self, call: Call) -> bool:
+        """Is there a line with this call, whatever its arguments?"""
+        return self.signs.get(call.name, call.name) in self.lines
+
+    def read(self, call: Call, made: Made) -> Iterator[tuple[Op, dict[str, Any], dict[str, Any]]]:
+        """The ops that a call is, each with its arrays and its attributes."""
+        for op, fixed, wanted in self.lines.get(self.signs.get(call.name, call.name), ()):
+            found = self.match(wanted, call, made)
+            if found is not None and fits(op, found):
+                arrays = {k: v for k, v in found.items() if k not in op.defaults}
+                attrs = {k: v for k, v in found.items() if k in op.defaults}
+                yield op, arrays, fixed | attrs
+
+    def match(self, wanted: Pattern, call: Call, made: Made) -> dict[str, Any] | None:
+        """What stands in the holes, if this is such a call."""
+        parts = dict(zip(call.order, wanted.positional, strict=False)) | dict(wanted.keywords)
+        found: dict[str, Any] = {}
+        for beyond in wanted.positional[len(call.order) :]:  # x.sum() has no place for an axis
+            if not isinstance(beyond, Hole) or beyond.default is MISSING:
+                return None
+            found[beyond.name] = WAYS[beyond.way].back(beyond.default)
+        for name in {**parts, **call.given}:
+            has = name in call.given or name in call.defaults
+            item = call.given.get(name, call.defaults.get(name))
+            if name not in parts:
+                if name not in call.defaults or not same(item, call.defaults[name]):
+                    return None  # nobody names it, and it is not at its default
+                continue
+            part = parts[name]
+            if isinstance(part, Hole) and not has:
+                if part.default is MISSING:
+                    return None
+                item = part.default
+            elif not has:
+                return None
+            if not self.fill(part, item, made, found):
+                return None
+        return found
+
+    def fill(self, part: Any, item: Any, made: Made, found: dict[str, Any]) -> bool:
+        """Put an argument into the hole that stands in its place."""
+        match part:
+            case Hole(name=name, way=way):
+                try:
+                    found[name] = item if isinstance(item, Value) else WAYS[way].back(item)
+                except (TypeError, ValueError, LookupError):
+                    return False
+                return True
+            case Pattern():
+                inner = made(item)
+                if inner is None or self.signs.get(inner.name, inner.name) != part.name:
+                    return False
+                below = self.match(part, inner, made)
+                found |= below or {}
+                return below is not None
+            case [Hole(name=name)]:
+                found[name] = item
+                return isinstance(item, (list, tuple))
+        return not isinstance(item, Value) and same(item, part)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Are two arguments alike? Numbers to float32's digits, lists as tuples."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, float) and isinstance(b, (int, float)):
+        return a == b or abs(a - b) <= 1e-6 * abs(b)
+    return (
+        (type(a) is type(b) and bool(a == b))
+        or a is b
+        or (isinstance(a, (int, float)) and isinstance(b, (int, float)) and a == b)
+    )
+
+
+def fits(op: Op, found: Mapping[str, Any]) -> bool:
+    """Are arrays where the op has arrays, and plain values where it has attributes?"""
+    for name, item in found.items():
+        items = item if isinstance(item, (list, tuple)) else [item]
+        if name in op.defaults and any(isinstance(i, Value) for i in items):
+            return False
+        if name not in op.defaults and isinstance(item, (list, tuple)) and name != op.variadic:
+            return False
+    return True
+
+
+@functools.cache
+def lines(framework: str) -> tuple[tuple[Op, dict[str, Any], str], ...]:
+    """Every line of a framework: the op, the attributes that it stands for, the text."""
+    found: list[tuple[Op, dict[str, Any], str]] = []
+    for op in OPS.values():
+        form = op.lowerings.get(framework) if isinstance(op, Op) else None
+        if isinstance(form, str):
+            found.append((op, {}, form))
+        elif isinstance(form, By):
+            each = form.lines.items()
+            found += [(op, {form.attribute: v}, t) for v, t in each if isinstance(t, str)]
+    return tuple(found)
