@@ -24,8 +24,6 @@ from trivium.interpret import Interpreter
 TARGETS = {"torch": "Torch", "keras": "Keras", "tensorflow": "Tensorflow", "mxnet": "Mxnet",
            "jax": "Jax"}  # fmt: skip
 TORCH = tuple(odd_models.torch_models()) if importlib.util.find_spec("torch") else ()
-LAST_FIRST = {"norm_called_twice", "normed_block_twice", "torch_norms"}
-"""MXNet collects the statistics of the last application first: refused there by name."""
 
 
 def bound(target: str) -> Bound:
@@ -59,12 +57,6 @@ def graph_and_values(name: str) -> tuple[Graph, Any, list[Any]]:
 def test_awkward_model(target: str, name: str) -> None:
     framework = bound(target)
     graph, values, xs = graph_and_values(name)
-    if (target, name) == ("mxnet", "numbers_alone"):
-        pytest.xfail("MXNet 1.9.1 loses its way back through what is like a comparison")
-    if target == "mxnet" and name in LAST_FIRST:
-        with pytest.raises(UnsupportedError, match="collects the last application first"):
-            framework.build(graph, values)
-        return
     runner = framework.runner(*framework.build(graph, values))
     assert runner.values().keys() == values.keys()
     if graph.of_kind("rng"):  # its masks are its own while training

@@ -303,7 +303,7 @@ def test_a_fixed_batch_stays_fixed() -> None:
     assert model.input_shape == (4, 5)
 
 
-def test_a_parameter_in_two_roles_is_refused() -> None:
+def test_a_parameter_in_two_roles_is_a_weight_of_its_own() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             self.embed = nn.Embedding(5, 3)
@@ -312,8 +312,10 @@ def test_a_parameter_in_two_roles_is_refused() -> None:
             y = self.embed(x)
             return y @ self.embed.param("weight", (5, 3), nn.layers.zeros).T
 
-    with pytest.raises(UnsupportedError, match=r"embed.weight is a layer's and used besides"):
-        emit(tv.trace(Tied(), ("int64", ("batch", 4))))
+    module = Tied()
+    graph = tv.trace(module, ("int64", ("batch", 4)))
+    assert 'Weight((5, 3), name="embed.weight")' in emit(graph).source
+    agree(graph, shaken(module), [np.arange(8).reshape(2, 4) % 5], training=True)
 
 
 def test_float64_is_never_cast_unasked() -> None:

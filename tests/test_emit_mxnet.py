@@ -399,11 +399,6 @@ def test_refusals(reason: str) -> None:
 
 
 def test_statistics_that_MXNet_would_not_collect() -> None:
-    norm = nn.BatchNorm2d()
-
-    def twice(x: Any) -> Any:
-        return norm(norm(x))
-
     def alone(x: Any) -> Any:
         graph = x.graph
         mean, var = (
@@ -413,13 +408,5 @@ def test_statistics_that_MXNet_would_not_collect() -> None:
         graph.updates |= zip((mean, var), new, strict=True)
         return y
 
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            self.bn = norm
-
-        def forward(self, x: Any) -> Any:
-            return twice(x)
-
-    for function, reason in ((Twice(), "applied twice"), (alone, "no gradient reaches")):
-        with pytest.raises(UnsupportedError, match=reason):
-            emit(tv.trace(function, ("float32", ("batch", 3, 4, 4))))
+    with pytest.raises(UnsupportedError, match="no gradient reaches"):
+        emit(tv.trace(alone, ("float32", ("batch", 3, 4, 4))))

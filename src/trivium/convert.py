@@ -7,10 +7,16 @@ compared with the model itself, running in its own framework, and what comes out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from trivium.demands import Demands
+from trivium.graph import Graph, UnsupportedError
 from trivium.nn.module import Module
 from trivium.proof.report import Report, VerificationError
 from trivium.proof.sources import (
@@ -65,11 +71,39 @@ def _read(
     framework: str, model: Any, examples: Sequence[Any], check: bool, **options: Any
 ) -> Module:
     source = _source(model, *examples, framework=framework, **options)
+    _fits(source.graph, source.examples)
     report = Report(source.name, "our reading", ran={source.name: READ})
     if check and source.itself is not None:
         report = _believed(source.side(), source)
     source.module.report = report
     return source.module
+
+
+def _is_array(example: Any) -> bool:
+    """Is it an array, a Spec or a pair that means one, or numbers in nested lists?"""
+    if isinstance(example, (list, tuple)):
+        spec = len(example) == 2 and isinstance(example[0], str)
+        return spec or all(_is_array(x) and not hasattr(x, "shape") for x in example)
+    return hasattr(example, "shape") or isinstance(example, (bool, int, float))
+
+
+def _no_array(place: int, example: Any) -> UnsupportedError:
+    kind = type(example).__name__
+    remedy = "examples are arrays or tensors, one for each input"
+    if isinstance(example, (Mapping, list, tuple)):
+        remedy += (
+            f": from_torch(model, a, b); a model that takes them as one {kind} is wrapped in one "
+            "whose forward takes each by itself"
+        )
+    return UnsupportedError(f"an example (number {place}) that is a {kind}", remedy=remedy)
+
+
+def _fits(graph: Graph, examples: Sequence[Any]) -> None:
+    """Raise where the examples hold numbers that the model cannot take: a label, an index."""
+    data, given = graph.of_kind("data"), arrays(examples)
+    demands = Demands(graph, [v.name for v in data])
+    if demands.of_numbers and len(given) == len(data):
+        demands.numbers([np.asarray(a, v.dtype.numpy) for a, v in zip(given, data, strict=True)])
 
 
 def _believed(side: Side, source: Source, gradients: bool = False) -> Report:
@@ -81,6 +115,9 @@ def _believed(side: Side, source: Source, gradients: bool = False) -> Report:
 
 def _source(model: Any, *examples: Any, **options: Any) -> Source:
     """A model, or the file at a path, read; the model itself is kept to be run."""
+    for i, x in enumerate(examples):
+        if not _is_array(x):
+            raise _no_array(i, x)
     if isinstance(model, (str, Path)) and framework_of(model) == "trivium":
         from trivium.files import load  # our own format: what is read is what runs
 
@@ -119,6 +156,11 @@ def emit(model: Any, target: str, *examples: Any) -> str:
         raise ValueError(f"no source for {target!r}; there is {', '.join(TARGETS[:-1])}")
     graph = graph_of(as_module(model, *examples), *examples)
     source: str = at(target, "emit").emit(graph).source
+    try:
+        compile(source, target, "exec")
+    except SyntaxError as error:
+        what = f"{target} source that Python cannot read, line {error.lineno}: {error.text}"
+        raise UnsupportedError(what, graph.name, "report it, with the model") from error
     return source
 
 
@@ -128,8 +170,10 @@ def _carry(
     engine = at(target, "run")
     source = _source(model, *examples)
     side = source.side()
+    _fits(side.graph, source.examples)
     try:
-        native, weights = engine.build(side.graph, side.values)
+        with _in_words(target):
+            native, weights = engine.build(side.graph, side.values)
     except Exception:
         if check:  # what cannot be written may have been misread: that comes first
             _believed(side, source, gradients=True)
@@ -145,6 +189,24 @@ def _carry(
         if not report.ok:
             raise VerificationError(report)
     return native, report
+
+
+@contextlib.contextmanager
+def _in_words(target: str) -> Iterator[None]:
+    """What a framework says of a model that it will not build, as a refusal."""
+    try:
+        yield
+    except (UnsupportedError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(last).is_relative_to(Path(__file__).parent):
+            raise  # our own
+        line = str(error).strip().partition("\n")[0]
+        raise UnsupportedError(
+            f"{target} does not build what this model says: {type(error).__name__}: {line}",
+            remedy="the source is tv.emit(model, target); another dtype often is what it lacks",
+        ) from error
 
 
 def _attach(native: Any, report: Report | None) -> Any:
@@ -189,9 +251,11 @@ def to_onnx(model: Any, *examples: Any, verify: bool = True) -> Any:
     """The model, in inference, as an ONNX ModelProto; verified in ONNX Runtime."""
     source = _source(model, *examples)
     side = source.side()
+    _fits(side.graph, source.examples)
     proto = at("onnx", "emit").write(side.graph, side.values, side.graph.name)
     if verify:
-        runner = at("onnx", "run").OnnxRunner(proto)
+        with _in_words("onnx"):
+            runner = at("onnx", "run").OnnxRunner(proto)
         there = Side(_other("onnx", side), side.graph, side.values, runner, ran_by("onnx"), False)
         report = compare_sides(side, there, arrays(source.examples), gradients=False)
         if not report.ok:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trivium import optim
-from trivium.data import batches, row_count
+from trivium.data import batches, row_count, whole
 from trivium.demands import Demands
 from trivium.engines import get as engine_named
 from trivium.graph import OPS, Graph
@@ -311,6 +311,7 @@ def fit(self: Module, x: Any, y: Any, *, epochs: int = 1, batch_size: int = 32,
     ``x`` is a tuple where the model has several inputs. All labels are looked at before the first
     step.
     """
+    whole("epochs", epochs)
     step, history = _setup(self), History()
     arrays = _rows(self, x, y, batch_size)
     if validation_data is not None:

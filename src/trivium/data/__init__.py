@@ -28,6 +28,12 @@ def batches(
     return _slices(arrays, count, batch_size, shuffle, seed, drop_last)
 
 
+def whole(name: str, number: Any) -> None:
+    """ValueError unless a number of batches, rows, epochs is a whole one from 1."""
+    if isinstance(number, bool) or not hasattr(number, "__index__") or number < 1:
+        raise ValueError(f"{name} is a whole number from 1, not {number!r}")
+
+
 def row_count(arrays: Mapping[str, Any], batch_size: int) -> int:
     """How many rows these arrays all have, by their names; ValueError where they make no batches.
 
@@ -35,8 +41,7 @@ def row_count(arrays: Mapping[str, Any], batch_size: int) -> int:
     Traceback (most recent call last):
     trivium.shape.ShapeError: x has 3 rows, y has 4 rows: they do not make batches together
     """
-    if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
-        raise ValueError(f"batch_size is a whole number from 1, not {batch_size!r}")
+    whole("batch_size", batch_size)
     counts = {name: int(np.shape(a)[0]) if np.ndim(a) else None for name, a in arrays.items()}
     first = next(iter(counts.values()))
     if None in counts.values():

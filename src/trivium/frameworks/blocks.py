@@ -8,7 +8,7 @@ its own or another class scope. Every other node belongs to the nearest class sc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,23 @@ class Block:
         return [self.path, *inner]
 
 
+def place(form: LayerForm, arrays: Mapping[str, Value | None]) -> str | None:
+    """The path of the layer whose weights a node's parameters are; "" if it has none.
+
+    None where they are not the form's, or not called as those of one layer are.
+    """
+    given = {n: v for n, v in arrays.items() if v is not None}
+    params = {n: v for n, v in given.items() if v.kind in ("param", "state")}
+    wanted = {w.array: w for w in form.weights if w.array in given}
+    if set(wanted) != set(params):
+        return None
+    paths = {parent(v.name) for v in params.values()}
+    named = all(leaf(params[a].name) == w.ours for a, w in wanted.items())
+    if wanted and (len(paths) != 1 or not named or "" in paths):
+        return None
+    return paths.pop() if wanted else ""
+
+
 Forms = Callable[[Node], Sequence[LayerForm]]
 
 
@@ -87,14 +104,9 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
         arrays = dict(zip(op.arrays, node.inputs, strict=False))
         params = {n: v for n, v in arrays.items() if v is not None and v.kind in ("param", "state")}
         for form in forms(node):
-            wanted = {w.array: w for w in form.weights if arrays.get(w.array) is not None}
-            if set(wanted) != set(params):
+            if (path := place(form, arrays)) is None:
                 continue
-            if wanted:
-                paths = {parent(v.name) for v in params.values()}
-                named = all(leaf(params[a].name) == w.ours for a, w in wanted.items())
-                if len(paths) != 1 or not named or not (path := paths.pop()):
-                    continue
+            if params:
                 before = owner.get(path)
                 if before and (before.form is not form or before.node.attrs != node.attrs):
                     continue
@@ -103,7 +115,7 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
             elif not (path := node.scope) or not leaf(path).isdigit():
                 continue  # a plain module (ReLU, MaxPool2d) is one only as a part of a Sequential
             found[node] = Layer(node, path, form)
-            if wanted:
+            if params:
                 owner[path] = found[node]
             break
     return found

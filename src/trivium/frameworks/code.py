@@ -176,7 +176,10 @@ class Target:
             refused = OPS[node.op].lowering(self.name, node.attrs)
             reason = f": {refused.reason}" if isinstance(refused, Refused) else ""
             raise UnsupportedError(
-                f"{self.name} has no exact form of {node.op}{reason}", node.scope or "the top scope"
+                f"{self.name} has no exact form of {node.op}{reason}",
+                node.scope or "the top scope",
+                f"write this part with ops that {self.name} has (docs/coverage.md), or carry the "
+                "model to another framework",
             )
         return self.fill(template, node)
 

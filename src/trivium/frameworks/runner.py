@@ -63,6 +63,16 @@ class Trainer(Protocol):
         """Begin with what another trainer on this engine kept; what it did not starts anew."""
 
 
+Names = tuple[str, ...] | None
+
+
+def listed(outputs: Any) -> tuple[list[Any], Names]:
+    """Outputs as a list, and their names where they have any."""
+    if isinstance(outputs, Mapping):
+        return list(outputs.values()), tuple(map(str, outputs))
+    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs], None
+
+
 class Slots:
     """What trainers share whose model lives in a runner: its numbers, the optimizer's by parameter.
 

@@ -189,6 +189,7 @@ class Emitter:
                 self.sub_block(body, item)
             else:
                 self.node(body, item)
+        block.outputs = [self.handed_on(body, v) for v in block.outputs]
         self.drop_unused(body)
         for v in self.unread:
             if block.path == max((p for p in self.scopes if inside(parent(v.name), p)), key=len):
@@ -225,6 +226,15 @@ class Emitter:
                 self.declare(body, v)
         code = self.target.expression(node)
         body.statements.append(Statement(self.target.results(node), code, is_infix(code)))
+
+    def handed_on(self, body: Body, value: Value) -> Value:
+        """An output; one that is a parameter as it stands is read in a line like another's."""
+        if value.kind not in HELD:
+            return value
+        self.declare(body, value)
+        read = Value(self.graph, value.type, None, 0, leaf(value.name))
+        body.statements.append(Statement([read], self.target.use(value)))
+        return read
 
     def declare(self, body: Body, value: Value) -> None:
         """A parameter of no layer is a member of its block."""

@@ -175,6 +175,7 @@ def _is_module(tree: ast.expr) -> bool:
 
 Made = Callable[[Any], Call | None]
 """What call made a Value."""
+Suited = Callable[[Op, list[Any], Mapping[str, Any]], Sequence[Any]]
 
 
 class Vocabulary:
@@ -192,6 +193,15 @@ class Vocabulary:
     def knows(self, call: Call) -> bool:
         """Is there a line with this call, whatever its arguments?"""
         return self.signs.get(call.name, call.name) in self.lines
+
+    def translate(self, call: Call, made: Made, suited: Suited | None = None) -> Any:
+        """What a call is in our ops; None where no line says it. ``suited`` adapts the operands."""
+        for op, arrays, attrs in self.read(call, made):
+            values = [arrays.get(n) for n in op.arrays]
+            if op.variadic:
+                values = list(arrays[op.variadic])
+            return op(*(suited(op, values, attrs) if suited else values), **attrs)
+        return None
 
     def read(self, call: Call, made: Made) -> Iterator[tuple[Op, dict[str, Any], dict[str, Any]]]:
         """The ops that a call is, each with its arrays and its attributes."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement
 from trivium.frameworks.source import Class, Emitter, Later, flat
-from trivium.graph import UnsupportedError, Value
+from trivium.graph import UnsupportedError, Value, quoted
 from trivium.shape import Dim
 
 WIDTH = 88
@@ -229,7 +229,15 @@ class Writer:
 
     def result(self, parts: Sequence[str]) -> str:
         """The last line of a body."""
-        return f"return {', '.join(parts)}"
+        return f"return {self.nested(parts)}"
+
+    def nested(self, parts: Sequence[str]) -> str:
+        """What a body gives, put together: by names where the model's outputs have any."""
+        names = self.emitter.graph.structure if self.body is self.emitter.root else None
+        if isinstance(names, tuple):
+            named = zip(names, parts, strict=True)
+            return f"{{{', '.join(f'{quoted(n)}: {p}' for n, p in named)}}}"
+        return f"[{', '.join(parts)}]" if names is list else ", ".join(parts)
 
     def joins(self, s: Statement, text: str, last: bool) -> bool:
         """May a statement be written inside the next one (or, the ``last``, inside the result)?"""

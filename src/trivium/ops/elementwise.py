@@ -318,7 +318,7 @@ def relu(x: Any) -> Any:
 @composite(
     cases=_ONE,
     torch="F.softplus({x})", keras="ops.softplus({x})", tensorflow="tf.nn.softplus({x})",
-    mxnet="F.Activation({x}, act_type='softrelu')", jax="jax.nn.softplus({x})", onnx="Softplus",
+    mxnet="softplus(F, {x})", jax="jax.nn.softplus({x})", onnx="Softplus",
 )  # fmt: skip
 def softplus(x: Any) -> Any:
     """log(1 + exp(x)), never overflowing."""

@@ -22,11 +22,11 @@ def _axis(x: Type, *_: Any, axis: int, **__: Any) -> dict[str, Any]:
     return {"axis": normalize_axes(axis, len(x.shape))[0]}
 
 
-def _checked(indices: Any, size: int, op: str = "take") -> Any:
+def _checked(indices: Any, size: int) -> Any:
     # Out of bounds: torch raises, jnp.take fills NaN, MXNet clips. We raise.
     if indices.size and (indices.min() < -size or indices.max() >= size):
         wrong = indices[(indices < -size) | (indices >= size)].ravel()[0]
-        raise IndexError(f"{op}: index {wrong} is out of range for an axis of size {size}")
+        raise IndexError(f"take: index {wrong} is out of range for an axis of size {size}")
     return indices
 
 
@@ -35,7 +35,15 @@ def _taken(indices: Any, types: Any, attrs: Any) -> None:
 
 
 def _embedded(indices: Any, types: Any, attrs: Any) -> None:
-    _checked(indices, types[0].shape[0], "embedding")
+    _row(indices, types[0].shape[0])
+
+
+def _row(indices: Any, size: int) -> Any:
+    """Rows have numbers from 0: no framework's embedding counts them from the end."""
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
+        wrong = indices[(indices < 0) | (indices >= size)].ravel()[0]
+        raise IndexError(f"embedding: index {wrong} is out of range for a table of {size} rows")
+    return indices
 
 
 @primitive(
@@ -120,6 +128,7 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
 
 
 @composite(
+    numpy=lambda weight, indices: np.take(weight, _row(indices, weight.shape[0]), axis=0),
     cases=[case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5))],
     checks={"indices": _embedded},
     torch="F.embedding({indices}, {weight})",

@@ -160,8 +160,7 @@ def _argmax_rule(x: Type, *, axis: int) -> Type:
 @primitive(
     rule=_argmax_rule, normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))[0]},
     vjp=zero_gradient, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)],
-    torch="{x}.argmax({axis})", keras="ops.cast(ops.argmax({x}, axis={axis}), 'int64')",
-    tensorflow="tf.argmax({x}, axis={axis})", jax="{x}.argmax({axis})",
+    torch="{x}.argmax({axis})", tensorflow="tf.argmax({x}, axis={axis})", jax="{x}.argmax({axis})",
     mxnet="F.cast(F.argmax({x}, axis={axis}), dtype='int64')",
 )  # fmt: skip
 def argmax(x: Any, *, axis: int = -1) -> Any:

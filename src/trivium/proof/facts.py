@@ -4,8 +4,11 @@ what its outputs are called, which sizes are open.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import Graph
@@ -56,6 +59,8 @@ def compared(a: Graph, b: Graph, trains: bool) -> Iterator[Row]:
         yield _row(f"open batch of input {v.name or i}", x[:1], y[:1])
     kinds = [[str(v.dtype) for v in g.of_kind("data")] for g in (a, b)]
     yield _row("dtypes of inputs", kinds[0], kinds[1])
+    made = [[str(v.dtype) for v in g.outputs] for g in (a, b)]
+    yield _row("dtypes of outputs", made[0], made[1])
 
 
 def _trained(graph: Graph) -> dict[str, bool]:
@@ -84,12 +89,22 @@ def itself(side: Side, inputs: Sequence[Any], whose: str) -> Iterator[Row]:
             if not equal(array, side.values[name]):
                 yield _row(f"numbers: {name}", "other numbers", "as read", whose)
     if (quiet := getattr(runner, "quiet", None)) is not None:
-        with quiet() as dropped:
+        with quiet() as dropped, contextlib.suppress(Exception):  # the rows of outputs say what
             runner.outputs(inputs, True)
         near = [[round(r, 6) for r in found] for found in (dropped, rates(graph))]
         yield _row("dropout rates", near[0], near[1], whose)
-    if (names := getattr(runner, "structure", None)) is not None:
-        yield _row("outputs", names, _names(graph), whose)
+    names, read = getattr(runner, "structure", ()), _names(graph)
+    if (names and (names := tuple(names))) or (names is None and isinstance(read, tuple)):
+        yield _row("outputs", names or "no names", read, whose)
+
+
+def dtypes(side: Side, outputs: Mapping[str, Any], whose: str) -> Row:
+    """The dtypes that a real model's outputs have, beside those that were read."""
+    lacks: Mapping[str, str] = getattr(side.runner, "lacks", {})
+    read = [lacks.get(str(v.dtype), str(v.dtype)) for v in side.graph.outputs]
+    real = [str(dt.as_dtype(np.asarray(a).dtype)) for a in outputs.values() if a is not None]
+    real = [lacks.get(d, d) for d in real]
+    return _row(f"dtypes of {whose}", real, read, whose)
 
 
 def _both(kind: str, real: Mapping[str, Any], read: Mapping[str, Any], whose: str) -> Iterator[Row]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,31 +16,88 @@ from trivium.graph import OPS, Graph, Node, Value
 from trivium.shape import Dim, bind, subs
 from trivium.transforms.replay import replay
 
-
-def _limit_of(graph: Graph, value: Value) -> int:
-    """One more than the largest integer that makes sense for an input."""
-    for node in graph.nodes:
-        if value in {v for v in node.inputs[1:] if v is not None} and node.op in (
-            "embedding",
-            "take",
-        ):
-            table = node.inputs[0]
-            assert table is not None
-            size = table.shape[node.attrs.get("axis", 0)]
-            return size if isinstance(size, int) else 2
-        if node.op in ("one_hot", "cross_entropy") and value in {
-            v for v in node.inputs if v is not None
-        }:
-            first = node.inputs[0]
-            assert first is not None
-            size = node.attrs.get("classes", first.shape[-1] if first.shape else 2)
-            return size if isinstance(size, int) else 2
-        if node.op == "cast" and node.inputs[0] is value and node.out.dtype.is_integer:
-            return _limit_of(graph, node.out)
-    return 2
+WIDE = 1_000_000
+"""Integers are drawn up to here, unless they point into something, or their dtype ends before."""
+Range = tuple[int, int]
+"""The smallest integer and one more than the largest."""
+Ask = Callable[[Sequence[Any]], Any]
+"""Computes a model; raises where these inputs make no sense to it."""
 
 
-def draw(graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int = 0) -> list[Any]:
+def reach(graph: Graph, dims: Mapping[str, int], ask: Ask | None) -> dict[str, Range]:
+    """The widest range of integers that each input may hold, found by asking the model.
+
+    Class numbers and places in a table may come from an input by any way. What is tried first is
+    the sizes of whatever stands beside an integer somewhere.
+    """
+    whole = [v for v in graph.of_kind("data") if v.dtype.is_integer]
+    found: dict[str, Range] = {v.name: (0, 2) for v in whole}
+    if ask is None:
+        return found
+    sizes = {
+        size - 1
+        for n in graph.nodes
+        if any(v is not None and v.dtype.is_integer for v in n.inputs)
+        for size in (*(s for v in n.inputs if v is not None for s in v.shape), *n.attrs.values())
+        if type(size) is int and 1 < size < WIDE
+    }
+    for v in whole:
+        takes = functools.cache(functools.partial(_takes, graph, dims, ask, found, v))
+        ends = np.iinfo(v.dtype.numpy)
+        low, high = max(-WIDE, int(ends.min)), min(WIDE, int(ends.max))
+        start = next((n for n in (0, 1, *sorted(sizes)) if takes(n)), None)
+        if start is not None:
+            up = _furthest(takes, start, high, sorted(sizes, reverse=True)[:12])
+            found[v.name] = (_furthest(takes, start, low, ()), up + 1)
+    return found
+
+
+def _furthest(takes: Callable[[int], bool], start: int, end: int, likely: Sequence[int]) -> int:
+    """The integer nearest to ``end`` that is taken, as all from ``start`` up to it are."""
+    good, bad = start, end
+    for n in (end, *likely):
+        if abs(n - end) > abs(good - end):
+            break
+        if takes(n):
+            good = n
+            break
+        bad = n
+    step = 1 if end > start else -1
+    while good != end and good + step != bad and takes(good + step):
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if takes(middle) else (good + step, middle)
+    return good
+
+
+def _takes(graph: Graph, dims: Mapping[str, int], ask: Ask, found: Mapping[str, Range],
+           value: Value, number: int) -> bool:  # fmt: skip
+    """Can the model compute with this number everywhere in one input?"""
+    inputs = draw(graph, dims, "zeros", ranges=found)
+    at = graph.of_kind("data").index(value)
+    inputs[at] = np.full_like(inputs[at], number)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ask(inputs)
+    except Exception:
+        return False
+    return True
+
+
+def _integers(rng: np.random.Generator, how: str, ends: Range, shape: tuple[int, ...]) -> Any:
+    """From the whole of a table; else small ones, but for the large."""
+    low, high = ends
+    near = {"zeros": (0, 1)} if high <= 2**17 and low == 0 else {
+        "normal": (-10, 11), "negative": (-10, 1), "positive": (0, 11), "zeros": (0, 1),
+    }  # fmt: skip
+    a, b = near.get(how, ends)
+    return rng.integers(max(low, a), max(min(high, b), max(low, a) + 1), shape)
+
+
+def draw(
+    graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int = 0,
+    ranges: Mapping[str, Range] | None = None,
+) -> list[Any]:  # fmt: skip
     """Inputs for a Graph: ``how`` is "normal", "negative", "positive", "large" or "zeros"."""
     rng = np.random.default_rng(seed)
     arrays = []
@@ -51,7 +111,8 @@ def draw(graph: Graph, dims: Mapping[str, int], how: str = "normal", seed: int =
         elif v.dtype == dt.bool_:
             arrays.append(rng.random(shape) < 0.5)
         else:
-            arrays.append(rng.integers(0, _limit_of(graph, v), shape).astype(v.dtype.numpy))
+            ends = (ranges or {}).get(v.name, (0, 2))
+            arrays.append(_integers(rng, how, ends, shape).astype(v.dtype.numpy))
     return arrays
 
 
@@ -103,9 +164,11 @@ class Points:
     """Where two models are compared: examples, and inputs drawn at random in several sizes.
 
     ``other`` is the second model's Graph; a size that is open here and fixed there is fixed.
+    ``ask`` computes the model: integers are drawn from what it takes.
     """
 
-    def __init__(self, graph: Graph, examples: Sequence[Any] = (), other: Graph | None = None):
+    def __init__(self, graph: Graph, examples: Sequence[Any] = (), other: Graph | None = None,
+                 ask: Ask | None = None):  # fmt: skip
         self.graph, self.examples = graph, [np.asarray(x) for x in examples]
         self.fixed: dict[str, int] = {}
         pairs = zip(graph.of_kind("data"), (other or graph).of_kind("data"), strict=False)
@@ -114,11 +177,29 @@ class Points:
                 if isinstance(mine, Dim) and isinstance(theirs, int):
                     self.fixed |= {n: theirs for n in mine.names() if mine == Dim(n)}
         self.has_batch = "batch" in graph.dims() - self.fixed.keys()
+        self.ranges = reach(graph, dims_of(graph, 2, self.examples) | self.fixed, ask)
 
     def drawn(self, how: str, batch: int, seed: int = 0) -> list[Any]:
         """Inputs of one kind."""
         dims = dims_of(self.graph, batch, self.examples) | self.fixed
-        return draw(self.graph, dims, how, seed)
+        return draw(self.graph, dims, how, seed, self.ranges)
+
+    def longer(self) -> list[Any] | None:
+        """Inputs whose open sizes, but the batch, are others than the examples'; None without any.
+
+        Sequences become much longer, for a window is not seen by what fits into it.
+        """
+        dims = dims_of(self.graph, 2, self.examples) | self.fixed
+        others = dims.keys() & self.graph.dims() - {"batch"} - self.fixed.keys()
+        if not others:
+            return None
+        far = dims | {n: 37 for n in others}
+        count = sum(
+            math.prod(int(subs(s, far)) for s in v.shape) for v in self.graph.of_kind("data")
+        )
+        if count > 20_000:
+            far = dims | {n: dims[n] + dims[n] // 4 + 1 for n in others}
+        return draw(self.graph, far, "normal", 5, self.ranges)
 
     def named(self, kinds: Iterable[tuple[str, int]]) -> list[tuple[str, list[Any]]]:
         """The examples and inputs of these kinds and batches, each with what it is called."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.runner import Array, Names, Pulled, listed
 from trivium.graph import Graph
 from trivium.nn.module import Module
 from trivium.nn.parameter import Parameter
@@ -21,7 +21,7 @@ class ModuleRunner:
     def __init__(self, module: Module, graph: Graph):
         self.module = module
         self.takes = [v.dtype for v in graph.of_kind("data")]
-        self.structure = graph.structure if isinstance(graph.structure, tuple) else None
+        self.structure: Names = None
 
     def _held(self) -> dict[str, Parameter]:
         return dict(self.module.named_parameters("param", "state"))
@@ -54,10 +54,8 @@ class ModuleRunner:
                 m._training = mode
 
     def _call(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        found = self.module(*inputs)
-        if isinstance(found, Mapping):
-            return list(found.values())
-        return list(found) if isinstance(found, (tuple, list)) else [found]
+        found, self.structure = listed(self.module(*inputs))
+        return found
 
     def outputs(self, inputs: Sequence[Array], training: bool = False) -> list[Array]:
         """The outputs, the states left as they were."""

@@ -28,7 +28,7 @@ from trivium.transforms.replay import replay
 
 FACTOR = 16.0
 """How many times as far as the moved reading a model may be from its reading."""
-FLOOR = 16.0
+FLOOR = 32.0
 """In units of the dtype's eps: what rounding may cost where the reading happened not to move."""
 CLEAR = 8.0
 """Up to so many times the floor an error needs no second opinion on how far rounding goes."""
@@ -48,10 +48,17 @@ class _Comparison:
         self.a, self.report = Witness(a), report
         self.b = None if b is None else Witness(b, self.a)
         self.floor = FLOOR * _eps(a.graph)
+        self.usual: dict[str, float] = {}  # how large an output was where it was first seen
 
     def witnesses(self) -> list[Witness]:
         """Both, or the one there is."""
         return [self.a] if self.b is None else [self.a, self.b]
+
+    def takes(self, inputs: Sequence[Any]) -> None:
+        """Compute everything; raises where a model, or our reading of it, refuses these inputs."""
+        for w in self.witnesses():
+            w.probe.outputs(inputs)
+            w.side.runner.outputs(inputs)
 
     def rows(self, kind: str, case: str, a: Seen, b: Seen | None) -> None:
         """One row for each name that either side has."""
@@ -75,7 +82,12 @@ class _Comparison:
             if not all(_some_finite(s.exact[name]) for s in sides):
                 self._nothing(kind, name, case, sides)
                 continue
-            self.report.rows.append(self._row(kind, name, case, sides, group))
+            size = group
+            if kind == "output":  # what cancels to nothing is as exact as it usually is
+                size = max(
+                    group, 1e3 * self.usual.setdefault(name, magnitude([sides[0].exact[name]]))
+                )
+            self.report.rows.append(self._row(kind, name, case, sides, size))
 
     def _nothing(self, kind: str, name: str, case: str, sides: Sequence[Seen]) -> None:
         """Where no number is finite there is nothing to compare, but for that it is so in both."""
@@ -157,6 +169,19 @@ class _Comparison:
         """The outputs at one point."""
         seen = [w.outputs(inputs, training) for w in self.witnesses()]
         self.rows("output", case, seen[0], seen[1] if len(seen) > 1 else None)
+        for s, w, who in zip(seen, self.witnesses(), _WHO, strict=False):
+            if s.raised is None and not any(r.name == f"dtypes of {who}" for r in self.report.rows):
+                self.report.rows.append(facts.dtypes(w.side, s.real, who))
+
+    def longer(self, inputs: Sequence[Any] | None, training: bool = False) -> None:
+        """The outputs where open sizes are larger, if the models take such."""
+        if inputs is None:
+            return
+        seen = [w.outputs(inputs, training) for w in self.witnesses()]
+        if said := next((s.raised for s in seen if s.raised), None):
+            self.report.notes.append(f"larger sizes were not compared: {said}")
+        else:
+            self.rows("output", "larger sizes", seen[0], seen[1] if len(seen) > 1 else None)
 
     def gradients(
         self, points: Iterator[Sequence[Any]], case: str, training: bool, kind: str = "gradient"
@@ -308,10 +333,11 @@ def doubt(
     """
     report = Report(side.name, "our reading", ran={side.name: side.ran_by})
     todo = _Comparison(side, None, report)
-    where = Points(side.graph, examples)
+    where = Points(side.graph, examples, ask=todo.takes)
     sets = where.named((("normal", 3), ("negative", 2), ("positive", 2)))
     for label, inputs in sets:
         todo.outputs(inputs, label, training)
+    todo.longer(where.longer(), training)
     if not todo.ran():
         return report
     report.rows += facts.itself(side, where.drawn("normal", 3), "source")
@@ -333,11 +359,12 @@ def compare_sides(
     report = Report(a.name, b.name, ran={a.name: a.ran_by} | {b.name: b.ran_by}, shared=shared)
     if not _same_inputs(a.graph, b.graph, report):
         return report
-    where = Points(a.graph, examples, b.graph)
-    sets = where.named(_EVERYWHERE)
     todo = _Comparison(a, b, report)
+    where = Points(a.graph, examples, b.graph, todo.takes)
+    sets = where.named(_EVERYWHERE)
     for label, inputs in sets:
         todo.outputs(inputs, label)
+    todo.longer(where.longer())
     if not todo.ran():
         return report
     todo.parameters()

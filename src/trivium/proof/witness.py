@@ -276,7 +276,9 @@ OWN = (UnsupportedError, ImportError, MemoryError)
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+    lines = [w for w in map(str.strip, str(error).split(chr(10))) if w] or [""]
+    said = lines[-1] if lines[0].startswith("Traceback") else lines[0]
+    return f"{type(error).__name__}: {said[:200]}"
 
 
 def numbered(outputs: Sequence[Any]) -> dict[str, Any]:

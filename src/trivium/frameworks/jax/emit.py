@@ -416,7 +416,7 @@ class _Writer(CallWriter):
         elif not root:
             self.lines.append(f"return {line}, state")
         else:
-            y = f"({line})" if several else line
+            y = f"({line})" if several and line[0] not in "{[" else line
             moded = any(passes(s.code, "training") for s in self.body.statements)
             if moded and not several and not y.isidentifier():
                 self.lines.append(f"y = {y}")

@@ -14,7 +14,7 @@ from trivium.dtype import as_dtype
 from trivium.frameworks.jax.emit import NARROW, emit
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished
-from trivium.frameworks.runner import Array, Pulled
+from trivium.frameworks.runner import Array, Names, Pulled, listed
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.step import COUNT, Update, by_dtype
 from trivium.tree import flatten, nest
@@ -47,6 +47,8 @@ class JaxModel:
     source: str = ""
     owed: frozenset[str] = frozenset()
     """The parameters that the function has to read; looked after when it first runs."""
+    structure: Names = None
+    """The names of its outputs, once it ran."""
 
     def __call__(self, *inputs: Any) -> Any:
         return self.function(self.params, *inputs)
@@ -65,7 +67,8 @@ class JaxModel:
         state: dict[str, Any] = {}
         if self.updates and (training or "training" not in accepted):
             result, state = result
-        return _listed(result), flatten(state)
+        outputs, self.structure = listed(result)
+        return outputs, flatten(state)
 
 
 class _Read(dict[str, Any]):
@@ -139,11 +142,18 @@ def to_array(array: Any) -> Any:
 class JaxRunner:
     """Any JAX function. ``weights`` says where our parameters are in its nested ones."""
 
+    lacks = NARROW
+
     def __init__(self, model: JaxModel, weights: Mapping[str, tuple[str, Weight]]):
         self.jax = load_jax()
         self.model, self.weights = model, weights
         self._apply = self.jax.jit(model.apply, static_argnums=2)
         self._pull = self.jax.jit(self._pulled, static_argnums=4)
+
+    @property
+    def structure(self) -> Names:
+        """The names of the outputs, once it ran."""
+        return self.model.structure
 
     def declared(self) -> list[Held]:
         """None: source in JAX declares no parameter."""
@@ -215,10 +225,6 @@ class JaxRunner:
             [None if g is None else np.asarray(g) for g in by_inputs],
             back(rest | state),
         )
-
-
-def _listed(outputs: Any) -> list[Any]:
-    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
 
 
 class JaxTrainer:

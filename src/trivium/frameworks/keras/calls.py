@@ -61,8 +61,27 @@ def _add(target: Target, node: Node) -> Code:
 
 
 def _pool(target: Target, node: Node) -> Code:
-    dilation = node.attrs["dilation"]
-    raise UnsupportedError(f"Keras has no {node.op} with the dilation {dilation}", node.scope)
+    """A pool that is no layer: of float64, which a layer would cast."""
+    a, volume = node.attrs, len(node.attrs["kernel"]) == 3
+    if any(d != 1 for d in a.get("dilation", ())):
+        what = f"Keras has no {node.op} with the dilation {a['dilation']}"
+        raise UnsupportedError(what, node.scope, "pool without a dilation")
+    if node.op == "max_pool" and volume:
+        what = f"keras.ops.max_pool of {node.out.dtype} volumes, whose ties have another gradient"
+        raise UnsupportedError(what, node.scope, "make the model float32")
+    name = {"max_pool": "ops.max_pool", "avg_pool": "ops.average_pool"}[node.op]
+    return _call(target, name, node.inputs[0], pool_size=a["kernel"], strides=a["stride"])
+
+
+def _argmax(target: Target, node: Node) -> Code:
+    """Of equal ones the first: Keras puts -0.0 below 0.0."""
+    (x,) = node.inputs
+    assert x is not None
+    code = target.array(x)
+    if x.dtype.is_floating:
+        code = ["ops.where(ops.equal(", *code, ", 0), ops.zeros_like(", *code, "), ", *code, ")"]
+    axis = target.attribute(node.attrs["axis"])
+    return ["ops.cast(ops.argmax(", *code, ", axis=", *axis, '), "int64")']
 
 
 def _no_source(why: str, remedy: str = "") -> Any:
@@ -191,8 +210,8 @@ def _one(value: Value, shape: Sequence[Any]) -> tuple[int, ...] | None:
 
 
 FUNCTIONS: dict[str, Callable[..., Code]] = {
-    "add": _add, "conv": _conv, "max_pool": _pool, "avg_pool": _pool, "pad": _pad,
-    "slice_axis": _slice, "select": _select, "reshape": _reshape,
+    "add": _add, "argmax": _argmax, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
+    "pad": _pad, "slice_axis": _slice, "select": _select, "reshape": _reshape,
     "broadcast_to": _broadcast_to, "full": _full, "constant": _constant,
     "batch_norm": _batch_norm, "cross_entropy": _cross_entropy,
     "mse_loss": _mse_loss, "cond": _CLOSURE, "scan": _CLOSURE, "take_grad": _GRADIENT,

@@ -11,16 +11,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from trivium.frameworks.blocks import Layer, parent
+from trivium.frameworks.blocks import Layer, place
 from trivium.frameworks.code import Code, Member, Slot, Statement, Target
 from trivium.frameworks.keras.calls import FUNCTIONS, autocast
 from trivium.frameworks.keras.exact import HELPERS
 from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, FunctionWriter
-from trivium.frameworks.keras.prepare import ALL_FORMS, prepared, written
+from trivium.frameworks.keras.prepare import ALL_FORMS, prepared
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.source import Emitted, Emitter, with_sizes
 from trivium.frameworks.writer import Writer
-from trivium.graph import Graph, Node, UnsupportedError, Value
+from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 
 
 class Keras(Target):
@@ -68,7 +68,7 @@ class Keras(Target):
             return False
         if node.op in ("cross_entropy", "mse_loss"):
             return not any(autocast(v) for v in node.inputs)
-        return self.calls(node) or self.plain(node) is not None or (_owned(node) and written(node))
+        return self.calls(node) or self.plain(node) is not None or _owned(node)
 
     def expression(self, node: Node) -> Code:
         """A plain layer where Keras has one, else keras.ops."""
@@ -140,11 +140,10 @@ def _imports(emitter: Emitter, source: str) -> str:
 
 
 def _owned(node: Node) -> bool:
-    """Are all arrays of the node but the first data the weights of one layer?"""
-    held = [v for v in node.inputs if v is not None and v.kind in ("param", "state")]
-    paths = {parent(v.name) for v in held}
-    data = [v for v in node.inputs if v is not None and v.kind not in ("param", "state")]
-    return len(paths) == 1 and "" not in paths and len(data) == 1
+    """Has some layer the words for a node's attributes, and its weights the names of its arrays?"""
+    arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
+    forms = [f for f in ALL_FORMS if f.op == node.op and f.write(node) is not None]
+    return any(place(f, arrays) for f in forms)
 
 
 class _Function(Keras):

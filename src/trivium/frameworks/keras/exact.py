@@ -66,7 +66,7 @@ class Weight(layers.Layer):
         self.value = self.add_weight(self.shape, "zeros", name="value", **fixed)
 
     def call(self, inputs):
-        return ops.convert_to_tensor(self.value)
+        return ops.copy(self.value)
 
     def get_config(self):
         return super().get_config() | {"shape": self.shape, "of": self.of, "state": self.state}
@@ -109,6 +109,15 @@ class LikeBatch(layers.Layer):
     def call(self, inputs):
         x, like = inputs
         return ops.broadcast_to(x, (ops.shape(like)[0], *x.shape[1:]))
+'''
+
+CONSTANT = '''
+@keras.saving.register_keras_serializable(package="trivium")
+class Constant(layers.Layer):
+    """An output that no input decides. The second input only makes it part of the model."""
+
+    def call(self, inputs):
+        return inputs[0]
 '''
 
 FIRST_POOL = '''
@@ -155,7 +164,7 @@ def {name}_each(x, axis, keepdims=False):
 HELPERS = {
     "UnbiasedBatchNormalization": UNBIASED, "FrozenBatchNormalization": FROZEN,
     "TwoBiasRNNCell": TWO_BIASES, "Weight": WEIGHT, "Kept": KEPT,
-    "Rows": ROWS, "LikeBatch": LIKE_BATCH,
+    "Rows": ROWS, "LikeBatch": LIKE_BATCH, "Constant": CONSTANT,
     "FirstMaxPooling3D": FIRST_POOL,
     **{f"shared_{n}": SHARED.format(name=n) for n in ("maximum", "minimum")},
     **{f"{n}_first": FIRST.format(name=n) for n in ("max", "min")},

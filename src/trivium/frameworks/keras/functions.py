@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.blocks import Block, Layer, inside, leaf, parent
+from trivium.frameworks.blocks import Block, Layer, held, inside, leaf, parent
 from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.keras.calls import Like, autocast
 from trivium.frameworks.layer import LayerForm, Weight
-from trivium.frameworks.source import Body, Class, Emitter, Later, flat
+from trivium.frameworks.source import Apart, Body, Class, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
 from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
@@ -36,9 +36,32 @@ class Rest(Member):
 class FunctionEmitter(Emitter):
     """Numbered children (of a Sequential, a ModuleList) are no function: lines stand in place."""
 
+    _readers: tuple[Any, int, dict[Value, list[Node]]] = (None, 0, {})
+
     def forms(self, node: Node) -> list[LayerForm]:
         """None where a layer would cast what it reads, unasked, to float32."""
-        return [] if any(autocast(v) for v in node.inputs) else super().forms(node)
+        cast = any(autocast(v) for v in node.inputs)
+        return [] if cast or self.tied(node) else super().forms(node)
+
+    def spoiled(self, node: Node, unread: Collection[str]) -> bool:
+        """A layer whose weight is read besides is no layer, and none of its readers is one."""
+        return super().spoiled(node, unread) or self.tied(node)
+
+    def tied(self, node: Node) -> bool:
+        """Is a weight of this node read by another that is not the same layer once more?
+
+        A Keras weight is one layer's. Such a weight is a layer by itself, and what reads it is
+        written in keras.ops.
+        """
+        graph = node.outputs[0].graph
+        if self._readers[0] is not graph or self._readers[1] != len(graph.nodes):
+            self._readers = graph, len(graph.nodes), graph.uses()
+        readers, results = self._readers[2], set(graph.outputs)
+        weights = (v for v in node.inputs if v is not None and v.kind in ("param", "state"))
+        return any(
+            v in results or not all(_once_more(node, other) for other in readers.get(v, ()))
+            for v in weights
+        )
 
     def classify(self, body: Body) -> None:
         numbered = all(name.partition(".")[0].isdigit() for name in body.members)
@@ -73,7 +96,9 @@ class FunctionEmitter(Emitter):
         super().note(layer)
 
     def node(self, body: Body, node: Node) -> None:
-        """A weight that is a layer's has no second place."""
+        """A weight that is a layer's has no second place; one that two parts read is in neither."""
+        for name in held(node):
+            self.within(body, name)
         super().node(body, node)
         if node.op == "batch_norm":  # by its statistics, which stay as they are
             body.statements[-1].outputs = [node.outputs[0]]
@@ -82,6 +107,18 @@ class FunctionEmitter(Emitter):
                 continue
             if self.weights.get(v.name, ("",))[0] != f"{v.name}.value":
                 raise _tied(v, node.scope)
+
+    def within(self, body: Body, name: str) -> None:
+        """A weight is no part of a function outside of which it is read."""
+        around = max((p for p in self.scopes if inside(parent(name), p)), key=len)
+        if not inside(body.block.path, around):
+            raise Apart(around)
+
+    def handed_on(self, body: Body, value: Value) -> Value:
+        """An output that is a weight as it stands."""
+        if value.kind in ("param", "state"):
+            self.within(body, value.name)
+        return super().handed_on(body, value)
 
     def declare(self, body: Body, value: Value) -> None:
         """A free parameter is the weight of a layer made for it."""
@@ -206,6 +243,11 @@ class FunctionWriter(Writer):
     def result(self, parts: Sequence[str]) -> str:
         if not self.root:
             return super().result(parts)
+        first = "inputs" if len(self.body.block.inputs) == 1 else "inputs[0]"
+        parts = [  # what a functional model gives hangs on its inputs
+            f"Constant()([{part}, {first}])" if _depends_on_nothing(v) else part
+            for part, v in zip(parts, self.body.block.outputs, strict=True)
+        ]
         outputs = parts[0] if len(parts) == 1 else f"[{', '.join(parts)}]"
         return f"return keras.Model(inputs, {outputs}, name={quoted(self.emitter.graph.name)})"
 
@@ -293,6 +335,18 @@ class FunctionWriter(Writer):
         if not re.fullmatch(r"[\w.-]+", name):
             raise UnsupportedError(f"a Keras layer of the name {name!r}", self.body.block.path)
         return f'"{name}"' if self.root else f'f"{{name}}.{name}"'
+
+
+def _once_more(node: Node, other: Node) -> bool:
+    """May two nodes be one layer, called twice?"""
+    same = other.op == node.op and held(other) == held(node)
+    return other is node or (same and other.attrs == node.attrs)
+
+
+def _depends_on_nothing(value: Value) -> bool:
+    inputs = value.node.inputs if value.node is not None else ()
+    made = value.node is not None
+    return made and all(v is None or _depends_on_nothing(v) for v in inputs)
 
 
 def _input(value: Value, name: str) -> str:

@@ -111,6 +111,11 @@ def like_batch(reader: Reader, layer: Any, inputs: Any, path: str, training: boo
     return OPS["broadcast_to"](x, shape=(like.shape[0], *x.shape[1:]))
 
 
+def constant(reader: Reader, layer: Any, inputs: Any, path: str, training: bool) -> Any:
+    """Of emitted source: an output that no input decides."""
+    return inputs[0]
+
+
 def free_weight(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> Any:
     """Of emitted source: a layer that is but a weight; its path is the weight's whole name."""
     scope, _, leaf = path.rpartition(".")
@@ -133,6 +138,7 @@ SPECIAL: dict[str, Callable[[Reader, Any, Value, str, bool], Any]] = {
     "Rescaling": rescaling,
     "Normalization": normalization,
     "trivium>LikeBatch": like_batch,
+    "trivium>Constant": constant,
     "trivium>Weight": free_weight,
     "trivium>Kept": kept_weight,
 }

@@ -12,11 +12,11 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.frameworks.blocks import Block, Layer, inside
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source
+from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source, joined
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.mxnet.forms import FORMS, HELPERS
+from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
-from trivium.frameworks.mxnet.prepare import prepare
+from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
 from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat, with_sizes
 from trivium.frameworks.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
@@ -85,6 +85,9 @@ class MXNet(Target):
         node = layer.node
         if node.op == "embedding":
             return [Statement([node.out], [member, "(", *self.array(node.inputs[1]), ")"])]
+        if node.op == "batch_norm" and (earlier := node.inputs[5:]):
+            arrays = joined([[v] for v in (node.inputs[0], *earlier) if v is not None])
+            return [Statement([node.outputs[0]], [member, "(", *arrays, ")"], effect=True)]
         if node.op != "rnn":
             return super().call(layer, member)
         outputs, last = node.outputs
@@ -350,6 +353,18 @@ def _added(where: str, items: list[Declared]) -> list[str]:
     return [line] if len(line) < 72 else [f"{where}.add(", *(f"    {item}," for item in items), ")"]
 
 
+class _Emitter(Emitter):
+    def nested(self) -> Body:
+        """The last call of a batch norm reads what the earlier ones read: it collects for all."""
+        check_dtypes(self.graph)
+        for state in self.graph.updates:
+            calls = applications(self.graph, state)
+            if len(calls) > 1:
+                last = calls[-1]
+                last.inputs = (*last.inputs[:5], *(n.inputs[0] for n in calls[:-1]))
+        return super().nested()
+
+
 def emit(graph: Graph) -> Emitted:
     """The source of a HybridBlock that means this Graph."""
     return with_sizes(_emit, graph)
@@ -357,7 +372,7 @@ def emit(graph: Graph) -> Emitted:
 
 def _emit(graph: Graph) -> Emitted:
     target = MXNet()
-    emitter = Emitter(graph, target)
+    emitter = _Emitter(graph, target)
     for v in graph.of_kind("param", "state"):
         if v.dtype != dt.float32 and v.name not in emitter.free:
             what = f"MXNet source with parameters of dtype {v.dtype}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivium.frameworks.layer import LayerForm, Weight, given, square
-from trivium.graph import MODE, Node
+from trivium.graph import MODE, Graph, Node, Value
 
 _WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
 _RNN = {
@@ -20,6 +20,17 @@ _RNN = {
 def symmetric(padding: Any) -> Any:
     """(low, high) pairs as MXNet's one number per axis; None when low and high differ."""
     return tuple(a for a, _ in padding) if all(a == b for a, b in padding) else None
+
+
+def often(value: Value) -> bool:
+    """Is a sum with it written broadcast_add, because of what the way back makes of plain ones?
+
+    MXNet 1.9.1 adds eight and more gradients of one array one after the other, each told to wait
+    for the one before. The two of a plain sum are one copy twice, which is then made once, and what
+    waited for the other is waiting for nothing: "control dep not found in graph". A reader's line
+    may read it three times, hence four.
+    """
+    return sum(v is value for n in value.graph.nodes for v in n.inputs) >= 4
 
 
 # Input sizes are not said: Gluon learns them from the first batch, or from the parameters it loads.
@@ -61,14 +72,25 @@ def _dense(node: Node) -> Mapping[str, Any] | None:
     return arguments | given(flatten=(len(x.shape) == 2, True))
 
 
-def _batch_norm(name: str, unbiased: bool) -> LayerForm:
+def applications(graph: Graph, state: Value | None) -> list[Node]:
+    """The batch norms that collect a running mean while training, in the order of their calls."""
+    return [
+        n for n in graph.nodes
+        if n.op == "batch_norm" and n.attrs["training"] is MODE and n.inputs[3] is state
+    ]  # fmt: skip
+
+
+def _batch_norm(name: str, unbiased: bool, repeated: bool = False) -> LayerForm:
     def write(node: Node) -> Mapping[str, Any] | None:
-        _, scale, bias = node.inputs[:3]
+        scale, bias, state = node.inputs[1:4]
         a = node.attrs
         training = a["training"]
         if training is True or (a["unbiased"] if training is MODE else False) != unbiased:
             return None
-        return given(
+        if repeated != (len(applications(node.outputs[0].graph, state)) > 1):
+            return None
+        word = {"unbiased": True} if repeated and unbiased else {}
+        return word | given(
             axis=(a["axis"], 1), momentum=(round(1 - a["momentum"], 12), 0.9),
             epsilon=(a["epsilon"], 1e-5), center=(bias is not None, True),
             scale=(scale is not None, True), use_global_stats=(training is False, False),
@@ -142,6 +164,7 @@ FORMS = [
               weights=(Weight("weight", "weight", "weight"), Weight("bias", "bias", "bias"))),
     _batch_norm("nn.BatchNorm", False),
     _batch_norm("UnbiasedBatchNorm", True),
+    *(_batch_norm("RepeatedBatchNorm", unbiased, repeated=True) for unbiased in (False, True)),
     LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
               weights=(Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))),
     LayerForm("embedding", "nn.Embedding", _embedding,
@@ -157,7 +180,8 @@ FORMS = [
     LayerForm("silu", "nn.Swish", lambda node: {}),
     LayerForm("leaky_relu", "nn.LeakyReLU", lambda node: {"alpha": node.attrs["slope"]}),
     _activation("relu", "relu"), _activation("tanh", "tanh"), _activation("sigmoid", "sigmoid"),
-    _activation("softplus", "softrelu"), LayerForm("softmax", "nn.HybridLambda", _softmax),
+    LayerForm("softplus", "Softplus", lambda node: {}),
+    LayerForm("softmax", "nn.HybridLambda", _softmax),
 ]  # fmt: skip
 
 _UNBIASED = '''
@@ -182,12 +206,73 @@ class UnbiasedBatchNorm(nn.BatchNorm):
         return F.BatchNorm(x, gamma, beta, running_mean, running_var, **plain)
 '''
 
+_REPEATED = '''
+class RepeatedBatchNorm(nn.BatchNorm):
+    """A batch norm for several calls, the last of which is also given what the others were given.
+
+    MXNet collects on the way back, so the statistics of the last call would count first. Here the
+    last call collects for all: with momentum 1 a normalization collects nothing, and two numbers
+    per channel have the mean and the variance that all calls together come to.
+    """
+
+    def __init__(self, unbiased=False, **kwargs):
+        super().__init__(**kwargs)
+        self.unbiased = unbiased
+
+    def hybridize(self, active=True, **kwargs):
+        super().hybridize(False)  # not by itself, as its calls differ: with the block around it
+
+    def statistics(self, F, x):
+        others = {"axis": self._kwargs["axis"], "exclude": True}
+        apart = F.broadcast_sub(x, F.mean(x, keepdims=True, **others))
+        variance = F.mean(F.square(apart), **others)
+        if self.unbiased:
+            n = F.sum(F.ones_like(x), **others)
+            variance = variance * n / (n - 1)
+        return F.mean(x, **others), variance
+
+    def hybrid_forward(self, F, x, *earlier, gamma, beta, running_mean, running_var):
+        if earlier:
+            calls = [self.statistics(F, call) for call in (*earlier, x)]
+            shares = [self._kwargs["momentum"] ** i for i in reversed(range(len(calls)))]
+            mean, variance = (
+                sum(number * share for number, share in zip(numbers, shares)) / sum(shares)
+                for numbers in zip(*calls)
+            )
+            deviation = F.BlockGrad(F.sqrt(variance))
+            two = F.stack(mean - deviation, mean + deviation)
+            kept = self._kwargs["momentum"] ** len(calls)
+            whole = {**self._kwargs, "axis": 1, "momentum": kept}
+            seen = F.BatchNorm(two, gamma, beta, running_mean, running_var, **whole)
+            # The output has to depend on ``seen`` for the way back to lead there: by zero.
+            gamma = gamma + F.sum(F.zeros_like(seen), axis=0)
+        plain = {**self._kwargs, "momentum": 1.0}
+        return F.BatchNorm(x, gamma, beta, running_mean, running_var, **plain)
+'''
+
 _LOG_SOFTMAX = '''
 def log_softmax(F, x, axis=-1):
     """F.log_softmax to the last digit: given a temperature, even 1, MXNet leaves out oneDNN, whose
     logarithm is good for five digits.
     """
     return F.log_softmax(x, axis=axis, temperature=1.0)
+'''
+
+_SOFTPLUS = '''
+def softplus(F, x):
+    """log(1 + exp(x)) to the last digit: MXNet's softrelu is 0 below -17, and coarse above.
+
+    The two halves are one number, but the slope of the first at 0 is 0, and of the second 1.
+    """
+    return F.relu(x) / 2 + F.maximum(x, 0) / 2 + F.log1p(F.exp(-F.abs(x)))
+'''
+
+_SOFTPLUS_LAYER = '''
+class Softplus(gluon.HybridBlock):
+    """softplus as a layer."""
+
+    def hybrid_forward(self, F, x):
+        return softplus(F, x)
 '''
 
 _SHARED = '''
@@ -224,7 +309,10 @@ def array_of(F, parameter):
 
 HELPERS = {
     "UnbiasedBatchNorm": _UNBIASED,
+    "RepeatedBatchNorm": _REPEATED,
     "log_softmax": _LOG_SOFTMAX,
+    "softplus": _SOFTPLUS,
+    "Softplus": _SOFTPLUS_LAYER,
     "max_shared": _SHARED.format(name="max", plural="maxima"),
     "min_shared": _SHARED.format(name="min", plural="minima"),
     **{f"{name}_first": _FIRST.format(name=name) for name in ("max", "min")},

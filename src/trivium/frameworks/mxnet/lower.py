@@ -14,7 +14,7 @@ from typing import Any
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.frameworks.code import Code, Target, number
-from trivium.frameworks.mxnet.forms import bias_alone, symmetric
+from trivium.frameworks.mxnet.forms import bias_alone, often, symmetric
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
 
@@ -78,7 +78,10 @@ def _binary(sign: str, name: str, number_first: bool = True) -> Lowering:
         a, b = number(target, x), number(target, y)
         if a and b:
             a = b = []  # Python would compute a number that no operator of MXNet reads
-        if b or (a and number_first) or (x.shape == y.shape and carrier(x) == carrier(y)):
+        alike = x.shape == y.shape and carrier(x) == carrier(y)
+        if alike and not (a or b) and name == "add" and (often(x) or often(y)):
+            alike = False
+        if b or (a and number_first) or alike:
             return [*(a or target.array(x)), f" {sign} ", *(b or target.array(y))]
         return call(f"broadcast_{name}", target.array(x), _as(target, y, carrier(x)))
 

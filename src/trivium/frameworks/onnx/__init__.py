@@ -17,6 +17,7 @@ RENAMED = {
 }  # attributes of bijective ops that ONNX calls otherwise
 KIND = "trivium.kind"  # on an initializer: which of our kinds it is, since ONNX has only one
 FROZEN = "trivium.trainable"  # on an initializer, "false": a parameter that is not trained
+OUTPUTS = "trivium.outputs"  # on the model, "named": its outputs were a dict
 UNBIASED = "trivium.unbiased"  # on a BatchNormalization: ONNX has no word for torch's n / (n - 1)
 
 

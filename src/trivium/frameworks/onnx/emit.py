@@ -14,6 +14,7 @@ from trivium.frameworks.onnx import (
     IR_VERSION,
     KIND,
     OPSET,
+    OUTPUTS,
     RENAMED,
     bijective,
     package,
@@ -61,6 +62,8 @@ def write(graph: Graph, values: Mapping[str, Any], name: str = "") -> Any:
         proto, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="trivium"
     )
     model.ir_version = IR_VERSION
+    if isinstance(graph.structure, tuple):
+        model.metadata_props.add(key=OUTPUTS, value="named")
     return model
 
 

@@ -247,6 +247,9 @@ def _embedding(w: Writer, node: Node, weight: str, indices: str) -> str:
 def _one_hot(w: Writer, node: Node, indices: str) -> str:
     # Not OneHot: there a negative index counts from the end, here it is no class.
     dtype = _x(node).dtype
+    if isinstance(node.attrs["classes"], Dim):
+        what = f"one_hot with an open number of classes ({node.attrs['classes']})"
+        raise UnsupportedError(what, node.scope, "give the number of classes as a fixed size")
     classes = w.number(np.arange(node.attrs["classes"]), dtype)
     hit = w.emit("Equal", w.emit("Unsqueeze", indices, w.ints(-1)), classes)
     return w.emit("Cast", hit, to=to_onnx_dtype(node.attrs["dtype"]))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trivium.check import check
-from trivium.frameworks.onnx import FROZEN, KIND, decimal, from_onnx_dtype, package
+from trivium.frameworks.onnx import FROZEN, KIND, OUTPUTS, decimal, from_onnx_dtype, package
 from trivium.frameworks.onnx.layers import OPERATORS
 from trivium.frameworks.onnx.load import array, load
 from trivium.frameworks.onnx.sizes import fold
@@ -49,6 +49,7 @@ class Reader:
 
     def __init__(self, model: Any):
         self.proto = model.graph
+        self.named = any(p.key == OUTPUTS and p.value == "named" for p in model.metadata_props)
         self.opset = max((o.version for o in model.opset_import if o.domain in ONNX), default=0)
         if self.opset < OLDEST:
             raise UnsupportedError(
@@ -79,7 +80,10 @@ class Reader:
             for name in (n for n in self.initializers if not self.uses[n] and n not in self.env):
                 if self.constant(name) is None:
                     self.parameter(name)  # nothing reads it: it is kept
-        if len(self.graph.outputs) > 1:
+        names = tuple(o.name for o in self.proto.output)
+        if self.named and len({*names}) == len(names):
+            self.graph.structure = names
+        elif len(names) > 1:
             self.graph.structure = tuple
         self._agree()
         return check(prune(self.graph))

@@ -29,9 +29,17 @@ def session(model: Any, threads: int | None = None, plain: bool = False) -> Any:
         options.inter_op_num_threads = 1
     if plain:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented as error:
+        words = str(error).rpartition("NOT_IMPLEMENTED : ")[2]
+        raise UnsupportedError(
+            f"ONNX Runtime: {words}",
+            remedy="it lacks many operators in float64: make the model float32; with verify=False "
+            "the file is written, for another runtime",
+        ) from error
 
 
 def foreign(model: Any, module: Any) -> OnnxRunner:

@@ -97,7 +97,8 @@ def _gather(call: Call) -> Any:
     if at is not None and at.ndim == 0:
         return OP["select"](call.value(0), axis=axis, index=int(at))
     table = call.weight(0, "weight")
-    if table.kind == "param" and axis == 0 and table.ndim == 2:
+    from_end = at is not None and (at < 0).any()  # which only take counts
+    if table.kind == "param" and axis == 0 and table.ndim == 2 and not from_end:
         return OP["embedding"](table, call.value(1))
     return OP["take"](table, call.value(1), axis=axis)
 

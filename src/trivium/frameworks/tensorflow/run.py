@@ -11,7 +11,7 @@ import numpy as np
 from trivium.dtype import as_dtype
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled, Slots
+from trivium.frameworks.runner import Array, Names, Pulled, Slots, listed
 from trivium.frameworks.tensorflow.emit import attribute, emit
 from trivium.graph import Graph
 from trivium.transforms.step import Update, by_dtype
@@ -50,6 +50,8 @@ def variable(module: Any, path: str) -> Any:
 class TensorflowRunner:
     """Any tf.Module. ``weights`` says where our parameters are in it."""
 
+    structure: Names = None
+
     def __init__(self, module: Any, weights: Mapping[str, tuple[str, Weight]]):
         self.tf = load_tensorflow()
         self.module, self.weights = module, weights
@@ -87,7 +89,8 @@ class TensorflowRunner:
     def _called(self, inputs: Sequence[Any], training: bool) -> list[Any]:
         accepted = inspect.signature(self.module).parameters
         given = {"training": training} if "training" in accepted else {}
-        return _listed(self.module(*inputs, **given))
+        found, self.structure = listed(self.module(*inputs, **given))
+        return found
 
     def _pulled(self, inputs: Sequence[Any], cotangents: Sequence[Any], training: bool) -> Any:
         tf = self.tf
@@ -142,12 +145,6 @@ class TensorflowRunner:
         )
 
 
-def _listed(outputs: Any) -> list[Any]:
-    if isinstance(outputs, Mapping):
-        return list(outputs.values())
-    return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
-
-
 class TensorflowTrainer(Slots):
     """The loss Graph as a tf.Module; loss, gradients and update in one tf.function."""
 
@@ -169,7 +166,7 @@ class TensorflowTrainer(Slots):
         grads = tape.gradient(loss, self.params, unconnected_gradients="zero")
         self.count.assign_add(1.0)
         for p, g, slots, one in zip(self.params, grads, self._slots, self.updates, strict=True):
-            new = _listed(one(p, self.tf.convert_to_tensor(g), *slots, self.count, lr))
+            new, _ = listed(one(p, self.tf.convert_to_tensor(g), *slots, self.count, lr))
             for v, number in zip([p, *slots], new, strict=True):
                 v.assign(number)
         return loss

@@ -18,14 +18,17 @@ from typing import Any
 from trivium.dtype import DType
 from trivium.frameworks.torch.exported import (
     as_size,
+    counts_only,
     dtype_of,
     is_count,
     is_number,
     is_size,
     name_of,
     of_an_operator,
+    promotion,
     scope_of,
     sizes_equal,
+    without_counts,
 )
 from trivium.frameworks.words import Call, Vocabulary, same
 from trivium.graph import MODE, OPS, Graph, Type, UnsupportedError, Value
@@ -135,7 +138,9 @@ class Reader:
             self.drop_path(node, special)
         elif name == "getitem":
             self.values[node] = self.value(node.args[0])[node.args[1]]
-            self.roots[node] = self.root(node.args[0])
+            whole = self.root(node.args[0])
+            # Of an operator that made all of them anew (unsafe_split), each has its own memory.
+            self.roots[node] = node if whole is node.args[0] else whole
         elif name == "wrap_with_set_grad_enabled":
             self.without_gradient(node)
         elif is_size(node):
@@ -199,7 +204,10 @@ class Reader:
         guards = len(environment.guards) if environment else 0
         mode = metas[0].fake_mode if metas else contextlib.nullcontext()
         with mode, _config.patch(backed_size_oblivious=True):
-            inner = make_fx(call)(*metas).graph
+            try:
+                inner = make_fx(call)(*metas).graph
+            except Exception as error:  # its parts are for sizes that are numbers, and the like
+                raise refusal from error
         new = environment.guards[guards:] if environment else ()
         if not all(of_an_operator(g, environment.simplify(g.expr), {}) for g in new):
             raise refusal  # it would hold for some sizes only
@@ -210,7 +218,8 @@ class Reader:
                 inner, {p: self.values[n] for p, n in zip(places, inputs, strict=True)}
             )
         except UnsupportedError as error:
-            raise refusal from error
+            self.node = outer
+            raise self.unread(f"{node.target}, of which {_short(error.what)} is a part") from error
         finally:
             self.node, self.order = outer, order
         return results[0] if isinstance(results, list) and len(results) == 1 else results
@@ -257,20 +266,13 @@ class Reader:
         def call_of(value: Any) -> Call | None:
             return self.bound(made[id(value)]) if id(value) in made else None
 
-        for op, arrays, attrs in words().read(self.bound(node), call_of):
-            if op.variadic:
-                values = list(arrays[op.variadic])
-            else:
-                values = [arrays.get(n) for n in op.arrays]
-            return op(*self.suited(op, values, attrs), **attrs)
-        return None
+        return words().translate(self.bound(node), call_of, self.suited)
 
     def unknown(self, node: Any) -> UnsupportedError:
         """No line or function reads this operator, or not with these arguments."""
         call = self.bound(node) if hasattr(node.target, "_schema") else None
         if call is None or not words().knows(call):
-            remedy = "declare an op with this torch lowering, or a reader in frameworks/torch"
-            return self.unsupported(f"the operator {node.target}", remedy)
+            return self.unread(node.target)
         asked = {k: v for k, v in call.given.items() if not isinstance(v, Value)}
         odd = [f"{k}={v}" for k, v in asked.items() if not same(v, call.defaults.get(k))]
         return self.unsupported(f"{node.target} with {', '.join(odd) or 'these arguments'}")
@@ -369,9 +371,9 @@ class Reader:
 
     def without_gradient(self, node: Any) -> None:
         """A ``with torch.no_grad()`` block, which is a graph of its own."""
-        enabled, body, *args = node.args
+        enabled, body, *args = without_counts(node)
         inner = getattr(body.graph.owning_module, body.target).graph
-        places = [n for n in inner.nodes if n.op == "placeholder"]
+        places = [n for n in inner.nodes if n.op == "placeholder" and not counts_only(n)]
         order = self.order
         results = self.run(inner, dict(zip(places, map(self.value, args), strict=True)))
         self.order = order
@@ -384,6 +386,14 @@ class Reader:
         """To be raised: ``what``, at the module of this node."""
         where = scope_of(self.node) or self.model if self.node is not None else self.model
         return UnsupportedError(what, where, remedy)
+
+    def unread(self, what: Any) -> UnsupportedError:
+        """To be raised: an operator that nothing here reads."""
+        return self.unsupported(
+            f"the operator {what}",
+            "write it with operators that are carried (docs/coverage.md), or report it; to add it, "
+            "see CONTRIBUTING.md: an op with this torch lowering, or a reader in frameworks/torch",
+        )
 
     def require(self, holds: bool, what: str, remedy: str = "") -> None:
         """Refuse this operator with ``what`` unless ``holds``."""
@@ -426,29 +436,13 @@ class Reader:
 
     def promoted(self, *items: Any, dtype: DType | None = None) -> list[Value]:
         """Values and numbers in the dtype that torch promotes them to."""
-        import torch
-
-        if dtype is None:
-            metas: list[Any] = [
-                _meta((1,) * min(len(i.shape), 1), getattr(torch, i.dtype))
-                if isinstance(i, Value) else 1 if isinstance(i, Dim) else i
-                for i in items
-            ]  # fmt: skip
-            dtype = dtype_of(functools.reduce(_result_type, metas[1:], metas[0]).dtype)
-        return [self.cast(i, dtype) for i in items]
+        kind = dtype or promotion([i.type if isinstance(i, Value) else i for i in items])
+        return [self.cast(i, kind) for i in items]
 
 
-def _meta(shape: tuple[int, ...], dtype: Any) -> Any:
-    import torch
-
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _result_type(a: Any, b: Any) -> Any:
-    import torch
-
-    rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
-    return _meta((1,) * rank, torch.result_type(a, b))
+def _short(what: str) -> str:
+    """What is refused of an operator that another is made of."""
+    return what.removeprefix("the operator ")
 
 
 _NEVER_UNROLLED = {"lstm", "gru", "rnn_tanh", "rnn_relu"}

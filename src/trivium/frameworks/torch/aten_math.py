@@ -116,8 +116,9 @@ def _pow(at: Reader, self: Any, exponent: Any = 2) -> Any:
         x = at.cast(self, at.out.dtype)
         if exponent in (1, 2):
             return x if exponent == 1 else OPS["square"](x)
-        if exponent == 0.5:
-            return OPS["sqrt"](x)
+        if abs(exponent) == 0.5:  # so torch computes it: below 0 it is NaN, at -0.0 infinite
+            root = OPS["sqrt"](x)
+            return root if exponent > 0 else at.full((), 1, x.dtype) / root
         at.require(exponent != 0, "the exponent 0")
         return OPS["pow"](x, at.full((), exponent, x.dtype))
     return OPS["pow"](*at.promoted(self, exponent))

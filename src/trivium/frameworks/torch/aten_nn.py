@@ -10,7 +10,7 @@ import numpy as np
 from trivium.dtype import float64
 from trivium.frameworks.torch.aten import HANDLERS, Reader, aten
 from trivium.frameworks.torch.aten_shape import triangle
-from trivium.graph import MODE, OPS
+from trivium.graph import MODE, OPS, Value
 
 
 def _each(item: Any, n: int) -> tuple[int, ...]:
@@ -210,7 +210,8 @@ def _prelu(at: Reader, self: Any, weight: Any) -> Any:
 
 @aten("threshold")
 def _threshold(at: Reader, self: Any, threshold: float, value: float) -> Any:
-    return OPS["where"](self > threshold, self, at.full((), value, self.dtype))
+    # Not x > t ? x : v, which would lose a NaN: torch keeps what is not at or below the threshold.
+    return OPS["where"](self <= threshold, at.full((), value, self.dtype), self)
 
 
 @aten("softplus")
@@ -252,6 +253,8 @@ def _softmax(
 # -- randomness ------------------------------------------------------------------------------------
 @aten("dropout")
 def _dropout(at: Reader, input: Any, p: float, train: bool) -> Any:
+    always = at.both and train and p and at.flag(train) is True
+    at.require(not always, "training=True in evaluation too", "pass training=self.training")
     return at.dropped(input, p, at.flag(train))
 
 
@@ -293,6 +296,54 @@ def _rnn(at: Reader, input: Any, hx: Any, params: Any, has_biases: bool, num_lay
     return y, OPS["stack"](*last, axis=0)
 
 
+def _parts(x: Any, count: int) -> list[Any]:
+    """``x`` in equal parts along its last axis."""
+    size = x.shape[-1] // count
+    return [
+        OPS["slice_axis"](x, axis=-1, start=i * size, stop=(i + 1) * size) for i in range(count)
+    ]
+
+
+@aten("lstm_cell")
+def _lstm_cell(
+    at: Reader, input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Any:
+    h, c = hx
+    gates = OPS["linear"](input, w_ih, b_ih) + OPS["linear"](h, w_hh, b_hh)
+    i, f, g, o = _parts(gates, 4)
+    c = OPS["sigmoid"](f) * c + OPS["sigmoid"](i) * OPS["tanh"](g)
+    return OPS["sigmoid"](o) * OPS["tanh"](c), c
+
+
+@aten("gru_cell")
+def _gru_cell(
+    at: Reader, input: Any, hx: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Any:
+    given = _parts(OPS["linear"](input, w_ih, b_ih), 3)
+    r, z, n = _parts(OPS["linear"](hx, w_hh, b_hh), 3)  # torch's order: reset, update, new
+    r, z = OPS["sigmoid"](given[0] + r), OPS["sigmoid"](given[1] + z)
+    n = OPS["tanh"](given[2] + r * n)
+    return (hx - n) * z + n
+
+
+@aten("lstm", "gru")
+def _gated(at: Reader, **_: Any) -> Any:
+    kind = "LSTM" if "lstm" in str(at.node.target) else "GRU"
+    raise at.unsupported(
+        f"{at.node.target} (nn.{kind}), for which there is no op yet",
+        f"apply an nn.{kind}Cell to one moment after another in a Python loop, which is carried "
+        "for the length of the example, or use nn.RNN",
+    )
+
+
+def _all_see(mask: Value) -> bool:
+    """Is it known that every row of a mask leaves something to be seen?"""
+    if mask.node is None or mask.node.op != "constant":
+        return False
+    seen = mask.node.attrs["value"]
+    return bool((seen if seen.dtype == bool else seen > -math.inf).any(-1).all())
+
+
 @aten("scaled_dot_product_attention")
 def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = None,
                dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
@@ -309,6 +360,12 @@ def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = No
         else:
             scores = scores + attn_mask
     weights = OPS["softmax"](scores, axis=-1)
+    if attn_mask is not None and not is_causal and not _all_see(attn_mask):
+        # Who sees nothing gets nothing, where a softmax alone is no number.
+        top = OPS["max"](scores, axis=-1, keepdims=True)
+        none, zero = OPS["equal"](top, -math.inf), at.full((), 0, scores.dtype)
+        weights = OPS["softmax"](OPS["where"](none, zero, scores), axis=-1)
+        weights = OPS["where"](none, zero, weights)
     flag = at.flag(dropout_p > 0) if dropout_p else False
     return OPS["matmul"](at.dropped(weights, dropout_p, flag), value)
 

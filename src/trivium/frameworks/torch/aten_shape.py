@@ -209,7 +209,11 @@ def _index_select(at: Reader, self: Any, dim: int, index: Any) -> Any:
 def _gather(at: Reader, self: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
     axis = dim % len(self.shape)
     others = [s for i, s in enumerate(self.shape) if i != axis]
-    at.require([s for i, s in enumerate(index.shape) if i != axis] == others, "a part of the rows")
+    at.require(
+        [s for i, s in enumerate(index.shape) if i != axis] == others,
+        f"an index of shape {index.shape} for {self.shape}",
+        "expand it to the sizes of what it picks from, but for that axis",
+    )
     last = [i for i in range(len(self.shape)) if i != axis] + [axis]
     x, where = OPS["transpose"](self, axes=last), OPS["transpose"](index, axes=last)
     nothing = at.full((), 0, x.dtype)

@@ -49,6 +49,13 @@ def _pad(target: Target, node: Node) -> Code:
     return [*code, f", value={target.literal(a['value'])})" if a["value"] else ")"]
 
 
+def _sum(target: Target, node: Node) -> Code:
+    """Torch sums small integers as int64 unless told otherwise."""
+    code, kind = target.fill(target.template(node) or "", node), node.out.dtype
+    wide = kind.is_floating or kind == "int64"
+    return code if wide else [*code[:-1], f"{code[-1]}"[:-1], f", dtype=torch.{kind})"]
+
+
 def _extremum(target: Target, node: Node) -> Code:
     """A bound may stay a number where the tie's gradient is the array's."""
     x, y = node.inputs
@@ -185,6 +192,7 @@ class Torch(Target):
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": slice_axis, "select": select,
         "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
         "constant": _constant, "maximum": _extremum, "minimum": _extremum, "where": _where,
+        "sum": _sum,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.dtype import DType, as_dtype
-from trivium.graph import UnsupportedError
+from trivium.graph import Type, UnsupportedError
 from trivium.shape import Dim, Size
 
 
@@ -47,6 +47,32 @@ def is_count(node: Any) -> bool:
     while counted.op == "call_function" and name_of(counted) == "add_":
         counted = counted.args[0]  # the layer was called more than once
     return bool(counted.op == "placeholder" and counted.name.endswith("num_batches_tracked"))
+
+
+def counts_only(node: Any) -> bool:
+    """Is it the counter of batches itself, an argument which nothing reads but to count?"""
+    counter = node.op == "placeholder" and node.name.endswith("num_batches_tracked")
+    return counter and all(is_count(u) or node not in _given(u) for u in node.users)
+
+
+def without_counts(node: Any) -> list[Any]:
+    """The arguments of a node; those of a block that is a graph of its own without its counters of
+    batches, which it has while training alone.
+    """
+    return [*node.args[:2], *_given(node)] if _is_block(node) else list(node.args)
+
+
+def _is_block(node: Any) -> bool:
+    return name_of(node) == "wrap_with_set_grad_enabled"
+
+
+def _given(node: Any) -> list[Any]:
+    """What a node reads; of a block what it does not only count."""
+    if not _is_block(node):
+        return list(node.all_input_nodes)
+    inner = getattr(node.graph.owning_module, node.args[1].target).graph
+    places = (n for n in inner.nodes if n.op == "placeholder")
+    return [x for x, p in zip(node.args[2:], places, strict=True) if not counts_only(p)]
 
 
 _OPERATORS = tuple(
@@ -142,3 +168,22 @@ def sizes_equal(a: Size, b: Size) -> bool:
 
 def _at(size: Size, env: Mapping[str, Size]) -> Size:
     return size.subs(env) if isinstance(size, Dim) else size
+
+
+def promotion(items: Sequence[Any]) -> DType:
+    """The dtype that torch takes operands of these Types, and numbers beside them, to."""
+    import torch
+
+    def meta(shape: tuple[int, ...], dtype: Any) -> Any:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def result_type(a: Any, b: Any) -> Any:
+        rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
+        return meta((1,) * rank, torch.result_type(a, b))
+
+    metas: list[Any] = [
+        meta((1,) * min(len(i.shape), 1), getattr(torch, i.dtype)) if isinstance(i, Type)
+        else 1 if isinstance(i, Dim) else i
+        for i in items
+    ]  # fmt: skip
+    return dtype_of(functools.reduce(result_type, metas[1:], metas[0]).dtype)

@@ -9,6 +9,7 @@ the module is read for the size it was given.
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,14 +22,33 @@ Axis = tuple[int, int]
 
 
 @contextlib.contextmanager
-def _modes_kept(module: Any) -> Iterator[None]:
-    """Every submodule's mode as it was, afterwards."""
-    before = [(m, m.training) for m in module.modules()]
+def as_it_was(module: Any) -> Iterator[None]:
+    """Every submodule's mode, and the plain numbers it keeps, as they were, afterwards.
+
+    A number that a call changes (``self.calls += 1``) is nothing that a graph could hold: that the
+    model is read as it stands now is said.
+    """
+    before = [(m, _plain(m)) for m in module.modules()]
     try:
         yield
     finally:
-        for m, mode in before:
-            m.training = mode
+        for m, kept in before:
+            now = _plain(m)
+            counts = [k for k, v in kept.items() if type(v) in (int, float) and now.get(k) != v]
+            if counts:
+                warnings.warn(
+                    f"a call of {type(m).__name__} changes its {', '.join(counts)}: the model is "
+                    "read as it is now, and what it read of that number stays; keep such a count "
+                    "in a buffer or outside of forward()",
+                    stacklevel=6,
+                )
+            for k, v in kept.items():
+                if now.get(k) is not v:
+                    vars(m)[k] = v
+
+
+def _plain(module: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(module).items() if type(v) in (int, float, bool, str)}
 
 
 @contextlib.contextmanager
@@ -40,6 +60,8 @@ def _exporting() -> Iterator[None]:
     functional: Any = torch.nn.functional
     fast = torch.backends.mha.get_fastpath_enabled()
     verify = functional._verify_batch_size
+    names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
+    loud = {log: log.level for log in map(logging.getLogger, names)}
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole encoder layer
     # It refuses to train on one row, which would make "not 1" a condition of the whole export.
     functional._verify_batch_size = lambda size: None
@@ -48,8 +70,12 @@ def _exporting() -> Iterator[None]:
         # model that asks (squeeze, broadcasting by hand) is silently fixed to the other answer.
         with _config.patch(backed_size_oblivious=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            for log in loud:  # an export that fails is tried again with less left open
+                log.setLevel(logging.CRITICAL)
             yield
     finally:
+        for log, level in loud.items():
+            log.setLevel(level)
         functional._verify_batch_size = verify
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -65,8 +91,11 @@ def export(
     """One exported program per mode, with the same axes open in each, and these axes."""
     why: dict[Axis, str] = {}
     while True:
-        with _exporting():
-            programs = [_export_mode(module, tensors, opened, mode, why) for mode in modes]
+        try:
+            with _exporting():
+                programs = [_export_mode(module, tensors, opened, mode, why) for mode in modes]
+        except _Failed as failed:
+            raise _why(module, tensors, failed.mode, failed.error) from failed.error
         found = [_closed(p, tensors, opened) for p in programs if p is not None]
         fixed = {k: reason for ints, _ in found for k, reason in ints.items()}
         conditions = {k: reason for _, asked in found for k, reason in asked.items()}
@@ -100,23 +129,71 @@ def _export_mode(
         if axes := {axis: torch.export.Dim.AUTO for k, axis in opened if k == i}:
             sizes[t] = axes
     try:
-        with _modes_kept(module):
+        with as_it_was(module):
             if module.training != mode:  # else as it is: a child may be frozen by its own eval()
                 module.train(mode)
             return torch.export.export(
                 module, tuple(tensors), dynamic_shapes=sizes if opened else None, strict=False
             )
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = _first_line(error)
         if opened:  # perhaps it can be exported for this size
             if not any(axis for _, axis in opened):
                 why |= dict.fromkeys(opened, reason)
             return None
-        raise UnsupportedError(
-            f"torch.export cannot follow it while {'training' if mode else 'evaluating'}: {reason}",
-            type(module).__name__,
-            "Python may not branch on what is in a tensor",
-        ) from error
+        raise _Failed(mode, error) from error
+
+
+class _Failed(Exception):
+    """An export failed, whatever was left open; said outside, where torch is as it was."""
+
+    def __init__(self, mode: bool, error: Exception):
+        super().__init__(mode, error)
+        self.mode, self.error = mode, error
+
+
+def _why(module: Any, tensors: Sequence[Any], mode: bool, error: Exception) -> UnsupportedError:
+    """What to say of a module that cannot be exported: perhaps it cannot be called either."""
+    when, name = "training" if mode else "evaluating", type(module).__name__
+    if own := _own_error(module, tensors, mode):
+        shapes = ", ".join(f"{str(t.dtype)[6:]}{tuple(t.shape)}" for t in tensors)
+        return UnsupportedError(
+            f"a call of the model itself fails while {when}, with {shapes}: {_first_line(own)}",
+            name,
+            "give examples that it can be called with"
+            + (", or read it with training=False" if mode else ""),
+        )
+    reason = _first_line(error)
+    if "data-dependent" in reason or "data dependent" in reason:
+        remedy = (
+            "no branch, loop or size of Python's may depend on what is in a tensor: use torch.where"
+        )
+    else:
+        remedy = (
+            "write that line in operations of torch on tensors; torch.export.export(model, "
+            "examples, strict=False) says more"
+        )
+    return UnsupportedError(f"torch.export cannot follow it while {when}: {reason}", name, remedy)
+
+
+def _own_error(module: Any, tensors: Sequence[Any], mode: bool) -> Exception | None:
+    """What a call of the module raises; the call leaves it, and the chance, as they were."""
+    import torch
+
+    held = {n: b.clone() for n, b in module.named_buffers()}
+    try:
+        with as_it_was(module), torch.random.fork_rng(devices=[]), torch.no_grad():
+            if module.training != mode:
+                module.train(mode)
+            torch.func.functional_call(module, held, tuple(t.detach().clone() for t in tensors))
+    except Exception as error:
+        return error
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().split("\n")[0]
+    return line or type(error).__name__
 
 
 def _closed(

@@ -12,11 +12,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from trivium.frameworks.torch.aten import HIDDEN, DropPath, changes_nothing
-from trivium.frameworks.torch.exported import is_count, is_size, name_of, scope_of
+from trivium.frameworks.torch.exported import (
+    counts_only,
+    is_count,
+    is_size,
+    name_of,
+    scope_of,
+    without_counts,
+)
 from trivium.graph import MODE, UnsupportedError
 
 _FLAG = {
     "batch_norm": 5, "instance_norm": 5, "rnn_tanh": 6, "rnn_relu": 6, "rrelu": 3,
+    "lstm": 6, "gru": 6,
     "alpha_dropout": 2, "feature_dropout": 2, "feature_alpha_dropout": 2,
     "scaled_dot_product_attention": 4,
 }  # fmt: skip
@@ -87,7 +95,11 @@ def _told(graph: Any, flags: Mapping[Any, Any]) -> Iterator[Any]:
     """The nodes that have to have a partner."""
     for node in graph.nodes:
         if not (
-            is_count(node) or is_size(node) or changes_nothing(node) or flags.get(node) is HIDDEN
+            is_count(node)
+            or is_size(node)
+            or changes_nothing(node)
+            or counts_only(node)
+            or flags.get(node) is HIDDEN
         ):
             yield node
 
@@ -124,7 +136,7 @@ def _agree(a: Any, b: Any, pairs: dict[Any, Any], flags: dict[Any, Any]) -> bool
     """Do two nodes do the same with the same, but perhaps for a flag that is on while training?"""
     if a.op != b.op or (a.op == "call_function" and str(a.target) != str(b.target)):
         return False
-    mine, theirs = list(a.args), list(b.args)
+    mine, theirs = (without_counts(n) for n in (a, b))
     at = _FLAG.get(name_of(a).rstrip("_"))
     if at is not None and max(len(mine), len(theirs)) > at:
         defaults = [argument.default_value for argument in a.target._schema.arguments]

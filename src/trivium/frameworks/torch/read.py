@@ -18,7 +18,7 @@ from trivium.check import check
 from trivium.frameworks.torch import aten_math, aten_nn, aten_shape  # noqa: F401  (they fill a table)
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.aten import Reader
-from trivium.frameworks.torch.exported import as_size, dtype_of, is_count
+from trivium.frameworks.torch.exported import as_size, counts_only, dtype_of
 from trivium.frameworks.torch.exporting import export, offered
 from trivium.frameworks.torch.modes import compared, drop_paths
 from trivium.graph import OPS, Graph, UnsupportedError, Value
@@ -160,8 +160,7 @@ def _inputs(
     for name, tensor in held.items():
         first.setdefault(id(tensor), name)
     for node, spec in sorted(specs, key=lambda s: order.get(s[1].target, len(order))):
-        counts = str(spec.target).endswith("num_batches_tracked") and all(map(is_count, node.users))
-        if spec.kind == InputKind.USER_INPUT or counts:
+        if spec.kind == InputKind.USER_INPUT or counts_only(node):
             continue
         fixed = spec.kind == InputKind.CONSTANT_TENSOR or spec.persistent is False
         if fixed or spec.target not in held:

@@ -10,10 +10,11 @@ import numpy as np
 
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled, Slots
+from trivium.frameworks.runner import Array, Names, Pulled, Slots, listed
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.exported import dtype_of
+from trivium.frameworks.torch.exporting import as_it_was
 from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
 from trivium.transforms.step import Update, by_dtype, by_mode
@@ -45,7 +46,7 @@ class TorchRunner:
     def __init__(self, module: Any, weights: Mapping[str, tuple[str, Weight]], device: str = "cpu"):
         self.torch = load_torch()
         self.module, self.weights, self.device = module.to(device), weights, device
-        self.structure: tuple[str, ...] | None = None
+        self.structure: Names = None
 
     def _tensors(self) -> dict[str, Any]:
         named = dict(self.module.named_parameters(remove_duplicate=False))
@@ -101,10 +102,8 @@ class TorchRunner:
         return found
 
     def _listed(self, outputs: Any) -> list[Any]:
-        if isinstance(outputs, Mapping):
-            self.structure = tuple(outputs)
-            return list(outputs.values())
-        return list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
+        found, self.structure = listed(outputs)
+        return found
 
     def _inputs(self, inputs: Sequence[Array]) -> list[Any]:
         return [tensor_of(x).to(self.device) for x in inputs]
@@ -122,16 +121,17 @@ class TorchRunner:
         A model that is in the mode already stays as it is: a part may be frozen by its eval().
         """
         kept = {k: v.clone() for k, v in self.module.state_dict().items()}
-        modes = [(m, m.training) for m in self.module.modules()]
-        if self.module.training != training:
-            self.module.train(training)
+        mha = self.torch.backends.mha
+        fast = mha.get_fastpath_enabled()
+        mha.set_fastpath_enabled(False)  # another arithmetic, which knows no row without a word
         try:
-            with self.torch.random.fork_rng(devices=[]):
+            with as_it_was(self.module), self.torch.random.fork_rng(devices=[]):
+                if self.module.training != training:
+                    self.module.train(training)
                 yield
         finally:
+            mha.set_fastpath_enabled(fast)
             self.module.load_state_dict(kept)
-            for m, mode in modes:
-                m.training = mode
 
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
