@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trivium.graph import OPS, Value
-from trivium.op import By, Op
+from trivium.op import CORNERS, By, Op
 
 
 class NotTheirs(ValueError):
@@ -178,6 +178,15 @@ Made = Callable[[Any], Call | None]
 Suited = Callable[[Op, list[Any], Mapping[str, Any]], Sequence[Any]]
 
 
+def whole(op: Op, line: str) -> str:
+    """A line that is one word is a call with all arrays, and all attributes by their names."""
+    if not line.isidentifier():
+        return line
+    arrays = [f"{{{a}}}" for a in op.arrays] + ([f"[{{{op.variadic}}}]"] if op.variadic else [])
+    attrs = [f"{k}={{{k}}}" for k in op.defaults if k not in CORNERS]
+    return f"{line}({', '.join([*arrays, *attrs])})"
+
+
 class Vocabulary:
     """All lines of a framework, found by the names that its graphs have for their calls."""
 
@@ -185,10 +194,25 @@ class Vocabulary:
                  spelled: Callable[[str], str] = str):  # fmt: skip
         self.signs = signs or {}  # "add": "+", what its graphs call a sign, or otherwise
         self.lines: dict[str, list[tuple[Op, dict[str, Any], Pattern]]] = {}
+        self.framework = framework
         for op, fixed, line in lines(framework):
-            if (found := pattern(line)) is not None:
+            if (found := pattern(whole(op, line))) is not None:
                 word = found.name if found.name in SIGNS.values() else spelled(found.name)
                 self.lines.setdefault(word, []).append((op, fixed, found))
+
+    def says(self, op: Op, attrs: Mapping[str, Any]) -> Pattern | None:
+        """The call that is an op with these attributes, what stands in its holes filled in."""
+        line = op.lowering(self.framework, attrs)
+        found = pattern(whole(op, line)) if isinstance(line, str) else None
+        if found is None:
+            return None
+        filled = {
+            k: h.said(attrs[h.name]) if isinstance(h, Hole) else h
+            for k, h in found.keywords.items()
+        }
+        return Pattern(
+            found.name, found.positional, {k: v for k, v in filled.items() if v is not MISSING}
+        )
 
     def knows(self, call: Call) -> bool:
         """Is there a line with this call, whatever its arguments?"""
@@ -279,7 +303,8 @@ def fits(op: Op, found: Mapping[str, Any]) -> bool:
         items = item if isinstance(item, (list, tuple)) else [item]
         if name in op.defaults and any(isinstance(i, Value) for i in items):
             return False
-        if name not in op.defaults and isinstance(item, (list, tuple)) and name != op.variadic:
+        number = op.promotes and type(item) in (int, float)
+        if name not in {*op.defaults, op.variadic} and not (isinstance(item, Value) or number):
             return False
     return True
 

@@ -361,7 +361,7 @@ def gelu(x: Any, *, approximate: str = "none") -> Any:
     cases=[case(S(2, 3)), case(S(2, 3), slope=0.2)],
     torch="F.leaky_relu({x}, {slope})", keras="ops.leaky_relu({x}, {slope})",
     tensorflow="tf.nn.leaky_relu({x}, {slope})", mxnet="F.LeakyReLU({x}, slope={slope})",
-    onnx="LeakyRelu",
+    onnx="LeakyRelu({x}, alpha={slope})",
 )  # fmt: skip
 def leaky_relu(x: Any, *, slope: float = 0.01) -> Any:
     """x where positive, slope * x elsewhere. Defaults differ: torch .01, tf.nn .2, MXNet .25.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trivium.dtype import as_dtype
-from trivium.frameworks.onnx import RENAMED, bijective, from_onnx_dtype
+from trivium.frameworks.onnx import from_onnx_dtype, words
 from trivium.frameworks.onnx.sizes import MOST
 from trivium.graph import OPS, Value
 from trivium.ops.control import cond, scan
@@ -34,14 +34,12 @@ def reads(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return enter
 
 
-def _bijective(op: Any) -> Callable[[Call], Any]:
-    renamed = RENAMED.get(op.name, {})
-
-    def read(call: Call) -> Any:
-        attrs = {key: call.attr(renamed.get(key, key)) for key in op.defaults}
-        return op(*_alike(call, call.values()), **attrs)
-
-    return read
+def by_its_line(call: Call) -> Any:
+    """A node that an op's line is the word for; None where there is none."""
+    if call.op not in words().lines:
+        return None
+    _alike(call, call.values())
+    return words().translate(call.bound(), lambda value: None)
 
 
 def _alike(call: Call, values: list[Value]) -> list[Value]:
@@ -50,9 +48,6 @@ def _alike(call: Call, values: list[Value]) -> list[Value]:
     if len(kinds) > 1 and call.op not in ("Where", "Gather"):
         raise call.refuse(f"{call.op} of {' and '.join(sorted(kinds))}", "insert a Cast")
     return values
-
-
-OPERATORS.update((word, _bijective(OPS[name])) for name, word in bijective().items())
 
 
 # -- numbers -----------------------------------------------------------------------------------
