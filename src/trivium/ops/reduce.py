@@ -11,6 +11,7 @@ from trivium.graph import OPS, Type
 from trivium.op import By, S, case, composite, corner, primitive, zero_gradient
 from trivium.shape import ShapeError, normalize_axes, size_product
 
+max_of = max  # Python's, which the op of that name hides below
 _CASES = [
     case(S(2, 3, 4)),
     case(S(2, 3, 4), axis=1),
@@ -78,6 +79,51 @@ def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The arithmetic mean along ``axis``."""
     count = size_product(x.shape[a] for a in axis)
     return sum(x, axis=axis, keepdims=keepdims) / OPS["full"](shape=(), value=count, dtype=x.dtype)
+
+
+def _spread_normal(x: Type, *, axis: Any, correction: float, keepdims: bool) -> dict[str, Any]:
+    number = float(correction)
+    return {"axis": normalize_axes(axis, len(x.shape)),
+            "correction": int(number) if number.is_integer() else number}  # fmt: skip
+
+
+_SPREADS = [case(S(2, 3, 4), axis=1), case(S(2, 3, 4), axis=(0, -1), correction=1, keepdims=True)]
+
+
+@composite(
+    normal=_spread_normal, cases=_SPREADS,
+    torch="{x}.var({axis!axes|None}, correction={correction|1}, keepdim={keepdims|False})",
+    keras=By("correction", {0: "ops.var({x}, axis={axis!axes}, keepdims={keepdims|False})"}),
+    tensorflow=By("correction", {
+        0: "tf.math.reduce_variance({x}, axis={axis!axes}, keepdims={keepdims|False})"}),
+    jax="{x}.var({axis!axes}, ddof={correction|0}, keepdims={keepdims|False})",
+)  # fmt: skip
+def var(x: Any, *, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
+    """The variance along ``axis``: squares of what differs from the mean, over n - correction.
+
+    Defaults of the correction differ: torch 1, the others 0.
+    """
+    centered = x - mean(x, axis=axis, keepdims=True)
+    n = size_product(x.shape[a] for a in axis)
+    count = OPS["full"](shape=(), value=n, dtype=x.dtype)
+    if correction and isinstance(n, int):
+        count = OPS["full"](shape=(), value=max_of(n - correction, 0), dtype=x.dtype)
+    elif correction:
+        count = OPS["maximum"](count - correction, OPS["full"](shape=(), value=0, dtype=x.dtype))
+    return sum(centered * centered, axis=axis, keepdims=keepdims) / count
+
+
+@composite(
+    normal=_spread_normal, cases=_SPREADS,
+    torch="{x}.std({axis!axes|None}, correction={correction|1}, keepdim={keepdims|False})",
+)  # fmt: skip
+def std(x: Any, *, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
+    """The standard deviation, the root of :func:`var`. Its gradient at 0 is 0, as torch's is."""
+    squares = var(x, axis=axis, correction=correction, keepdims=keepdims)
+    none, one = (OPS["full"](shape=(), value=v, dtype=x.dtype) for v in (0, 1))
+    nothing = OPS["equal"](squares, none)
+    root = OPS["sqrt"](OPS["where"](nothing, one, squares))
+    return OPS["where"](nothing, none, root)
 
 
 # -- extrema -------------------------------------------------------------------------------------

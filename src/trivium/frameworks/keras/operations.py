@@ -81,11 +81,6 @@ def read(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 # -- elementwise -----------------------------------------------------------------------------------
-@operation("Rsqrt", "Reciprocal")
-def _reciprocal(op: Any, x: Value) -> Any:
-    return OPS["divide"](1.0, OPS["sqrt"](x) if type(op).__name__ == "Rsqrt" else x)
-
-
 @operation("HardTanh")
 def _hard_tanh(op: Any, x: Value) -> Any:
     return OPS["clip"](x, min=-1.0, max=1.0)  # its slope at 1 is 1, unlike torch's
@@ -118,18 +113,8 @@ def _selu(op: Any, x: Value) -> Any:
     return OPS["where"](x >= 0, x, below) * 1.0507009873554805  # Klambauer et al., 2017
 
 
-@operation("Softsign")
-def _softsign(op: Any, x: Value) -> Any:
-    return OPS["divide"](x, 1.0 + OPS["abs"](x))
-
-
-@operation("Mish")
-def _mish(op: Any, x: Value) -> Any:
-    return x * OPS["tanh"](OPS["softplus"](x))
-
-
 # Two functions of keras.activations leave keras.ops before they record anything.
-ACTIVATIONS: dict[str, Rule] = {"hard_silu": lambda op, x: OPS["hardswish"](x), "mish": _mish}
+ACTIVATIONS = {"hard_silu": "hardswish", "mish": "mish"}
 
 
 @operation("Normalize")
@@ -142,11 +127,6 @@ def _normalize(op: Any, x: Value) -> Any:
     epsilon = keras.config.epsilon() if op.epsilon is None else op.epsilon
     norm = OPS["sqrt"](OPS["sum"](OPS["square"](x), axis=_axes(op.axis), keepdims=True))
     return x * OPS["minimum"](OPS["divide"](1.0, norm), 1.0 / epsilon)
-
-
-@operation("LogSigmoid")
-def _log_sigmoid(op: Any, x: Value) -> Any:
-    return OPS["negative"](OPS["softplus"](OPS["negative"](x)))
 
 
 @operation("Where")
@@ -184,14 +164,9 @@ def _axes(axis: Any) -> Any:
     return tuple(axis) if isinstance(axis, (list, tuple)) else axis
 
 
-@operation("Var", "Std")
-def _variance(op: Any, x: Value) -> Any:
-    if getattr(op, "ddof", 0):
-        raise refuse(op, "ddof=")
-    axis = _axes(op.axis)
-    centered = x - OPS["mean"](x, axis=axis, keepdims=True)
-    var = OPS["mean"](centered * centered, axis=axis, keepdims=bool(op.keepdims))
-    return var if type(op).__name__ == "Var" else OPS["sqrt"](var)
+@operation("Std")
+def _std(op: Any, x: Value) -> Any:
+    return OPS["sqrt"](OPS["var"](x, axis=_axes(op.axis), keepdims=bool(op.keepdims)))
 
 
 @operation("Argmax")

@@ -416,9 +416,9 @@ class Reader:
         activation = getattr(layer, "activation", None)
         if activation is None or activation is self.keras.activations.linear:
             return y
-        for name, rule in ACTIVATIONS.items():
+        for name, ours in ACTIVATIONS.items():
             if activation is getattr(self.keras.activations, name, None):
-                return rule(None, y)
+                return OPS[ours](y)
         return self.followed(layer, activation, (y,), {}, path, training=False)
 
     def batch_norm(self, values: list[Value | None], attrs: dict[str, Any]) -> Value:

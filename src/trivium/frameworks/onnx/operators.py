@@ -130,11 +130,6 @@ def _several(call: Call) -> Any:
     return total / len(values) if call.op == "Mean" else total
 
 
-@reads("Reciprocal")
-def _reciprocal(call: Call) -> Any:
-    return 1.0 / call.value(0)
-
-
 @reads("Xor")
 def _xor(call: Call) -> Any:
     return OP["not_equal"](call.value(0), call.value(1))
@@ -201,18 +196,6 @@ def _prelu(call: Call) -> Any:
 def _thresholded(call: Call) -> Any:
     x = call.value(0)
     return OP["where"](x > call.attr("alpha"), x, 0.0 * OP["ones_like"](x))
-
-
-@reads("Softsign")
-def _softsign(call: Call) -> Any:
-    x = call.value(0)
-    return x / (1.0 + abs(x))
-
-
-@reads("Mish")
-def _mish(call: Call) -> Any:
-    x = call.value(0)
-    return x * OP["tanh"](OP["softplus"](x))
 
 
 @reads("Swish")

@@ -7,7 +7,6 @@ from typing import Any
 from trivium.frameworks.torch.aten import Reader, aten
 from trivium.frameworks.torch.exported import name_of
 from trivium.graph import OPS, Value
-from trivium.shape import size_product
 
 _END = 2**63 - 1  # what torch writes for "to the end"
 
@@ -44,18 +43,9 @@ def _argmax(at: Reader, self: Any, dim: Any = None, keepdim: bool = False) -> An
 @aten("var", "std")
 def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: bool = True,
          keepdim: bool = False) -> Any:  # fmt: skip
-    rank = len(self.shape)
-    axis = tuple(d % rank for d in dim) if dim else tuple(range(rank))
-    centered = self - OPS["mean"](self, axis=axis, keepdims=True)
-    less = float(1 if correction is None else correction) if unbiased else 0.0  # need not be whole
-    count = size_product(self.shape[a] for a in axis)
-    number = at.full((), count, self.dtype)
-    if less and isinstance(count, int):
-        number = at.full((), max(count - less, 0.0), self.dtype)
-    elif less:
-        number = OPS["maximum"](number - less, at.full((), 0.0, self.dtype))
-    var = OPS["sum"](centered * centered, axis=axis, keepdims=keepdim) / number
-    return _root(var) if str(at.node.target).startswith("aten.std") else var
+    less = 0 if not unbiased else 1 if correction is None else correction
+    axis = tuple(dim) if dim else None
+    return OPS[name_of(at.node)](self, axis=axis, correction=less, keepdims=keepdim)
 
 
 def _root(x: Value) -> Any:
@@ -122,15 +112,3 @@ def _pow(at: Reader, self: Any, exponent: Any = 2) -> Any:
         at.require(exponent != 0, "the exponent 0")
         return OPS["pow"](x, at.full((), exponent, x.dtype))
     return OPS["pow"](*at.promoted(self, exponent))
-
-
-@aten("rsqrt")
-def _rsqrt(at: Reader, self: Any) -> Any:
-    x = at.cast(self, at.out.dtype)
-    return at.full((), 1, x.dtype) / OPS["sqrt"](x)
-
-
-@aten("reciprocal")
-def _reciprocal(at: Reader, self: Any) -> Any:
-    x = at.cast(self, at.out.dtype)
-    return at.full((), 1, x.dtype) / x

@@ -225,23 +225,6 @@ def _softplus(at: Reader, self: Any, beta: float = 1, threshold: float = 20) -> 
     return OPS["where"](x > float(threshold), self, y)
 
 
-@aten("mish")
-def _mish(at: Reader, self: Any) -> Any:
-    return self * OPS["tanh"](OPS["softplus"](self))
-
-
-@aten("log_sigmoid")
-def _log_sigmoid(at: Reader, self: Any) -> Any:
-    return -OPS["softplus"](-self)
-
-
-@aten("glu")
-def _glu(at: Reader, self: Any, dim: int = -1) -> Any:
-    size = self.shape[dim]
-    a = OPS["slice_axis"](self, axis=dim, stop=size // 2)
-    return a * OPS["sigmoid"](OPS["slice_axis"](self, axis=dim, start=size // 2))
-
-
 @aten("softmax", "_softmax", "log_softmax", "_log_softmax")
 def _softmax(
     at: Reader, self: Any, dim: int, dtype: Any = None, half_to_float: bool = False

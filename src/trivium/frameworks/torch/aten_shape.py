@@ -305,7 +305,9 @@ def _where(at: Reader, condition: Any, self: Any, other: Any) -> Any:
 
 @aten("masked_fill")
 def _masked_fill(at: Reader, self: Any, mask: Any, value: Any) -> Any:
-    return OPS["where"](mask, at.cast(value, self.dtype), self)
+    if isinstance(value, Value):
+        return OPS["where"](mask, at.cast(value, self.dtype), self)
+    return OPS["masked_fill"](self, mask, value=value)
 
 
 def _truth(at: Reader, x: Any) -> Any:
