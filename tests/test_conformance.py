@@ -152,6 +152,32 @@ def test_body_is_the_fused_form(op: Op, case: Case) -> None:
         np.testing.assert_allclose(fused, plain, rtol=1e-11, atol=1e-12)
 
 
+def places(case: Case) -> list[Any]:
+    """The case's arrays, spread over the places of the result."""
+    arrays = draw(case)
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    return [np.ascontiguousarray(np.broadcast_to(a, shape)) for a in arrays]
+
+
+def each_place(op: Op, case: Case) -> bool:
+    """Does the op say so, and has it no number of its own, or inputs left out?"""
+    if op.random or None in case.arrays:
+        return False
+    node = one_node(op, case).nodes[-1]
+    return op.elementwise([None if v is None else v.type for v in node.inputs], node.attrs)
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if each_place(*p.values)])
+def test_what_works_on_each_place_minds_no_order(op: Op, case: Case) -> None:
+    node = one_node(op, case).nodes[-1]
+    arrays = places(case)
+    (whole,) = op.evaluate(arrays, node.attrs)
+    order = np.random.default_rng(4).permutation(whole.size)
+    mixed = [a.reshape(-1)[order] for a in arrays]
+    (got,) = op.evaluate(mixed, node.attrs)
+    np.testing.assert_array_equal(got, whole.reshape(-1)[order])
+
+
 @each_case
 def test_text_reads_back(op: Op, case: Case) -> None:
     graph = one_node(op, case)

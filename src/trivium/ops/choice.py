@@ -8,7 +8,16 @@ import numpy as np
 
 from trivium.dtype import DType, as_dtype, bool_, float32, float64
 from trivium.graph import OPS, Type
-from trivium.op import S, case, comparison, composite, elementwise, primitive, zero_gradient
+from trivium.op import (
+    S,
+    case,
+    comparison,
+    composite,
+    each_place,
+    elementwise,
+    primitive,
+    zero_gradient,
+)
 
 
 def _compare(name: str, symbol: str, numpy: Any, onnx: str, mxnet: str) -> Any:
@@ -37,6 +46,7 @@ greater = _compare("greater", ">", np.greater, "Greater", "greater")
 greater_equal = _compare("greater_equal", ">=", np.greater_equal, "GreaterOrEqual", "greater_equal")
 
 
+@each_place
 def _logical(*types: Type) -> Type:
     if any(t.dtype != bool_ for t in types):
         # Some frameworks would take them bit by bit, others as "not zero".
@@ -77,6 +87,7 @@ def logical_not(x: Any) -> Any:
     return np.logical_not(x)
 
 
+@each_place
 def _where_rule(c: Type, x: Type, y: Type) -> Type:
     if c.dtype != bool_ or x.dtype != y.dtype:
         raise TypeError(f"wants a bool condition and two arrays of one dtype, got {c}, {x}, {y}")
@@ -101,8 +112,13 @@ def _where_vjp(g: Any, out: Any, condition: Any, x: Any, y: Any) -> Any:
     return None, where(condition, g, none), where(condition, none, g)
 
 
+@each_place
+def _cast_rule(x: Type, *, dtype: DType) -> Type:
+    return Type(dtype, x.shape)
+
+
 @primitive(
-    rule=lambda x, *, dtype: Type(dtype, x.shape),
+    rule=_cast_rule,
     normal=lambda x, *, dtype: {"dtype": as_dtype(dtype)},
     cases=[case(S(2, 3, dtype="int64", high=5), dtype=float32),
            case(S(2, 3, dtype=bool_), dtype=float64)],

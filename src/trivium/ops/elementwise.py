@@ -15,6 +15,7 @@ from trivium.op import (
     case,
     composite,
     corner,
+    each_place,
     elementwise,
     primitive,
     zero_gradient,
@@ -26,6 +27,7 @@ _ONE = [case(S(2, 3)), case(S(4, low=-6, high=6)), case(S())]
 _POSITIVE = [case(S(2, 3, low=0.3, high=4))]
 
 
+@each_place
 def arithmetic(*types: Type) -> Type:
     """Type rule: the arrays broadcast, the dtype stays, and is no bool."""
     if any(t.dtype == bool_ for t in types):
@@ -76,6 +78,7 @@ def multiply(x: Any, y: Any) -> Any:
     return np.multiply(x, y)
 
 
+@each_place
 def _floating(*types: Type) -> Type:
     out = elementwise(*types)
     if not out.dtype.is_floating:
