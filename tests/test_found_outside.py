@@ -298,3 +298,38 @@ def test_the_end_of_an_open_length_in_onnx_is_refused() -> None:
     with pytest.raises(tv.UnsupportedError, match="open size"):
         tv.from_onnx(model(-3))
     assert tv.from_onnx(model(-1)).report.ok
+
+
+@pytest.mark.parametrize("target", ["torch", "keras", "tensorflow", "mxnet", "jax"])
+def test_a_module_with_a_weight_and_a_child_is_no_layer(target: str) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.weight, self.inner = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+        def forward(self, x: Any) -> Any:
+            return self.inner(torch.relu(nn.functional.linear(x, self.weight)))
+
+    model = nn.Sequential()
+    model.add_module("part", Own())
+    model.add_module("head", nn.Linear(4, 2))
+    getattr(tv, f"to_{target}")(model, X)  # verified
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8])
+def test_one_hot_of_any_integers(dtype: Any) -> None:
+    class Hot(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return nn.functional.one_hot(x.to(dtype).long(), 6).to(torch.float32)
+
+    assert tv.to_torch(Hot(), np.array([[1, 5], [0, 2]])).report.ok
+
+
+def test_outputs_named_by_numbers_are_refused() -> None:
+    class Numbers(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return {0: x, 1: x * 2}
+
+    with pytest.raises(tv.UnsupportedError, match="names are no words"):
+        tv.from_torch(Numbers(), X)

@@ -8,7 +8,7 @@ its own or another class scope. Every other node belongs to the nearest class sc
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,12 +91,19 @@ def place(form: LayerForm, arrays: Mapping[str, Value | None]) -> str | None:
 Forms = Callable[[Node], Sequence[LayerForm]]
 
 
+def holders(graph: Graph) -> set[str]:
+    """The paths that hold parts with parameters inside: no framework's own layer."""
+    scopes = {parent(v.name) for v in graph.of_kind("param", "state")}
+    return {s[:i] for s in scopes for i in range(len(s)) if s[i] == "."}
+
+
 def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[Node, Layer]:
     """The nodes that are layers. A parameter belongs to the first layer that uses it.
 
     A node is no layer where that layer would read a parameter that the Graph holds and never reads.
     """
     unread = {v.name for v in graph.unread()}
+    around = holders(graph)
     found: dict[Node, Layer] = {}
     owner: dict[str, Layer] = {}
     for node in graph.nodes:
@@ -110,7 +117,7 @@ def find_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[
                 before = owner.get(path)
                 if before and (before.form is not form or before.node.attrs != node.attrs):
                     continue
-                if any(f"{path}.{w.ours}" in unread for w in form.weights):
+                if path in around or any(f"{path}.{w.ours}" in unread for w in form.weights):
                     continue
             elif not (path := node.scope) or not leaf(path).isdigit():
                 continue  # a plain module (ReLU, MaxPool2d) is one only as a part of a Sequential
@@ -242,3 +249,32 @@ def _wire(graph: Graph, root: Block) -> None:
     fill(root)
     root.inputs = graph.of_kind("data")
     root.outputs = list(graph.outputs)
+
+
+def numbered(names: Iterable[str]) -> bool:
+    """Are these 0, 1, 2, ...: what the elements of a list are called?"""
+    names = list(names)
+    return bool(names) and names == [str(i) for i in range(len(names))]
+
+
+def in_order(members: dict[str, Any]) -> dict[str, Any]:
+    """Members as they come, but the elements of a list together and by their numbers."""
+    first: dict[tuple[str, ...], int] = {}
+    children: dict[tuple[str, ...], set[str]] = {}
+    for name in members:
+        parts = tuple(name.split("."))
+        for i, part in enumerate(parts):
+            first.setdefault(parts[: i + 1], len(first))
+            children.setdefault(parts[:i], set()).add(part)
+    lists = {at for at, names in children.items() if numbered(sorted(names, key=_count_of))}
+
+    def place(name: str) -> list[int]:
+        parts = tuple(name.split("."))
+        return [int(p) if parts[:i] in lists else first[parts[: i + 1]]
+                for i, p in enumerate(parts)]  # fmt: skip
+
+    return {name: members[name] for name in sorted(members, key=place)}
+
+
+def _count_of(name: str) -> int:
+    return int(name) if name.isdecimal() else -1

@@ -288,4 +288,6 @@ def array_source(array: np.ndarray[Any, Any]) -> str:
             f"a constant of {array.size} numbers in source",
             remedy="make it a parameter or state of the model",
         )
-    return repr(array.tolist())
+    # Spelled so that a target with words of its own for "nan" and "inf" finds none to replace.
+    words = {"nan": 'float("NaN")', "inf": 'float("Infinity")'}
+    return re.sub(r"\b(nan|inf)\b", lambda found: words[found[0]], repr(array.tolist()))

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Block, Layer, blocks, find_layers, inside, leaf, parent
+from trivium.frameworks.blocks import (
+    Block,
+    Layer,
+    blocks,
+    find_layers,
+    holders,
+    in_order,
+    inside,
+    leaf,
+    parent,
+)
 from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target, is_infix, joined
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.ready import arrays_written, in_turn, numbers_where_used
@@ -86,6 +96,7 @@ class Emitter:
         graph, self.constants = arrays_written(in_turn(plain))
         graph = target.prepare(graph)
         unread = {v.name for v in graph.unread()}
+        self.holders = holders(graph)
 
         def kept(node: Node) -> bool:
             return target.lowers(node) and not self.spoiled(node, unread)
@@ -441,35 +452,6 @@ def _common_name(names: Sequence[str]) -> str:
     ends = [n.removeprefix("in_").removeprefix("out_") for n in names]
     both = {n.partition("_")[0] for n in names} >= {"in", "out"}
     return next(e for e, n in zip(ends, names, strict=True) if e != n) if both else names[0]
-
-
-def numbered(names: Iterable[str]) -> bool:
-    """Are these 0, 1, 2, ...: what the elements of a list are called?"""
-    names = list(names)
-    return bool(names) and names == [str(i) for i in range(len(names))]
-
-
-def in_order(members: dict[str, Code]) -> dict[str, Code]:
-    """Members as they come, but the elements of a list together and by their numbers."""
-    first: dict[tuple[str, ...], int] = {}
-    children: dict[tuple[str, ...], set[str]] = {}
-    for name in members:
-        parts = tuple(name.split("."))
-        for i, part in enumerate(parts):
-            first.setdefault(parts[: i + 1], len(first))
-            children.setdefault(parts[:i], set()).add(part)
-    lists = {at for at, names in children.items() if numbered(sorted(names, key=_count_of))}
-
-    def place(name: str) -> list[int]:
-        parts = tuple(name.split("."))
-        return [int(p) if parts[:i] in lists else first[parts[: i + 1]]
-                for i, p in enumerate(parts)]  # fmt: skip
-
-    return {name: members[name] for name in sorted(members, key=place)}
-
-
-def _count_of(name: str) -> int:
-    return int(name) if name.isdecimal() else -1
 
 
 class Later:

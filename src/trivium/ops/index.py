@@ -114,7 +114,6 @@ def _one_hot_rule(indices: Type, *, classes: Any, dtype: dt.DType) -> Type:
     tensorflow="tf.one_hot({indices}, {classes}, dtype={dtype})",
     mxnet="F.one_hot({indices}, {classes}, dtype={dtype})",
     jax="jax.nn.one_hot({indices}, {classes}, dtype={dtype})",
-    torch="F.one_hot({indices}, {classes}).to({dtype})",
 )  # fmt: skip
 def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
     """1 at each index and 0 elsewhere, along a new last axis.

@@ -99,7 +99,8 @@ def rounded(arrays: Sequence[Any], rng: np.random.Generator) -> list[Any]:
     def moved(a: Array) -> Array:
         if a.dtype.kind != "f":
             return a
-        whole = np.ascontiguousarray(a).view(f"i{a.itemsize}")  # the next number is the next bits
+        flat = np.ascontiguousarray(a).reshape(a.shape)  # NumPy gives a single number an axis
+        whole = flat.view(f"i{a.itemsize}")  # the next number is the next bits
         near = (whole + np.resize(signs, a.size).reshape(a.shape)).astype(whole.dtype).view(a.dtype)
         return np.where((a == 0) | ~np.isfinite(a), a, near)
 

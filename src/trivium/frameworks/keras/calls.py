@@ -60,6 +60,17 @@ def _add(target: Target, node: Node) -> Code:
     return target.fill("{x} + {y}", swapped)
 
 
+_WIDENED = ("bool", "int8", "int16", "uint8", "uint16")
+
+
+def _as_narrow(target: Target, node: Node) -> Code:
+    """By its own line; but of these dtypes Keras makes wider ones, where ours stay."""
+    line, dtype = target.template(node), node.out.dtype
+    assert line is not None
+    code = target.fill(line, node)
+    return ["ops.cast(", *code, f', "{dtype}")'] if dtype in _WIDENED else code
+
+
 def _pool(target: Target, node: Node) -> Code:
     """A pool that is no layer: of float64, which a layer would cast."""
     a, volume = node.attrs, len(node.attrs["kernel"]) == 3
@@ -183,7 +194,11 @@ def _broadcast_to(target: Target, node: Node) -> Code:
     assert x is not None
     one = _one(x, shape)
     if one is not None and len(x.shape) == len(shape) and x.shape[0] == shape[0]:
-        return [*target.array(x), f" * ops.ones({one})"]  # the batch is there already
+        kind = "" if x.dtype == "float32" else f', dtype="{x.dtype}"'
+        ones = f"ops.ones({one}{kind})"  # the batch is there already
+        if x.dtype == "bool":
+            return ["ops.logical_and(", *target.array(x), f", {ones})"]
+        return [*target.array(x), f" * {ones}"]
     if one is None:
         return ["ops.broadcast_to(", *target.array(x), ", ", *target.attribute(shape), ")"]
     row: Code = target.array(x)
@@ -214,6 +229,7 @@ FUNCTIONS: dict[str, Callable[..., Code]] = {
     "pad": _pad, "slice_axis": _slice, "select": _select, "reshape": _reshape,
     "broadcast_to": _broadcast_to, "full": _full, "constant": _constant,
     "batch_norm": _batch_norm, "cross_entropy": _cross_entropy,
-    "mse_loss": _mse_loss, "cond": _CLOSURE, "scan": _CLOSURE, "take_grad": _GRADIENT,
+    "mse_loss": _mse_loss, "sum": _as_narrow, "square": _as_narrow,
+    "cond": _CLOSURE, "scan": _CLOSURE, "take_grad": _GRADIENT,
     "random_uniform": _RANDOM,
 }  # fmt: skip

@@ -59,7 +59,9 @@ class FunctionEmitter(Emitter):
         readers, results = self._readers[2], set(graph.outputs)
         weights = (v for v in node.inputs if v is not None and v.kind in ("param", "state"))
         return any(
-            v in results or not all(_once_more(node, other) for other in readers.get(v, ()))
+            v in results
+            or parent(v.name) in self.holders
+            or not all(_once_more(node, other) for other in readers.get(v, ()))
             for v in weights
         )
 
@@ -133,47 +135,43 @@ class FunctionEmitter(Emitter):
     def freezing(self) -> list[str]:
         """The lines that freeze what is not trained.
 
-        Layers, as Keras has it; but a BatchNormalization that is not trainable would collect no
-        statistics, so where one does, its weights.
+        Layers, as Keras has it and keeps it in files; but a BatchNormalization that is not
+        trainable would collect no statistics, so where one does, its weights.
         """
         layers: dict[str, dict[str, bool]] = {}  # path of each layer: is each weight trained?
         for v in self.graph.of_kind("param"):
             place, w = self.weights[v.name]
             layers.setdefault(place.removesuffix(f".{w.theirs}"), {})[w.theirs] = v.trainable
-        live = {parent(v.name) for v in self.graph.updates} & layers.keys()
+        live = {parent(v.name) for v in self.graph.updates}
         lines: list[str] = []
         for path in self.frozen():
             below = [p for p in layers if inside(p, path)]
-            if below and not live.intersection(below):
-                lines += _layers_frozen(path, below)
-            elif len(below) > 1:
-                lines += _weights_frozen(path)
-            else:
+            if not below or (len(below) == 1 and live.issuperset(below)):
                 names = [(p, w) for p in layers for w in layers[p] if inside(f"{p}.{w}", path)]
                 lines += [f'model.get_layer("{p}").{w}.trainable = False' for p, w in names]
+            else:
+                lines += _frozen(path, below, any(inside(p, path) for p in live))
         return lines
 
 
-def _layers_frozen(path: str, layers: Sequence[str]) -> list[str]:
-    """Layers and all that they hold."""
-    if not path:
+def _frozen(path: str, layers: Sequence[str], live: bool) -> list[str]:
+    """Layers and all that they hold; ``live``: there are some among them that collect."""
+    if not path and not live:
         return ["model.trainable = False"]
-    if list(layers) == [path]:
+    if list(layers) == [path] and not live:
         return [f'model.get_layer("{path}").trainable = False']
-    return ["for layer in model.layers:", f'    if layer.name.startswith("{path}."):',
-            "        layer.trainable = False"]  # fmt: skip
-
-
-def _weights_frozen(path: str) -> list[str]:
-    """The weights of layers that go on as they are."""
-    lines = ["for weight in model.trainable_weights:  # not the layers: statistics are collected"]
-    if not path:
-        return [*lines, "    weight.trainable = False"]
-    return [
-        *lines,
-        f'    if weight.path.startswith("{path}."):',
-        "        weight.trainable = False",
-    ]
+    lines = ["layer.trainable = False"]
+    if live:
+        lines = [
+            "if isinstance(layer, layers.BatchNormalization):  # it goes on collecting statistics",
+            "    for weight in layer.trainable_weights:",
+            "        weight.trainable = False",
+            "else:",
+            "    layer.trainable = False",
+        ]
+    if path:
+        lines = [f'if layer.name.startswith("{path}."):', *("    " + line for line in lines)]
+    return ["for layer in model.layers:", *("    " + line for line in lines)]
 
 
 def _tied(value: Value, where: str) -> UnsupportedError:
@@ -243,13 +241,17 @@ class FunctionWriter(Writer):
     def result(self, parts: Sequence[str]) -> str:
         if not self.root:
             return super().result(parts)
+        graph = self.emitter.graph
         first = "inputs" if len(self.body.block.inputs) == 1 else "inputs[0]"
         parts = [  # what a functional model gives hangs on its inputs
             f"Constant()([{part}, {first}])" if _depends_on_nothing(v) else part
             for part, v in zip(parts, self.body.block.outputs, strict=True)
         ]
         outputs = parts[0] if len(parts) == 1 else f"[{', '.join(parts)}]"
-        return f"return keras.Model(inputs, {outputs}, name={quoted(self.emitter.graph.name)})"
+        if isinstance(graph.structure, tuple):  # names: Keras keeps their order, in files too
+            named = zip(graph.structure, parts, strict=True)
+            outputs = f"{{{', '.join(f'{_key(n)}: {part}' for n, part in named)}}}"
+        return f"return keras.Model(inputs, {outputs}, name={quoted(graph.name)})"
 
     def joins(self, s: Statement, text: str, last: bool) -> bool:
         """A layer has a line of its own."""
@@ -347,6 +349,16 @@ def _depends_on_nothing(value: Value) -> bool:
     inputs = value.node.inputs if value.node is not None else ()
     made = value.node is not None
     return made and all(v is None or _depends_on_nothing(v) for v in inputs)
+
+
+def _key(name: Any) -> str:
+    """The name of an output, as source."""
+    if not isinstance(name, str):
+        raise UnsupportedError(
+            f"a Keras model with an output that is called {name!r}",
+            remedy="its files keep words only: return a dict whose keys are strings",
+        )
+    return quoted(name)
 
 
 def _input(value: Value, name: str) -> str:

@@ -187,6 +187,11 @@ class Reader:
         graph = self.graph
         if isinstance(result, Mapping):
             graph.structure, items = tuple(result), list(result.values())
+            if wrong := [name for name in result if not isinstance(name, str)]:
+                raise UnsupportedError(
+                    f"an output that is called {wrong[0]!r}",
+                    remedy="return a dict whose keys are strings",
+                )
         elif isinstance(result, (list, tuple)):
             graph.structure, items = type(result), list(result)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,7 @@ from trivium.frameworks.keras.emit import emit, emit_function
 from trivium.frameworks.keras.read import load
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished, looking
-from trivium.frameworks.runner import Array, Pulled, Slots
+from trivium.frameworks.runner import Array, Names, Pulled, Slots, listed
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.step import Update, by_dtype, by_mode
 
@@ -38,6 +39,19 @@ def load_tensorflow() -> Any:
 
 def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
     """The Keras model that the Graph's source makes, with these numbers, and where each is."""
+    model, weights = _built(graph, values)
+    norm = load().layers.BatchNormalization
+    if norms := [layer.name for layer, _ in _frozen_alone(model) if isinstance(layer, norm)]:
+        warnings.warn(
+            f"weights of {', '.join(norms)} are frozen one by one, since a layer that is frozen "
+            "collects no statistics: Keras's own save and clone_model do not keep that; save as "
+            ".tv, or freeze them again afterwards, as the source does",
+            stacklevel=4,
+        )
+    return model, weights
+
+
+def _built(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple[str, Weight]]]:
     config = load().config
     settings = (config.image_data_format(), config.floatx(), config.dtype_policy().name)
     if settings != ("channels_last", "float32", "float32"):
@@ -63,14 +77,26 @@ def foreign(model: Any, module: Any) -> KerasRunner:
 
 def keep(model: Any, path: str) -> None:
     """Write a ``.keras`` file, in which a layer is trainable as a whole or not at all."""
-    for layer in model._flatten_layers():
-        for v in layer._trainable_variables:
-            if v.trainable != layer.trainable:
-                raise UnsupportedError(
-                    f"a .keras file with {v.path}, which is frozen by itself", layer.name,
-                    "it keeps no such flag: save as .tv, or freeze the whole layer",
-                )  # fmt: skip
+    for layer, frozen in _frozen_alone(model):
+        where = "it keeps no such flag: save as .tv, or "
+        if len(frozen) < len(layer._trainable_variables):
+            what = f"{frozen[0].path}, which is frozen by itself"
+            remedy = where + "freeze the whole layer"
+        else:
+            what = f"the frozen layer {layer.name}, which goes on collecting statistics"
+            remedy = (
+                where + "let it infer by those it has (eval() in PyTorch, trainable=False in Keras)"
+            )
+        raise UnsupportedError(f"a .keras file with {what}", layer.name, remedy)
     model.save(path)
+
+
+def _frozen_alone(model: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Layers that are trainable, each with its variables that are not: Keras's files keep none."""
+    for layer in model._flatten_layers():
+        held = layer._trainable_variables
+        if frozen := [v for v in held if layer.trainable and not v.trainable]:
+            yield layer, frozen
 
 
 def _into(weight: Weight, shape: tuple[int, ...]) -> Weight:
@@ -87,7 +113,7 @@ class KerasRunner:
 
     def __init__(self, model: Any, weights: Weights):
         self.keras, self.model, self.weights = load(), model, weights
-        self.structure: tuple[str, ...] | None = None
+        self.structure: Names = None
         from keras.src.models.functional import Functional
 
         self.recorded = (Functional, self.keras.Sequential)
@@ -175,6 +201,9 @@ class KerasRunner:
         """Take these numbers."""
         for name, variable in self.variables.items():
             variable.assign(np.array(self.weights[name][1].to(np.asarray(values[name]))))
+        for layer in self.model._flatten_layers():
+            if isinstance(layer, self.keras.layers.Normalization) and layer.input_mean is None:
+                layer.finalize_state()  # it computes with copies of its statistics
 
     def _call(self, inputs: Sequence[Any], training: bool) -> list[Any]:
         """The outputs as a list; a functional model takes its inputs as it was given them."""
@@ -183,10 +212,8 @@ class KerasRunner:
             recorded = getattr(self.model, "_functional", None) or self.model
             inputs = [self.keras.tree.pack_sequence_as(recorded.input, list(inputs))]
         found = self.model(*inputs, training=training)
-        if isinstance(found, Mapping):
-            self.structure = tuple(found)
-            return list(found.values())
-        return list(found) if isinstance(found, (tuple, list)) else [found]
+        outputs, self.structure = listed(found)
+        return outputs
 
     def _kept(self) -> list[tuple[Any, Array]]:
         return [(v, self._numpy(v)) for v in self.model.non_trainable_weights]
@@ -247,7 +274,7 @@ class KerasTrainer(Slots):
 
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.tf = tf = load_tensorflow()
-        self.model, weights = build(by_mode(graph), values)
+        self.model, weights = _built(by_mode(graph), values)
         self.runner = KerasRunner(self.model, weights)
         self.names = [v.path for v in self.model.trainable_variables]
         self.params = [v.value for v in self.model.trainable_variables]

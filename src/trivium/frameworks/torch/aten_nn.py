@@ -254,6 +254,13 @@ def _embedding(at: Reader, weight: Any, indices: Any, padding_idx: int = -1,
     return OPS["embedding"](weight, indices)
 
 
+@aten("one_hot")
+def _one_hot(at: Reader, self: Any, num_classes: int = -1) -> Any:
+    counted = isinstance(num_classes, int) and num_classes > 0
+    at.require(counted, "a number of classes that the data says", "give num_classes")
+    return OPS["one_hot"](self, classes=num_classes, dtype=at.out.dtype)
+
+
 HANDLERS["embedding_bag"] = lambda at, **_: at.require(False, "bags", "use nn.Embedding and a sum")
 
 

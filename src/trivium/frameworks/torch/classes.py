@@ -5,9 +5,9 @@ from __future__ import annotations
 import keyword
 from collections.abc import Mapping
 
-from trivium.frameworks.blocks import Layer
+from trivium.frameworks.blocks import Layer, numbered
 from trivium.frameworks.code import Member
-from trivium.frameworks.source import Class, Emitter, numbered
+from trivium.frameworks.source import Class, Emitter
 from trivium.frameworks.writer import Declared, Writer
 
 LINE = 84

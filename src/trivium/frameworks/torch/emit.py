@@ -49,6 +49,16 @@ def _pad(target: Target, node: Node) -> Code:
     return [*code, f", value={target.literal(a['value'])})" if a["value"] else ")"]
 
 
+def _one_hot(target: Target, node: Node) -> Code:
+    """F.one_hot takes int64 alone."""
+    (indices,), a = node.inputs, node.attrs
+    assert indices is not None
+    wide = ".long()" * (indices.dtype != "int64")
+    count = target.attribute(a["classes"])
+    kind = target.literal(a["dtype"])
+    return ["F.one_hot(", *target.array(indices), f"{wide}, ", *count, f").to({kind})"]
+
+
 def _sum(target: Target, node: Node) -> Code:
     """Torch sums small integers as int64 unless told otherwise."""
     code, kind = target.fill(target.template(node) or "", node), node.out.dtype
@@ -192,7 +202,7 @@ class Torch(Target):
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": slice_axis, "select": select,
         "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
         "constant": _constant, "maximum": _extremum, "minimum": _extremum, "where": _where,
-        "sum": _sum,
+        "sum": _sum, "one_hot": _one_hot,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:

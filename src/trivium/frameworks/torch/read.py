@@ -187,6 +187,10 @@ def _outputs(graph: Graph, module: Any, program: Any, results: Sequence[Any]) ->
 
     nested = _pytree.tree_unflatten(list(results), program.call_spec.out_spec)
     if isinstance(nested, Mapping):
+        odd = [k for k in nested if not isinstance(k, str)]
+        if odd:
+            what = f"outputs whose names are no words: {odd[0]!r}"
+            raise UnsupportedError(what, type(module).__name__, "give them names")
         graph.structure, nested = tuple(nested), list(nested.values())
     elif isinstance(nested, (tuple, list)):
         graph.structure = type(nested) if type(nested) in (tuple, list) else tuple
