@@ -17,7 +17,7 @@ import ast
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trivium.graph import OPS, Value
@@ -187,6 +187,15 @@ def whole(op: Op, line: str) -> str:
     return f"{line}({', '.join([*arrays, *attrs])})"
 
 
+def _many(op: Op, part: Any) -> Any:
+    return [part] if isinstance(part, Hole) and part.name == op.variadic else part
+
+
+def _depth(part: Any) -> int:
+    inner = (*part.positional, *part.keywords.values()) if isinstance(part, Pattern) else ()
+    return isinstance(part, Pattern) + sum(map(_depth, inner))
+
+
 class Vocabulary:
     """All lines of a framework, found by the names that its graphs have for their calls."""
 
@@ -198,7 +207,11 @@ class Vocabulary:
         for op, fixed, line in lines(framework):
             if (found := pattern(whole(op, line))) is not None:
                 word = found.name if found.name in SIGNS.values() else spelled(found.name)
+                if op.variadic:
+                    found = replace(found, positional=tuple(_many(op, p) for p in found.positional))
                 self.lines.setdefault(word, []).append((op, fixed, found))
+        for known in self.lines.values():
+            known.sort(key=lambda line: -_depth(line[2]))  # what says more comes first
 
     def says(self, op: Op, attrs: Mapping[str, Any]) -> Pattern | None:
         """The call that is an op with these attributes, what stands in its holes filled in."""
@@ -224,7 +237,9 @@ class Vocabulary:
             values = [arrays.get(n) for n in op.arrays]
             if op.variadic:
                 values = list(arrays[op.variadic])
-            return op(*(suited(op, values, attrs) if suited else values), **attrs)
+            values = list(suited(op, values, attrs)) if suited else values
+            if takes(op, values, attrs):
+                return op(*values, **attrs)
         return None
 
     def read(self, call: Call, made: Made) -> Iterator[tuple[Op, dict[str, Any], dict[str, Any]]]:
@@ -238,6 +253,7 @@ class Vocabulary:
 
     def match(self, wanted: Pattern, call: Call, made: Made) -> dict[str, Any] | None:
         """What stands in the holes, if this is such a call."""
+        call = _gathered(call, len(wanted.positional)) if _gathers(wanted, call) else call
         parts = dict(zip(call.order, wanted.positional, strict=False)) | dict(wanted.keywords)
         found: dict[str, Any] = {}
         for beyond in wanted.positional[len(call.order) :]:  # x.sum() has no place for an axis
@@ -284,6 +300,22 @@ class Vocabulary:
         return not isinstance(item, Value) and same(item, part)
 
 
+def _gathers(wanted: Pattern, call: Call) -> bool:
+    """Does the last place want several arrays, which the call has one by one?"""
+    last = len(wanted.positional) - 1
+    if last < 0 or not isinstance(wanted.positional[last], list) or len(call.order) <= last:
+        return False
+    return isinstance(call.given.get(call.order[last]), Value)
+
+
+def _gathered(call: Call, count: int) -> Call:
+    several = call.order[count - 1 :]
+    items = [call.given[n] for n in several if n in call.given]
+    rest = {k: v for k, v in call.given.items() if k not in several}
+    first = several[0]
+    return replace(call, given=rest | {first: items}, order=(*call.order[: count - 1], first))
+
+
 def same(a: Any, b: Any) -> bool:
     """Are two arguments alike? Numbers to float32's digits, lists as tuples."""
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
@@ -306,6 +338,17 @@ def fits(op: Op, found: Mapping[str, Any]) -> bool:
         number = op.promotes and type(item) in (int, float)
         if name not in {*op.defaults, op.variadic} and not (isinstance(item, Value) or number):
             return False
+    return True
+
+
+def takes(op: Op, values: Sequence[Any], attrs: Mapping[str, Any]) -> bool:
+    """Does the op's own type rule agree?"""
+    if not all(v is None or isinstance(v, Value) for v in values):
+        return True  # numbers become arrays when it is called
+    try:
+        op.settle([None if v is None else v.type for v in values], attrs)
+    except (TypeError, ValueError, LookupError):
+        return False
     return True
 
 
