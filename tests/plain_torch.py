@@ -162,3 +162,8 @@ def adam_update(p: Any, g: Any, m: Any, v: Any, count: Any, lr: Any, *, beta1: f
         betas=(beta1, beta2), eps=epsilon, weight_decay=weight_decay,
     )  # fmt: skip
     return p, state["exp_avg"], state["exp_avg_sq"]
+
+
+def one_hot(indices: Any, *, classes: int, dtype: Any) -> Any:
+    """F.one_hot, in the dtype that is asked for."""
+    return F.one_hot(indices, classes).to(dtype)

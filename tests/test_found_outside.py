@@ -333,3 +333,17 @@ def test_outputs_named_by_numbers_are_refused() -> None:
 
     with pytest.raises(tv.UnsupportedError, match="names are no words"):
         tv.from_torch(Numbers(), X)
+
+
+@pytest.mark.parametrize("target", ["torch", "keras", "tensorflow", "mxnet", "jax", "onnx"])
+def test_a_table_of_positions_that_no_input_reaches(target: str) -> None:
+    class Places(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.table, self.places = nn.Embedding(9, 4), nn.Embedding(16, 4)
+
+        def forward(self, ids: Any) -> Any:
+            return self.table(ids) + self.places(torch.arange(ids.shape[1]))
+
+    getattr(tv, f"to_{target}")(Places(), np.array([[1, 2, 3], [4, 5, 6]]))  # verified

@@ -531,14 +531,18 @@ def test_a_parameter_without_gradient_is_a_frozen_parameter():
 
 def test_dropout_is_open_unless_the_model_decides():
     def forward(m, x):
-        x = F.dropout(m.drop(x), 0.2, training=True)
-        x = F.dropout(x, 0.4, training=False)
+        x = F.dropout(m.drop(x), 0.4, training=False)
         return F.dropout(x, 0.1, m.training)
 
     graph = read(Does(forward, drop=nn.Dropout(0.3)), normal(3, 4)).graph
     found = [(n.attrs["rate"], n.attrs["training"], n.attrs["salt"]) for n in graph.nodes]
-    assert found == [(0.3, MODE, 0), (0.2, True, 1), (0.1, MODE, 2)]
+    assert found == [(0.3, MODE, 0), (0.1, MODE, 1)]
     assert [v.kind for v in graph.inputs] == ["data", "rng"]
+    always = Does(lambda m, x: F.dropout(x, 0.2, training=True))
+    with pytest.raises(UnsupportedError, match="in evaluation too"):
+        read(always, normal(3, 4))
+    (node,) = read(always, normal(3, 4), training=True).graph.nodes
+    assert node.attrs["training"] is True
 
 
 def test_dropout_that_evaluation_does_not_even_call():

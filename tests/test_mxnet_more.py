@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ if importlib.util.find_spec("mxnet") is None:
 
 from emit_suite import Bound, shaken
 from trivium.frameworks.mxnet.emit import emit
+from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.mxnet.run import MxnetRunner, build
 from trivium.graph import OPS, UnsupportedError
 from trivium.interpret import Interpreter
@@ -182,7 +187,6 @@ def test_a_batch_norm_that_nothing_reads_is_refused(last: bool) -> None:
 def test_two_steps_beside_torch(calls: int, hybrid: bool) -> None:
     """Gluon's own Trainer beside torch's optimizer, from fresh statistics."""
     torch = pytest.importorskip("torch")
-    from trivium.frameworks.mxnet.load import load
 
     class Repeated(torch.nn.Module):
         def __init__(self) -> None:
@@ -374,3 +378,316 @@ def test_statistics_that_are_read_as_they_become_are_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="that reads statistics as a batch norm leaves them"):
         emit(tv.trace(Reading(), ("float32", ("batch", 4))))
+
+
+def test_a_call_at_rest_before_one_that_collects_is_refused() -> None:
+    """One nn.BatchNorm is not both."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            self.lin, self.bn = nn.Linear(4), nn.BatchNorm()
+
+        def forward(self, x: Any) -> Any:
+            x = self.lin(x)
+            mean, var = (
+                self.bn.param(f"running_{n}", (4,), ones, "state") for n in ("mean", "var")
+            )
+            rest = tv.batch_norm(x, None, None, mean, var, training=False)[0]
+            return rest * self.bn(x)
+
+    graph = tv.trace(Twice(), ("float32", ("batch", 4)))
+    with pytest.raises(UnsupportedError, match=r"updates bn\.running_mean outside a layer"):
+        emit(graph)
+
+
+class Stopped(nn.Module):
+    """A batch norm whose output is detached: torch collects there all the same."""
+
+    def __init__(self) -> None:
+        self.lin, self.bn, self.head = nn.Linear(4), nn.BatchNorm(), nn.Linear(2)
+
+    def forward(self, x: Any) -> Any:
+        return self.head(tv.stop_gradient(tv.relu(self.bn(self.lin(x)))))
+
+
+def test_a_batch_norm_that_is_detached_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"batch norm that no gradient reaches.*at bn"):
+        emit(tv.trace(Stopped(), ("float32", ("batch", 4))))
+
+
+REFUSED: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "of a vector with": (lambda x: x[0, 0] @ x.mT, ("batch", 3, 4)),
+    "by one index without axes": (lambda x: tv.take(x, tv.asarray(np.array(1)), axis=1), (3, 4)),
+    "with dilation": (
+        lambda x: tv.max_pool(x, kernel=(2, 2), stride=(1, 1), dilation=(2, 2)), (2, 3, 8, 8)
+    ),
+    "without inputs": (lambda: tv.full(shape=(2,), value=1.0), ()),
+    "from the open": (
+        lambda x: x[:, 0] * tv.cast(
+            tv.arange(start=x.shape[0], stop=2 * x.shape[0], step=1, dtype=tv.int64),
+            dtype="float32",
+        ), ("batch", 4)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_is_refused_by_name(reason: str) -> None:
+    function, shape = REFUSED[reason]
+    with pytest.raises(UnsupportedError, match=reason):
+        emit(tv.trace(function, *([("float32", shape)] if shape else [])))
+
+
+def test_a_dense_layer_in_float64_is_written_out() -> None:
+    graph = tv.Graph("g")
+    with graph:
+        x = graph.input("data", "float64", ("batch", 4), "x")
+        w = graph.input("param", "float64", (2, 4), "fc.weight")
+        graph.outputs = [OPS["linear"](x, w, None)]
+    source = emit(graph).source
+    assert 'dtype="float64"' in source
+
+
+def test_gradients_of_a_plain_block_in_inference_mode_are_refused() -> None:
+    gluon = load().gluon.nn
+    net = gluon.Sequential()
+    net.add(gluon.Dense(2))
+    net.initialize()
+    x = np.ones((1, 3), np.float32)
+    with pytest.raises(UnsupportedError, match="inference mode of a Block that is no HybridBlock"):
+        MxnetRunner(net, {}).pull([x], [np.ones((1, 2), np.float32)])
+
+
+# -- what no gradient comes back to ----------------------------------------------------------------
+ENDS: dict[str, Any] = {
+    "detached": tv.stop_gradient,
+    "detached twice": lambda x: tv.stop_gradient(tv.exp(tv.stop_gradient(x))),
+    "sign": tv.sign,
+    "compared": lambda x: tv.cast(x > 0.1, dtype="float32"),
+    "argmax": lambda x: tv.one_hot(tv.argmax(x, axis=1), classes=4),
+    "like": lambda x: tv.ones_like(x) + tv.zeros_like(x),
+    "condition": lambda x: tv.where(x > 0.2, 1.0, 2.0),
+    "integers": lambda x: tv.cast(tv.cast(x * 3, dtype="int32"), dtype="float32"),
+}
+
+
+class Ended(nn.Module):
+    """A trained layer, what has no gradient, and a layer or nothing after it."""
+
+    def __init__(self, end: Any, head: bool = True, beside: bool = False) -> None:
+        self.end, self.beside = end, beside
+        self.lin = nn.Linear(4)
+        self.head = nn.Linear(4) if head else None
+
+    def forward(self, x: Any) -> Any:
+        x = tv.tanh(tv.relu(self.lin(x)))
+        y = self.end(x) + x if self.beside else self.end(x)
+        return y if self.head is None else self.head(y)
+
+
+@ways
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside"])
+@pytest.mark.parametrize("name", ENDS)
+def test_where_no_gradient_comes_back(name: str, beside: bool, hybrid: bool) -> None:
+    """Imperatively, MXNet died of a segmentation fault in the way back."""
+    module = Ended(ENDS[name], beside=beside)
+    graph = tv.trace(module, ("float32", (6, 4)))
+    x = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    values = shaken(module)
+    framework = Bound("mxnet", emit, build, MxnetRunner, None)
+    framework.both_modes(graph, running(graph, values, hybrid), values, [x])
+
+
+@ways
+def test_an_output_that_no_gradient_comes_back_to(hybrid: bool) -> None:
+    module = Ended(tv.stop_gradient, head=False)
+    graph = tv.trace(module, ("float32", (6, 4)))
+    x = np.ones((6, 4), np.float32)
+    pulled = running(graph, shaken(module), hybrid).pull([x], [x], training=True)
+    assert not np.any(pulled.inputs[0]) and not any(map(np.any, pulled.parameters.values()))
+
+
+def test_a_detached_trunk_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Trunk(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(torch.relu(self.trunk(x)).detach())
+
+    net = tv.to_mxnet(Trunk(), torch.randn(3, 4))
+    assert net.report.ok and "detached(F, " in net.source
+    assert "detached" not in tv.emit(nn.Sequential(nn.Linear(3), tv.relu), "mxnet", np.ones((2, 4)))
+
+
+def test_a_gluon_block_that_detaches() -> None:
+    """Its gradients are asked for of its symbol: imperatively MXNet would not survive it."""
+    mx = load()
+
+    class Detaching(mx.gluon.HybridBlock):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.head = mx.gluon.nn.Dense(4), mx.gluon.nn.Dense(2)
+
+        def hybrid_forward(self, F: Any, x: Any) -> Any:
+            return self.head(F.BlockGrad(F.relu(self.trunk(x))))
+
+    net = Detaching()
+    net.initialize()
+    x = mx.nd.ones((3, 4))
+    net(x)
+    assert tv.to_torch(net, x).report.ok
+
+
+# -- bools -----------------------------------------------------------------------------------------
+def test_bools_that_a_model_holds() -> None:
+    """MXNet has none: they are 0 and 1 there, and bools again when they are read."""
+    torch = pytest.importorskip("torch")
+
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = torch.nn.Linear(3, 3)
+            self.register_buffer("mask", torch.ones(3, 3).tril().bool())
+            self.register_buffer("on", torch.tensor(True))
+
+        def forward(self, x: Any) -> Any:
+            x = self.lin(x)
+            x = torch.where(self.mask, x, torch.zeros(())) + x.masked_fill(~self.mask, -1.0)
+            return torch.where(self.on, x, -x) * (self.mask == self.on)
+
+    net = tv.to_mxnet(Masked(), torch.randn(2, 3, 3))
+    assert net.report.ok
+    graph = tv.trace(tv.from_torch(Masked(), torch.randn(2, 3, 3)), ("float32", (2, 3, 3)))
+    held = {v.name: np.ones(v.shape, v.dtype.numpy) for v in graph.of_kind("param", "state")}
+    held["mask"] = np.eye(3, dtype=bool)
+    runner = running(graph, held, hybrid=False)
+    assert {n: a.dtype for n, a in runner.values().items()} == {n: a.dtype for n, a in held.items()}
+    np.testing.assert_array_equal(runner.values()["mask"], held["mask"])
+    runner.load(held | {"mask": ~held["mask"]})
+    np.testing.assert_array_equal(runner.values()["mask"], ~held["mask"])
+    assert runner.values()["on"].shape == ()
+
+
+# -- names -----------------------------------------------------------------------------------------
+NAMES = ["onnx::Add_12", "onnx__Add_12", "12", "a-b", "log_softmax", "float", "lambda", "weight"]
+
+
+@ways
+@pytest.mark.parametrize("scope", ["", "part.", "a/b."])
+def test_names_that_are_no_identifiers(scope: str, hybrid: bool) -> None:
+    graph = tv.Graph("g")
+    with graph:
+        x = graph.input("data", "float32", ("batch", 4), "x")
+        y = x
+        for name in NAMES:
+            with graph.within(scope.rstrip(".")):
+                y = tv.log_softmax(y + graph.input("param", "float32", (4,), scope + name), axis=1)
+        graph.outputs = [y]
+    rng = np.random.default_rng(0)
+    values = {scope + n: rng.standard_normal(4).astype(np.float32) for n in NAMES}
+    emitted = emit(graph)
+    compile(emitted.source, "source", "exec")
+    assert emitted.weights.keys() == values.keys()
+    runner = running(graph, values, hybrid)
+    for name, array in runner.values().items():
+        np.testing.assert_array_equal(array, values[name])
+    a = rng.standard_normal((2, 4)).astype(np.float32)
+    exact = Interpreter(graph, tv.float64)(a, *values.values())
+    np.testing.assert_allclose(runner.outputs([a])[0], exact[0], rtol=1e-5)
+
+
+def test_a_list_of_parameters() -> None:
+    torch = pytest.importorskip("torch")
+
+    class Listed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ps = torch.nn.ParameterList(torch.randn(4) for _ in range(2))
+
+        def forward(self, x: Any) -> Any:
+            return x * self.ps[0] + self.ps[1]
+
+    assert tv.to_mxnet(Listed(), torch.randn(3, 4)).report.ok
+
+
+def test_a_block_that_reads_nothing_is_none() -> None:
+    """A table of positions that is read at constant places."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            self.table = nn.Embedding(6, 4)
+
+        def forward(self) -> Any:
+            return self.table(tv.asarray(np.array([3, 1, 4]))) * 2
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            self.pos, self.head = Table(), nn.Linear(2)
+
+        def forward(self, x: Any) -> Any:
+            return self.head(x + self.pos())
+
+    net = tv.to_mxnet(Placed(), np.ones((2, 3, 4), np.float32))
+    assert net.report.ok and "def hybrid_forward(self, F, )" not in net.source
+
+
+# -- inputs and outputs ----------------------------------------------------------------------------
+def test_indices_of_an_embedding_that_are_floats() -> None:
+    """What mx.nd.array gives: MXNet raises where their gradient is asked for."""
+    nd, gluon = load().nd, load().gluon.nn
+    net = gluon.HybridSequential()
+    net.add(gluon.Embedding(11, 4), gluon.Dense(3, flatten=False))
+    net.initialize()
+    x = nd.array(np.random.default_rng(0).integers(0, 11, (3, 5)))
+    net(x)
+    assert tv.to_torch(net, x).report.ok
+    runner = MxnetRunner(net, {})
+    found = runner.pull([x.asnumpy()], [np.ones((3, 5, 3), np.float32)], training=True)
+    assert found.inputs == [None]
+
+
+def test_another_error_of_MXNet_stays_one() -> None:
+    MXNetError = load().MXNetError
+    graph = tv.trace(lambda x: tv.tanh(x), ("float32", (2, 3)))
+    runner = running(graph, {}, hybrid=False)
+
+    def fails(*_: Any) -> Any:
+        raise MXNetError("no such thing")
+
+    runner._training = fails
+    with pytest.raises(MXNetError, match="no such thing"):
+        runner.pull([np.ones((2, 3), "f")], [np.ones((2, 3), "f")], training=True)
+
+
+def test_names_of_outputs_are_said() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            self.lin, self.drop = nn.Linear(3), nn.Dropout(0.5)
+
+        def forward(self, x: Any) -> Any:
+            x = self.drop(self.lin(x))
+            return {"hidden": tv.tanh(x), "out": x}
+
+    x = np.ones((2, 4), np.float32)
+    model = Two()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        net = tv.to_mxnet(model, x)
+    (one,) = said
+    assert "MXNet gives a list: hidden, out, in this order" in str(one.message) and net.report.ok
+    assert list(tv.compile(model, engine="mxnet")(x)) == ["hidden", "out"]  # and says nothing
+    hidden, out = net(load().nd.array(x))
+    np.testing.assert_allclose(hidden.asnumpy(), np.tanh(out.asnumpy()), rtol=1e-5)
+
+
+def test_the_line_that_imports_MXNet() -> None:
+    """The one that the README has; a plain import works after it."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    line = "from trivium.frameworks.mxnet.load import load; mx = load()"
+    assert f"`{line}`" in readme
+    after = f"{line}\nimport mxnet\nfrom mxnet import gluon\nassert mxnet is mx"
+    subprocess.run([sys.executable, "-c", after], check=True)

@@ -296,7 +296,8 @@ def _made(model: Any, path: Path, target: str | None, shapes: tuple[Any, ...]) -
         tv.save(module, path, *shapes, verify=False)
         return tv.verify(model, path, *shapes)
     native = OUT[target](model, *shapes)
-    write(path, tv.emit(module, target, *shapes))
+    first = "# Beside NumPy 2, first: from trivium.frameworks.mxnet.load import load; load()\n"
+    write(path, first * (target == "mxnet") + tv.emit(module, target, *shapes))
     tv.save(module, path.with_suffix(".tv"), *shapes)
     report: Report = (native[0] if isinstance(native, tuple) else native).report
     return report

@@ -101,8 +101,6 @@ def _reader(graph: Graph, value: Value, data: list[Value]) -> Callable[[Sequence
     part, env = replay(graph)
     part.outputs, part.updates = [env[value]], {}  # type: ignore[list-item]
     prune(part)
-    read = {v for n in part.nodes for v in n.inputs}
-    places = [k for k, v in enumerate(data) if env[v] in read]
-    part.inputs = [env[data[k]] for k in places]  # type: ignore[misc]
+    part.inputs = [env[v] for v in data]  # type: ignore[misc]  # all: one may say an open size
     run = Interpreter(part, training=True)
-    return lambda arrays: run(*(arrays[k] for k in places))[0]
+    return lambda arrays: run(*arrays)[0]

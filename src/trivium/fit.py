@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,29 +16,15 @@ from trivium import optim
 from trivium.data import batches, row_count, whole
 from trivium.demands import Demands
 from trivium.engines import get as engine_named
-from trivium.graph import OPS, Graph
+from trivium.graph import Graph
 from trivium.metrics import metric_function
-from trivium.nn.held import in_mode
+from trivium.nn.held import changes, in_mode
+from trivium.nn.losses import loss_function
 from trivium.nn.module import GraphModule, Module, Parameter, restructure, trace
+from trivium.nn.parameter import captured, take_over
 from trivium.recent import Recent
+from trivium.shape import ShapeError
 from trivium.tensor import Tensor, asarray, spec_of
-
-LOSSES = {
-    "mse": "mse_loss",
-    "cross_entropy": "cross_entropy",
-    "binary_cross_entropy": "binary_cross_entropy_with_logits",
-}
-
-
-def loss_function(spec: str | Callable[..., Any]) -> Callable[..., Any]:
-    """The loss that a name means, ``loss(prediction, target)``; or the one given."""
-    if callable(spec):
-        return spec
-    if spec not in LOSSES:
-        raise ValueError(f"no loss {spec!r}; there are {', '.join(LOSSES)}")
-    function: Callable[..., Any] = OPS[LOSSES[spec]]
-    return function
-
 
 _DOUBLE = np.dtype(np.float64)
 
@@ -94,13 +81,17 @@ class TrainStep:
         self._steps = 0
         self._memory: dict[str, Any] = {}  # the optimizer's, of trainers before this one
         self._wide = False  # does the model compute in float64 somewhere?
+        self._changes = changes()  # of modules' attributes, when the step was traced
 
     def __call__(self, x: Any, y: Any) -> float:
         arrays: Sequence[Any] = (*x, y) if isinstance(x, tuple) else (x, y)
+        if self._changes != changes():
+            self._look_again()
         if not self._as_before(arrays):
             arrays = self._admitted(arrays)
         if self._outdated:
             self._trainer.load({name: p.data for name, p in self._params.items()})
+            take_over(self._params.values(), self)
             self._outdated = False
         if self._demands.of_numbers:
             self._demands.numbers(arrays)
@@ -138,6 +129,8 @@ class TrainStep:
     def check(self, x: Any, y: Any) -> None:
         """Raise where numbers in ``x`` or ``y`` are nothing that the model or the loss can take."""
         self._wide = self._wide or _double(self.model)
+        if self._changes != changes():
+            self._look_again()
         arrays = [_array(a, self._wide) for a in ((*x, y) if isinstance(x, tuple) else (x, y))]
         if self._trainer is None:
             self._admitted([a[:1] for a in arrays])
@@ -164,17 +157,38 @@ class TrainStep:
 
         _takes(self.model, len(arrays) - 1)
         specs = [spec_of(a, batch=True) for a in arrays]
-        graph = trace(compute, *specs, training=True, name=type(self.model).__name__)
+        self._changes = changes()
+        name = type(model).__name__
+        self._trace = partial(trace, compute, *specs, training=True, name=name)
+        graph = self._graph = self._trace()
         self._demands = Demands(graph, _names(len(arrays)))
-        self._params = captured(graph)
+        before, self._params = self._params, captured(graph)
+        gone = {n for n, p in before.items() if self._params.get(n) is not p}
+        self._memory = {k: a for k, a in self._memory.items() if k.rpartition("/")[0] not in gone}
         values = {name: p.data for name, p in self._params.items()}
         update = self.optimizer.update()
         self._trainer = self.engine.trainer(graph, values, update, self.threads)
         if self._memory:
             self._trainer.remember(self._memory)
         self._outdated = False
-        for p in self._params.values():
-            p.owner = self
+        take_over(self._params.values(), self)
+
+    def _look_again(self) -> None:
+        """An attribute of some module was set: unless the step is still the same, make another.
+
+        What the optimizer keeps of the parameters that stay stays.
+        """
+        now = changes()
+        if self._trainer is not None:
+            try:
+                graph = self._trace()
+                found = captured(graph).items()
+                same = graph.same_as(self._graph) and all(self._params[n] is p for n, p in found)
+            except (ShapeError, TypeError, ValueError):
+                same = False  # the next batch may fit it; if not, that is said then
+            if not same:
+                self.refrozen()
+        self._changes = now
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy starts from: the model as it is, and what the optimizer has gathered."""
@@ -186,6 +200,7 @@ class TrainStep:
         vars(self).update(state)
         self._trainer, self._params, self._like = None, {}, []
         self._behind = self._outdated = self._wide = False
+        self._changes = changes()
 
     @property
     def source(self) -> str:
@@ -233,15 +248,12 @@ def _takes(model: Module, count: int) -> None:
         raise TypeError(f"{model!r} got {count} inputs: {error}") from None
 
 
-def captured(graph: Graph) -> dict[str, Parameter]:
-    """The parameters that a traced Graph met, by name."""
-    return {v.name: p for p, v in graph.captured.values() if isinstance(p, Parameter)}
-
-
 class History:
-    """What ``fit`` returns: ``.history["loss"]`` and each metric, one entry per epoch.
+    """What ``fit`` returns: ``.history["loss"]``, one entry per epoch.
 
-    ``.history["batch_loss"]`` has one entry per step.
+    With ``validation_data`` also ``["val_loss"]`` and each metric of it, ``["val_accuracy"]``; on
+    the training data none is computed: the step gives its loss alone. ``.history["batch_loss"]``
+    has one entry per step.
     """
 
     def __init__(self) -> None:
@@ -281,15 +293,15 @@ class TerminateOnNaN(Callback):
 def compile_(self: Module, optimizer: str | optim.Optimizer = "adam", loss: Any = "cross_entropy",
              metrics: Sequence[Any] = (), engine: str | None = None) -> Module:  # fmt: skip
     """Choose what ``fit`` trains with: optimizer, loss, metrics and engine, by name or object."""
-    step = self.training_setup = TrainStep(self, loss, optimizer, engine)  # type: ignore[attr-defined]
-    self.metrics = {  # type: ignore[attr-defined]
+    step = self.training_setup = TrainStep(self, loss, optimizer, engine)
+    self.metrics = {
         (m if isinstance(m, str) else m.__name__): metric_function(m, step.loss) for m in metrics
     }
     return self
 
 
 def _setup(model: Module) -> TrainStep:
-    step: TrainStep | None = getattr(model, "training_setup", None)
+    step: TrainStep | None = model.training_setup
     if step is None:
         raise ValueError("call model.compile(optimizer=..., loss=...) first")
     return step
@@ -356,17 +368,12 @@ class _bar:
     def __enter__(self) -> Callable[[str], None]:
         if not self.verbose:
             return lambda text: None
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich import progress as p
 
-        self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        )
+        self._progress = p.Progress(
+            p.TextColumn("{task.description}"), p.BarColumn(), p.MofNCompleteColumn(),
+            p.TimeElapsedColumn(),
+        )  # fmt: skip
         self._progress.start()
         task = self._progress.add_task("", total=self.total)
         shown, done = 0.0, 0
@@ -403,7 +410,7 @@ def evaluate(self: Module, x: Any, y: Any, *, batch_size: int = 256) -> dict[str
     prediction = predict(self, x, batch_size=batch_size)
     loss = step.loss(asarray(prediction), asarray(_array(y, _double(self))))
     logs = {"loss": float(loss)}
-    return logs | {name: float(metric(prediction, y)) for name, metric in self.metrics.items()}  # type: ignore[attr-defined]
+    return logs | {name: float(metric(prediction, y)) for name, metric in self.metrics.items()}
 
 
 def summary(self: Module) -> str:
@@ -443,17 +450,25 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         arrays = [np.asarray(a) for a in args]
         key = tuple([(a.dtype.str, a.shape) for a in arrays])
-        graph, run, demands = self._made.get(key, lambda: self._compiled(arrays))
+        made = self._made.get(key, lambda: self._compiled(arrays))
+        if made[0] != (now := changes()):  # an attribute of some module was set meanwhile
+            graph = self._trace(arrays)
+            made[:] = [now, graph, *made[2:]] if graph.same_as(made[1]) else self._compiled(arrays)
+        _, graph, run, demands = made
         if demands.of_numbers:
             demands.numbers(arrays)
         self._last = run
         values = {name: p.data for name, p in captured(graph).items()}
         return restructure(graph, [Tensor(a) for a in run(values, arrays)])
 
-    def _compiled(self, arrays: list[Any]) -> tuple[Graph, Any, Demands]:
-        graph = trace(self._function, *arrays, training=False)
+    def _trace(self, arrays: list[Any]) -> Graph:
+        return trace(self._function, *arrays, training=False)
+
+    def _compiled(self, arrays: list[Any]) -> list[Any]:
+        """What modules' attributes were at the time, the Graph, what runs it, and its demands."""
+        now, graph = changes(), self._trace(arrays)
         demands = Demands(graph, [v.name for v in graph.of_kind("data")])
-        return graph, self._engine.function(graph, self._threads), demands
+        return [now, graph, self._engine.function(graph, self._threads), demands]
 
     @property
     def source(self) -> str:

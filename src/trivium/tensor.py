@@ -280,6 +280,15 @@ def asarray(item: Any, dtype: Any = None, *, requires_grad: bool = False) -> Any
     return Tensor(data, requires_grad)
 
 
+def is_array(item: list[Any]) -> bool:
+    """Is this list an array, nested or of floats? A flat one of whole numbers may be a setting."""
+    leaves = item
+    while leaves and all(isinstance(leaf, list) for leaf in leaves):
+        leaves = [x for leaf in leaves for x in leaf]
+    numbers = all(isinstance(leaf, (bool, int, float)) for leaf in leaves)
+    return numbers and (leaves is not item or any(isinstance(leaf, float) for leaf in leaves))
+
+
 def _foreign(item: Any) -> Any:
     """The numbers of another framework's array, shared where that can be."""
     item = item.detach() if hasattr(item, "detach") else item

@@ -204,6 +204,12 @@ class Writer:
             text = re.sub(rf"\b{word}\b", at, text)
         return text
 
+    def inner(self, name: str) -> str:
+        """A path as seen from this block, in words that the target leaves free."""
+        path = self.body.block.path
+        name = name[len(path) + 1 :] if path and name.startswith(path + ".") else name
+        return ".".join(map(self.target.part, name.split(".")))
+
     def declared(self, code: Any) -> Declared:
         """A constructor call, or the list of those in a chain."""
         if len(code) == 1 and isinstance(code[0], Later):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -95,6 +96,21 @@ def called(model: Holder) -> Iterator[None]:
         yield
     finally:
         _call.reset(token)
+
+
+_count = itertools.count(1)
+_changes = 0
+
+
+def changed() -> None:
+    """An attribute of some module was set, from which its forward may compute something else."""
+    global _changes
+    _changes = next(_count)  # each change a number of its own, whatever other threads change
+
+
+def changes() -> int:
+    """Another number after every change: what was compiled before it has to be looked at again."""
+    return _changes
 
 
 def mode() -> bool | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trivium.graph import OPS, current
+from trivium.nn.layer import Layer
 from trivium.nn.module import Module, fresh_salt, random_key
 
 
@@ -46,8 +47,10 @@ def orthogonal(rng: np.random.Generator, shape: Any) -> Any:
     return q * np.sign(np.diag(r))
 
 
-class Linear(Module):
+class Linear(Layer):
     """x @ weight.T + bias on the last axis: (..., in) -> (..., out)."""
+
+    _owned = ("weight", "bias")
 
     def __init__(self, out: int, *, bias: bool = True, init: Callable[..., Any] = glorot):
         self.out, self.has_bias, self.init = out, bias, init
@@ -62,17 +65,24 @@ class Linear(Module):
         return f"Linear({self.out})"
 
 
-class Conv2d(Module):
+def _pair(size: Any) -> tuple[int, ...]:
+    """One size per axis of an image."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+class Conv2d(Layer):
     """A convolution of images (batch, channels, height, width), or channels last with "NHWC".
 
     ``padding`` is an int, one per axis, (low, high) pairs, or "same" (size divided by the stride,
     rounded up, with what is odd after: TF's rule; the input's size must then be known).
     """
 
+    _owned = ("weight", "bias")
+
     def __init__(self, out: int, kernel: Any, *, stride: Any = 1, padding: Any = 0,
                  dilation: Any = 1, groups: int = 1, bias: bool = True, layout: str = "NCHW",
                  init: Callable[..., Any] = glorot):  # fmt: skip
-        self.out, self.kernel = out, (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
+        self.out, self.kernel = out, _pair(kernel)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.groups, self.has_bias, self.layout, self.init = groups, bias, layout, init
 
@@ -81,11 +91,12 @@ class Conv2d(Module):
         if len(x.shape) != 4:
             raise ValueError(f"wants images of 4 axes, {self.layout}, got shape {x.shape}")
         channels = x.shape[self.layout.index("C")]
-        weight = self.param("weight", (self.out, channels // self.groups, *self.kernel), self.init)
+        kernel = _pair(self.kernel)  # it may have been set since
+        weight = self.param("weight", (self.out, channels // self.groups, *kernel), self.init)
         bias = self.param("bias", (self.out,), zeros) if self.has_bias else None
         padding = self.padding
         if padding == "same":
-            padding = same_padding(x, self.kernel, self.stride, self.dilation, self.layout)
+            padding = same_padding(x, kernel, self.stride, self.dilation, self.layout)
         return OPS["conv"](
             x, weight, bias, stride=self.stride, padding=padding,
             dilation=self.dilation, groups=self.groups, layout=self.layout,
@@ -116,32 +127,36 @@ def same_padding(x: Any, kernel: Any, stride: Any, dilation: Any, layout: str) -
     return tuple(pads)
 
 
-class MaxPool2d(Module):
+class MaxPool2d(Layer):
     """The largest of each window; the stride is the kernel unless given."""
 
     def __init__(self, kernel: Any, *, stride: Any = None, padding: Any = 0, layout: str = "NCHW"):
-        self.attrs = dict(kernel=kernel, stride=stride, padding=padding, layout=layout)
+        self.kernel, self.stride, self.padding, self.layout = kernel, stride, padding, layout
 
     def forward(self, x: Any) -> Any:
         """Images -> images."""
-        return OPS["max_pool"](x, **self.attrs)
+        return OPS["max_pool"](
+            x, kernel=self.kernel, stride=self.stride, padding=self.padding, layout=self.layout
+        )
 
 
-class AvgPool2d(Module):
+class AvgPool2d(Layer):
     """The mean of each window; ``include_pad`` counts zeros around (torch) or not (TF, ONNX)."""
 
     def __init__(self, kernel: Any, *, stride: Any = None, padding: Any = 0,
                  include_pad: bool = True, layout: str = "NCHW"):  # fmt: skip
-        self.attrs = dict(
-            kernel=kernel, stride=stride, padding=padding, include_pad=include_pad, layout=layout
-        )
+        self.kernel, self.stride, self.padding, self.layout = kernel, stride, padding, layout
+        self.include_pad = include_pad
 
     def forward(self, x: Any) -> Any:
         """Images -> images."""
-        return OPS["avg_pool"](x, **self.attrs)
+        return OPS["avg_pool"](
+            x, kernel=self.kernel, stride=self.stride, padding=self.padding,
+            include_pad=self.include_pad, layout=self.layout,
+        )  # fmt: skip
 
 
-class GlobalAvgPool2d(Module):
+class GlobalAvgPool2d(Layer):
     """The mean over height and width: (batch, channels, h, w) -> (batch, channels)."""
 
     def __init__(self, *, keepdims: bool = False, layout: str = "NCHW"):
@@ -153,15 +168,18 @@ class GlobalAvgPool2d(Module):
         return OPS["mean"](x, axis=axes, keepdims=self.keepdims)
 
 
-class Flatten(Module):
+class Flatten(Layer):
     """Every axis but the first made into one."""
+
+    def __init__(self) -> None:
+        """Nothing to say."""
 
     def forward(self, x: Any) -> Any:
         """(batch, ...) -> (batch, n)."""
         return OPS["flatten"](x, start=1)
 
 
-class Dropout(Module):
+class Dropout(Layer):
     """While training, zero with probability ``rate``; what stays grows by 1 / (1 - rate)."""
 
     def __init__(self, rate: float = 0.5):
@@ -180,24 +198,25 @@ class Dropout(Module):
         return f"Dropout({self.rate})"
 
 
-class BatchNorm(Module):
+class BatchNorm(Layer):
     """Batch normalisation over all axes but ``axis``. See ``ops.batch_norm`` for the numbers."""
+
+    _owned = ("weight", "bias", "running_mean", "running_var")
 
     def __init__(self, *, axis: int = 1, momentum: float = 0.1, epsilon: float = 1e-5,
                  unbiased: bool = True):  # fmt: skip
-        self.attrs: dict[str, Any] = dict(
-            axis=axis, momentum=momentum, epsilon=epsilon, unbiased=unbiased
-        )
+        self.axis, self.momentum, self.epsilon, self.unbiased = axis, momentum, epsilon, unbiased
 
     def forward(self, x: Any) -> Any:
         """The same shape."""
-        shape = (x.shape[self.attrs["axis"]],)
+        shape = (x.shape[self.axis],)
         scale, bias = self.param("weight", shape, ones), self.param("bias", shape, zeros)
         mean = self.param("running_mean", shape, zeros, kind="state")
         var = self.param("running_var", shape, ones, kind="state")
         y, new_mean, new_var = OPS["batch_norm"](
-            x, scale, bias, mean, var, training=self.training, **self.attrs
-        )
+            x, scale, bias, mean, var, training=self.training, axis=self.axis,
+            momentum=self.momentum, epsilon=self.epsilon, unbiased=self.unbiased,
+        )  # fmt: skip
         if self.training is not False:
             mean.assign(new_mean)
             var.assign(new_var)
@@ -208,8 +227,10 @@ class BatchNorm2d(BatchNorm):
     """Batch normalisation of images, one mean and variance per channel."""
 
 
-class LayerNorm(Module):
+class LayerNorm(Layer):
     """Normalisation of the last axis."""
+
+    _owned = ("weight", "bias")
 
     def __init__(self, *, epsilon: float = 1e-5):
         self.epsilon = epsilon
@@ -225,8 +246,10 @@ class LayerNorm(Module):
         )
 
 
-class Embedding(Module):
+class Embedding(Layer):
     """Rows of a table (count, width) by integer index."""
+
+    _owned = ("weight",)
 
     def __init__(self, count: int, width: int):
         self.count, self.width = count, width
@@ -236,8 +259,10 @@ class Embedding(Module):
         return OPS["embedding"](self.param("weight", (self.count, self.width), normal), indices)
 
 
-class RNN(Module):
+class RNN(Layer):
     """An Elman network over (batch, time, in): its outputs, with ``last=True`` the last alone."""
+
+    _owned = ("weight_ih", "weight_hh", "bias_ih")
 
     def __init__(self, hidden: int, *, activation: str = "tanh", last: bool = False):
         self.hidden, self.activation, self.last = hidden, activation, last
@@ -251,41 +276,60 @@ class RNN(Module):
         return last if self.last else outputs
 
 
-class ReLU(Module):
+class ReLU(Layer):
     """max(x, 0)."""
+
+    def __init__(self) -> None:
+        """Nothing to say."""
 
     def forward(self, x: Any) -> Any:
         """The same shape."""
         return OPS["relu"](x)
 
 
-class Tanh(Module):
+class Tanh(Layer):
     """The hyperbolic tangent."""
+
+    def __init__(self) -> None:
+        """Nothing to say."""
 
     def forward(self, x: Any) -> Any:
         """The same shape."""
         return OPS["tanh"](x)
 
 
-class Identity(Module):
+class Identity(Layer):
     """Its input."""
+
+    def __init__(self) -> None:
+        """Nothing to say."""
 
     def forward(self, x: Any) -> Any:
         """The same."""
         return x
 
 
-class Sequential(Module):
+class Sequential(Layer):
     """Modules and functions, one after the other; parameters are named by position."""
 
     def __init__(self, *layers: Any):
         if len(layers) == 1 and isinstance(layers[0], (list, tuple)):
             layers = tuple(layers[0])
-        self.layers = list(layers)
+        self.layers = layers
+
+    @property
+    def layers(self) -> tuple[Any, ...]:
+        """What is in it, in order; set it whole to change it."""
+        found: tuple[Any, ...] = self._layers
+        return found
+
+    @layers.setter
+    def layers(self, layers: Any) -> None:
+        self._layers = tuple(layers)
 
     def _attributes(self) -> dict[str, Any]:
         rest = super()._attributes()
-        del rest["layers"]  # its layers are named by position alone
+        del rest["_layers"]  # its layers are named by position alone
         return {str(i): layer for i, layer in enumerate(self.layers)} | rest
 
     def forward(self, x: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,12 +18,12 @@ import numpy as np
 from trivium.graph import MODE, OPS, Graph, current
 from trivium.interpret import traced_dims
 from trivium.nn.chance import settled
-from trivium.nn.held import called, calling, held, mode
+from trivium.nn.held import called, calling, changed, held, mode
 from trivium.nn.parameter import Parameter, narrowed
 from trivium.op import lift
 from trivium.operators import Operators
 from trivium.shape import Shape, ShapeError, subs
-from trivium.tensor import Spec, asarray, spec_of
+from trivium.tensor import Spec, asarray, is_array, spec_of
 from trivium.transforms.replay import freeze, specialize
 
 _default_seed = 0
@@ -41,6 +42,9 @@ def _join(path: str, name: str) -> str:
 def _random(path: str, seed: int) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+_BESIDE = ("inputs_seen", "report", "training_setup", "metrics")  # no forward reads them
 
 
 class Module:
@@ -69,6 +73,26 @@ class Module:
     """What the model was last called, built or fitted with, its batch open."""
     report: Any = None
     """The evidence, of a model that was read from another framework."""
+    training_setup: Any = None
+    """What ``compile`` chose: the step that ``fit`` takes."""
+    metrics: Mapping[str, Callable[..., float]] = MappingProxyType({})
+    """What ``evaluate`` computes beside the loss."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not (name.startswith("_") or name in _BESIDE) and calling() is None:
+            changed()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is found nowhere else comes here: perhaps what param() made.
+        made = vars(self).get("_parameters", {})
+        if name in made:
+            return made[name]
+        raise AttributeError(self._lacks(name), name=name, obj=self)
+
+    def _lacks(self, name: str) -> str:
+        """Why there is no attribute of this name, in words."""
+        return f"{type(self).__name__!r} object has no attribute {name!r}"
 
     def forward(self, *args: Any) -> Any:
         """The outputs for these inputs."""
@@ -76,6 +100,7 @@ class Module:
 
     def __call__(self, *args: Any) -> Any:
         graph = current()
+        args = tuple(asarray(a) if type(a) is list and is_array(a) else a for a in args)
         if calling() is not None:
             return self._forward(graph, args)
         with called(self):
@@ -132,7 +157,7 @@ class Module:
         found: dict[str, Any] = {}
         seed = _default_seed if self._seed is None else self._seed
         for path, module in self._walk(""):
-            module._at, module._seed = path, seed
+            vars(module).update(_at=path, _seed=seed)
             own = {_join(path, name): p for name, p in module._own().items()}
             if twice := found.keys() & {path, *own}:
                 raise ValueError(f"{self!r} holds two things as {sorted(twice)[0]!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from trivium.graph import Graph, Value, current
 from trivium.nn.held import calling
 from trivium.op import lift
 from trivium.shape import ShapeError
-from trivium.tensor import Tensor
+from trivium.tensor import Tensor, asarray
 
 
 def narrowed(data: Any) -> np.ndarray[Any, Any]:
@@ -33,17 +34,35 @@ class Owner(Protocol):
         """A parameter was frozen, or is trained again."""
 
 
+def take_over(parameters: Iterable[Parameter], owner: Owner) -> None:
+    """From now on ``owner`` trains these; whoever did before starts from its numbers again."""
+    parameters = list(parameters)
+    before = {id(p.owner): p.owner for p in parameters if p.owner not in (None, owner)}
+    for other in before.values():
+        if other is not None:
+            other.changed()
+    for p in parameters:
+        p.owner = owner
+
+
 class Parameter(Tensor):
     """A named tensor of a module: ``kind`` "param" is trained by gradient, "state" is not.
 
-    A param with ``requires_grad=False`` is frozen: it stays as it is, on every engine.
+    A param with ``requires_grad=False`` is frozen: it stays as it is, on every engine. One that is
+    a module's attribute is called as that.
     """
 
     __slots__ = ("_array", "_trainable", "kind", "name", "owner")
 
-    def __init__(self, data: Any, name: str, kind: str = "param", requires_grad: bool = True):
+    def __init__(self, data: Any, name: str = "", kind: str = "param", requires_grad: bool = True):
+        if isinstance(data, str):
+            raise TypeError(
+                f"the numbers come first: Parameter(array), or Parameter(array, {data!r})"
+            )
         self.owner: Owner | None = None
         self.name, self.kind, self._trainable = name, kind, False
+        if isinstance(data, (bool, int, float, list, tuple)):
+            data = asarray(data).data  # Python's floats are float32, as everywhere
         super().__init__(data, requires_grad=kind == "param" and requires_grad)
 
     @property
@@ -77,6 +96,11 @@ class Parameter(Tensor):
 
     @data.setter
     def data(self, new: np.ndarray[Any, Any]) -> None:
+        old = getattr(self, "_array", None)
+        if old is not None:  # other numbers, but the same parameter: NumPy's float64 is narrowed
+            if np.shape(new) != old.shape:
+                raise ShapeError(f"{self.name} has shape {old.shape}, got {np.shape(new)}")
+            new = np.asarray(new, old.dtype)
         self._array = new
         if self.owner is not None:
             self.owner.changed()
@@ -85,6 +109,11 @@ class Parameter(Tensor):
         """An input of the Graph, under its name; an argument that is called so gives way."""
         frozen = self.kind == "param" and not self.requires_grad
         array, path = self._array, self._path()
+        if not path:
+            raise ValueError(
+                "a parameter that no module holds wants a name in a Graph: Parameter(array, 'w'); "
+                "one that is a module's attribute is called as that"
+            )
         for v in graph.inputs:
             if v.name == path and v.kind not in ("param", "state"):
                 v.name = graph.unused(v.name)  # what is passed goes by its place
@@ -110,6 +139,11 @@ class Parameter(Tensor):
             lift(graph, self, None)
             _, value = graph.captured[id(self)]
             graph.updates[value] = lift(graph, new, None)
+
+
+def captured(graph: Graph) -> dict[str, Parameter]:
+    """The parameters that a traced Graph met, by name."""
+    return {v.name: p for p, v in graph.captured.values() if isinstance(p, Parameter)}
 
 
 def _copied(data: Any, name: str, kind: str, wanted: bool, grad: Tensor | None) -> Parameter:

@@ -73,7 +73,7 @@ def _takes(graph: Graph, dims: Mapping[str, int], ask: Ask, found: Mapping[str, 
            value: Value, number: int) -> bool:  # fmt: skip
     """Can the model compute with this number everywhere in one input?"""
     inputs = draw(graph, dims, "zeros", ranges=found)
-    at = graph.of_kind("data").index(value)
+    at = next(i for i, v in enumerate(graph.of_kind("data")) if v is value)  # == makes a node
     inputs[at] = np.full_like(inputs[at], number)
     try:
         with np.errstate(all="ignore"), warnings.catch_warnings():

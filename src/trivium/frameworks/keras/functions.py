@@ -57,7 +57,10 @@ class FunctionEmitter(Emitter):
         if self._readers[0] is not graph or self._readers[1] != len(graph.nodes):
             self._readers = graph, len(graph.nodes), graph.uses()
         readers, results = self._readers[2], set(graph.outputs)
-        weights = (v for v in node.inputs if v is not None and v.kind in ("param", "state"))
+        weights = [v for v in node.inputs if v is not None and v.kind in ("param", "state")]
+        data = [v for v in node.inputs if v is not None and v.kind not in ("param", "state")]
+        if weights and data and all(map(_depends_on_nothing, data)):
+            return True  # a layer that no input reaches is no part of a functional model
         return any(
             v in results
             or parent(v.name) in self.holders
@@ -71,6 +74,8 @@ class FunctionEmitter(Emitter):
             super().classify(body)
 
     def sub_block(self, body: Body, block: Block) -> None:
+        if all(map(_depends_on_nothing, block.inputs)):
+            raise Apart(block.path)  # its weights have nothing to hang on
         inner = self.body(block)
         name = self.member_name(body.block, block.path)
         if inner.cls is not None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from trivium import dtype as dt
 from trivium.frameworks.blocks import Block, Layer, inside
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target, array_source, joined
-from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
+from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.mxnet.cut import cut, stopped
 from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
-from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, flat, with_sizes
-from trivium.frameworks.writer import Writer
+from trivium.frameworks.source import Apart, Body, Class, Emitted, Emitter, Later, with_sizes
+from trivium.frameworks.writer import Declared, Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim
+from trivium.transforms.replay import replay
 
 IMPORTS = {
     "mx": "import mxnet as mx",
@@ -29,7 +31,8 @@ IMPORTS = {
 }
 _TAKEN = frozenset(
     """
-    F self mx gluon nn name params prefix apply cast collect_params export forward hybrid_forward
+    F self float mx gluon nn name params prefix apply cast collect_params export forward
+    hybrid_forward
     hybridize infer_shape infer_type initialize load_parameters load_params name_scope optimize_for
     register_child register_forward_hook register_forward_pre_hook register_op_hook save_parameters
     save_params summary
@@ -40,7 +43,40 @@ _TAKEN = frozenset(
 def attribute(name: str) -> str:
     """A name as a block lets it be used: ``name_`` for "name", and so on for "name_"."""
     base = name.rstrip("_")
-    return f"{name}_" if base in _TAKEN or keyword.iskeyword(base) else name
+    taken = base in _TAKEN or base in HELPERS or keyword.iskeyword(base)
+    return f"{name}_" if taken else name
+
+
+def _identified(graph: Graph) -> tuple[Graph, dict[str, str]]:
+    """The Graph with parameters whose names are identifiers, and those of others by these.
+
+    ``hybrid_forward`` has them as its arguments. "onnx::Add_12" is ``onnx__Add_12``, and what is 0
+    in a list ``param_0``.
+    """
+    names = [v.name for v in graph.of_kind("param", "state")]
+    paths = {_parted(name) for name in names}
+    wrong = {n for n in names if not _parted(n)[1].isidentifier()}
+    if not wrong:
+        return graph, {}
+    graph, _ = replay(graph)
+    renamed: dict[str, str] = {}
+    for v in graph.of_kind("param", "state"):
+        if v.name in wrong:
+            path, last = _parted(v.name)
+            base = re.sub(r"\W", "_", last)
+            base = base if base.isidentifier() else f"param_{base}"
+            word, n = base, 2
+            while (path, word) in paths:
+                word, n = f"{base}_{n}", n + 1
+            paths.add((path, word))
+            ours, v.name = v.name, f"{path}.{word}" if path else word
+            renamed[v.name] = ours
+    return graph, renamed
+
+
+def _parted(name: str) -> tuple[str, str]:
+    path, _, last = name.rpartition(".")
+    return path, last
 
 
 class MXNet(Target):
@@ -48,12 +84,15 @@ class MXNet(Target):
 
     name = "mxnet"
     forms = FORMS
-    functions = FUNCTIONS
+    functions = FUNCTIONS | {"stop_gradient": stopped}
     helpers = HELPERS
-    reserved = frozenset({"F", "self", "mx", "nn", "gluon", "float"})
+    reserved = frozenset(
+        {"F", "self", "mx", "nn", "gluon", "float", "isinstance", "super", "tuple"}
+    )
 
     def __init__(self) -> None:
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
+        self.cut: set[Node] = set()  # the ends of what autograd must not have recorded
 
     def prepare(self, graph: Graph) -> Graph:
         """See :func:`trivium.frameworks.mxnet.prepare.prepare`."""
@@ -102,7 +141,7 @@ class MXNet(Target):
         if value.name in self.constants:
             return [f'self.params.get_constant("{name}", {_constant(self.constants[value.name])})']
         words = f"shape={literal(value.shape or (1,))}"
-        if value.dtype != dt.float32:
+        if value.dtype not in (dt.float32, dt.bool_):  # what is bool is 0 or 1
             words += f', dtype="{value.dtype}", init="zeros"'  # it draws float32 alone
         if value.kind == "state":
             words += ", differentiable=False"
@@ -152,9 +191,6 @@ def _numbered(names: Any) -> bool:
     return bool(names) and list(names) == [str(i) for i in range(len(names))]
 
 
-Declared = Any  # the text of a constructor call, or a list of these: a chain
-
-
 class _Writer(Writer):
     """Gluon's declarations, and parameters as arguments of ``hybrid_forward``."""
 
@@ -166,12 +202,6 @@ class _Writer(Writer):
         self.own = [n for n in free if "." not in n]
         self.below = {n for n in free if "." in n}  # in containers that run nothing
         self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
-
-    def inner(self, name: str) -> str:
-        """A path as seen from this block."""
-        path = self.body.block.path
-        name = name[len(path) + 1 :] if path and name.startswith(path + ".") else name
-        return ".".join(map(attribute, name.split(".")))
 
     # -- __init__ ----------------------------------------------------------------------------------
     def declarations(self) -> list[str]:
@@ -198,20 +228,11 @@ class _Writer(Writer):
                 lines += _added(self.place(name), item)
         return [*lines, *self.corrections(), *self.frozen()]
 
-    def frozen(self) -> list[str]:
-        """What is not trained: a line for each part, at the end of the whole model."""
-        if self.body is not self.emitter.root:
-            return []
-        at = {path for path, _ in self.emitter.weights.values()}
-        lines = []
-        fixed = self.emitter.fixed(self.body)
-        for path in (p for p in self.emitter.frozen() if p not in fixed):
-            where = self.place(path.replace("._unfused.0.", ".l0_"))
-            one = f'{where}.grad_req = "null"'
-            lines.append(
-                one if path in at else f'{where}.collect_params().setattr("grad_req", "null")'
-            )
-        return lines
+    def freeze(self, path: str, alone: bool) -> str:
+        """See Writer."""
+        where = self.place(path.replace("._unfused.0.", ".l0_"))
+        one = f'{where}.grad_req = "null"'
+        return one if alone else f'{where}.collect_params().setattr("grad_req", "null")'
 
     def held(self, path: str, name: str, text: str) -> str:
         """The line that puts something into the container ``path`` under a name."""
@@ -240,17 +261,6 @@ class _Writer(Writer):
             else:
                 text += f"[{part}]" if self.listed(".".join(parts[:i])) else f'._children["{part}"]'
         return text
-
-    def declared(self, code: Any) -> Declared:
-        """A constructor call, or the list of those in a chain."""
-        if len(code) == 1 and isinstance(code[0], Later):
-            body = code[0].body
-            if body.cls is None:
-                return [self.declared(body.members[n]) for n in body.chain or ()]
-            inside = ", ".join(self.literal_slot(s) for s in body.arguments if isinstance(s, Slot))
-            return f"{body.cls.name}({inside})"
-        pieces = flat(code, self.emitter)
-        return "".join(self.literal_slot(p) if isinstance(p, Slot) else str(p) for p in pieces)
 
     def corrections(self) -> list[str]:
         """gluon.rnn.RNN has two biases; those that ours has not stay zero and are not trained."""
@@ -289,6 +299,11 @@ class _Writer(Writer):
     def checks(self) -> list[str]:
         """They stand in :meth:`entrance`."""
         return []
+
+    def nested(self, parts: Sequence[str]) -> str:
+        """Outputs with names too: a HybridBlock gives no dict."""
+        names = self.emitter.graph.structure if self.body is self.emitter.root else None
+        return f"[{', '.join(parts)}]" if isinstance(names, tuple) else super().nested(parts)
 
     def foreign(self) -> Iterator[tuple[Value, str]]:
         """Inside of another block that is hybridized the inputs are Symbols."""
@@ -354,6 +369,8 @@ def _added(where: str, items: list[Declared]) -> list[str]:
 
 
 class _Emitter(Emitter):
+    target: MXNet
+
     def nested(self) -> Body:
         """The last call of a batch norm reads what the earlier ones read: it collects for all."""
         check_dtypes(self.graph)
@@ -362,7 +379,15 @@ class _Emitter(Emitter):
             if len(calls) > 1:
                 last = calls[-1]
                 last.inputs = (*last.inputs[:5], *(n.inputs[0] for n in calls[:-1]))
+        self.graph, self.target.cut = cut(self.graph)
+        self.unread = dict.fromkeys(self.graph.unread())
         return super().nested()
+
+    def sub_block(self, body: Body, block: Block) -> None:
+        """A block that reads nothing from outside is none: a HybridBlock has at least one input."""
+        if not block.inputs:
+            raise Apart(block.path)
+        super().sub_block(body, block)
 
 
 def emit(graph: Graph) -> Emitted:
@@ -372,17 +397,34 @@ def emit(graph: Graph) -> Emitted:
 
 def _emit(graph: Graph) -> Emitted:
     target = MXNet()
+    graph, renamed = _identified(graph)
     emitter = _Emitter(graph, target)
     for v in graph.of_kind("param", "state"):
         if v.dtype != dt.float32 and v.name not in emitter.free:
             what = f"MXNet source with parameters of dtype {v.dtype}"
-            raise UnsupportedError(what, v.name, "use float32")
+            raise UnsupportedError(what, renamed.get(v.name, v.name), "use float32")
     emitted = emitter.run()
-    without_axes = {v.name for v in graph.of_kind("param", "state") if v.shape == ()}
     for name in target.constants:
         emitted.weights.pop(name, None)
-    for name in without_axes & emitted.weights.keys():
-        path, weight = emitted.weights[name]
-        one = dataclasses.replace(weight, to=lambda a: a.reshape(1), back=lambda a: a.reshape(()))
-        emitted.weights[name] = (path, one)
+    for v in graph.of_kind("param", "state"):
+        if v.name in emitted.weights:
+            path, weight = emitted.weights[v.name]
+            emitted.weights[v.name] = (path, _held(v, weight))
+    emitted.weights = {renamed.get(n, n): at for n, at in emitted.weights.items()}
     return emitted
+
+
+def _held(value: Value, weight: Weight) -> Weight:
+    """How an array goes in and out where MXNet has none such: without axes, or of bools."""
+
+    def to(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        array = weight.to(array)
+        array = array.astype(np.float32) if value.dtype == dt.bool_ else array
+        return array if value.shape else array.reshape(1)
+
+    def back(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        array = array if value.shape else array.reshape(())
+        return weight.back(array != 0 if value.dtype == dt.bool_ else array)
+
+    same = value.shape and value.dtype != dt.bool_
+    return weight if same else dataclasses.replace(weight, to=to, back=back)

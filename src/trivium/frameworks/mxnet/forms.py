@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivium.frameworks.layer import LayerForm, Weight, given, square
+from trivium.frameworks.mxnet.cut import DETACHED
 from trivium.graph import MODE, Graph, Node, Value
 
 _WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
@@ -319,4 +320,5 @@ HELPERS = {
     **{f"shared_{name}": _HALVES.format(name=name) for name in ("maximum", "minimum")},
     "flat_clip": _FLAT,
     "array_of": _ARRAY_OF,
+    "detached": DETACHED,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
+from trivium.frameworks.mxnet.cut import reached
 from trivium.frameworks.mxnet.forms import applications, symmetric
 from trivium.frameworks.mxnet.params import DTYPES
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
@@ -144,10 +145,7 @@ def _check_statistics(graph: Graph) -> None:
             what = f"MXNet source of {node.op} that reads statistics as a batch norm leaves them"
             remedy = "read them before it, or give each a layer of its own"
             raise UnsupportedError(what, node.scope or "the top scope", remedy)
-    leads: set[Value | None] = {v for v in graph.outputs if v.dtype.is_floating}
-    for node in reversed(graph.nodes):
-        if any(v in leads for v in node.outputs):
-            leads |= {v for v in node.inputs if v is not None and v.dtype.is_floating}
+    leads = reached(graph)
     for state in graph.updates:
         calls = applications(graph, state)  # the last collects for all
         if not calls:

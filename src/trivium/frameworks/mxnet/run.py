@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,7 @@ from trivium.frameworks.made import Held, execute, furnished, looking
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.load import load
 from trivium.frameworks.runner import Array, Pulled, Slots
-from trivium.graph import Graph, Type, UnsupportedError
+from trivium.graph import MODE, Graph, Type, UnsupportedError
 from trivium.transforms.step import Update, by_dtype, by_mode
 
 
@@ -23,6 +25,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     """The HybridBlock that the Graph's source makes, with these numbers, and where each is."""
     load()
     emitted = emit(graph)
+    _say_names(graph, values)
     block = execute(emitted, "mxnet")()
     block.source = emitted.source
     # MXNet has no bool and no array without axes: what the arrays are that go in and come out.
@@ -30,6 +33,23 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     block.initialize()
     furnished(MxnetRunner, block, emitted, graph, values)
     return block, emitted.weights
+
+
+_told: list[Any] = []  # a weak reference to an array of the model that was spoken of last
+
+
+def _say_names(graph: Graph, values: Mapping[str, Any]) -> None:
+    """That the names of the outputs stay behind: once, however often a proof builds the model."""
+    # An engine, which builds one mode alone, gives the names back itself.
+    if not isinstance(graph.structure, tuple) or graph.training is not MODE:
+        return
+    array = next((a for a in values.values() if isinstance(a, np.ndarray)), None)
+    if array is not None and _told and _told[0]() is array:
+        return
+    _told[:] = [] if array is None else [weakref.ref(array)]
+    names = ", ".join(graph.structure)
+    what = f"MXNet gives a list: {names}, in this order; a HybridBlock's outputs have no names"
+    warnings.warn(what, stacklevel=3)
 
 
 def foreign(model: Any, module: Any) -> MxnetRunner:
@@ -57,6 +77,8 @@ class MxnetRunner:
         # Only a HybridBlock has a graph in which a dropout can be passed over.
         hybrid = isinstance(block, self.mx.gluon.HybridBlock)
         self.quiet = self._quiet if hybrid else None
+        # Imperatively, MXNet may not survive a block that ends gradients (cut.py); our own do not.
+        self.symbolic = hybrid and not hasattr(block, "types")
 
     def parameters(self) -> dict[str, Any]:
         """Our names -> Gluon's parameters."""
@@ -220,17 +242,45 @@ class MxnetRunner:
     def pull(
         self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool = False
     ) -> Pulled:
-        """Outputs and gradients by MXNet's autograd."""
+        """Outputs and gradients by MXNet's autograd; None for an input for which MXNet has none."""
+        wanted = {i for i, x in enumerate(self.arrays(inputs)) if _floating(x.dtype)}
+        try:
+            return self._pull(inputs, cotangents, training, wanted)
+        except self.mx.MXNetError:
+            has = {i for i in wanted if self._has_gradient(inputs, cotangents, training, i)}
+            if has == wanted:
+                raise
+            return self._pull(inputs, cotangents, training, has)
+
+    def _has_gradient(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool, which: int
+    ) -> bool:
+        """Gluon's Embedding raises where the gradient of its indices is asked for."""
+        try:
+            self._pull(inputs, cotangents, training, {which})
+        except self.mx.MXNetError as error:
+            if "gradient" not in str(error):
+                raise
+            return False
+        return True
+
+    def _pull(
+        self, inputs: Sequence[Array], cotangents: Sequence[Array], training: bool, wanted: set[int]
+    ) -> Pulled:
         mx = self.mx
         xs = self.arrays(inputs)
         block = self._training(xs) if training else self.predicting(xs)
-        for x in xs:
-            if x.dtype in (np.float32, np.float64, np.float16):
-                x.attach_grad()
+        if training and block is self.block and self.symbolic:
+            block = self._rewritten(xs, lambda op, attrs: None)
+        for i in wanted:
+            xs[i].attach_grad()
         params = self.parameters()
         trained = {n: p for n, p in params.items() if p.grad_req != "null"}
         for p in trained.values():
             p.zero_grad()
+        # Recorded in any case: a block may hand on what no gradient comes back to.
+        nothing = mx.nd.zeros((1,), self.device)
+        nothing.attach_grad()
         with self._states_kept():
             with mx.autograd.record():
                 outputs = listed(block(*xs))
@@ -243,16 +293,17 @@ class MxnetRunner:
                          for c, o in zip(cotangents, heads, strict=True)]  # fmt: skip
                 # As one number: an output that depends on nothing here must not be a head itself.
                 total = sum(
-                    (o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True)
+                    ((o * c).sum().astype("float32") for o, c in zip(heads, seeds, strict=True)),
+                    nothing,
                 )
-            if heads and (trained or any(x.grad is not None for x in xs)):
+            if heads and (trained or wanted):
                 total.backward()
             states = {n: self._back(n, p.data()) for n, p in params.items() if n not in trained}
             return Pulled(
                 self._results(outputs),
                 {n: self._back(n, p.grad()) for n, p in trained.items()},
-                [None if x.grad is None else x.grad.asnumpy().reshape(np.shape(a))
-                 for x, a in zip(xs, inputs, strict=True)],
+                [xs[i].grad.asnumpy().reshape(np.shape(a)) if i in wanted else None
+                 for i, a in enumerate(inputs)],
                 states,
             )  # fmt: skip
 

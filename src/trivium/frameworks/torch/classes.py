@@ -89,12 +89,6 @@ class _Writer(Writer):
             "nn.Sequential" if self.body.chain else "nn.ModuleList" if lists else "nn.Module"
         )
 
-    def inner(self, name: str) -> str:
-        """A path as seen from this block, in words that torch leaves free."""
-        path = self.body.block.path
-        name = name[len(path) + 1 :] if path and name.startswith(path + ".") else name
-        return ".".join(map(attribute, name.split(".")))
-
     # -- what holds what ---------------------------------------------------------------------------
     def children(self, path: str) -> list[str]:
         """What a container holds."""
