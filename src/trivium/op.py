@@ -18,13 +18,12 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.dtype import DType, as_dtype
+from trivium.framework import FRAMEWORKS
 from trivium.graph import OPS, Graph, GraphError, Operators, Type, Value, current
 from trivium.recent import Recent
 from trivium.shape import Dim, ShapeError, broadcast, possible
 
 BODIES = 64  # of a composite, for as many different types and attributes
-FRAMEWORKS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
-
 Rule = Callable[..., Any]
 Check = Callable[..., None]
 """``check(numbers, types, attrs)`` raises where one input cannot hold such numbers."""
