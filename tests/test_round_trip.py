@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import emit_suite
+from trivium.framework import FRAMEWORKS
 from trivium.frameworks.code import Target
 from trivium.frameworks.source import Emitter
 from trivium.frameworks.words import pattern, whole
@@ -21,7 +22,7 @@ from trivium.graph import OPS, Graph, UnsupportedError
 from trivium.op import CORNERS
 from trivium.transforms.replay import specialize
 
-READ = ("torch", "keras", "mxnet", "onnx")
+READ = tuple(f.name for f in FRAMEWORKS.values() if f.kinds)
 BACK = {  # what comes back as something else, and why
     (
         "torch",
