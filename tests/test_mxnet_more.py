@@ -81,7 +81,8 @@ class Bare(nn.BatchNorm):
     def forward(self, x: Any) -> Any:
         mean, var = (self.param(f"running_{n}", (x.shape[1],), ones, kind="state")
                      for n in ("mean", "var"))  # fmt: skip
-        y, *new = tv.batch_norm(x, None, None, mean, var, training=self.training, **self.attrs)
+        said = {k: getattr(self, k) for k in ("axis", "momentum", "epsilon", "unbiased")}
+        y, *new = tv.batch_norm(x, None, None, mean, var, training=self.training, **said)
         if self.training is not False:
             mean.assign(new[0])
             var.assign(new[1])

@@ -7,8 +7,8 @@ framework is our op: the function's name, what stands where, and what must be le
 
 A hole ``{name!way|default}`` is an array or an attribute of the op. The *way* is how the framework
 says it, a pair of functions; with a default, the argument is left out where it has that value. A
-star before a hole spells a tuple as so many arguments; ``{#name}`` is a tuple's length, in a
-function's name ("conv{#stride}d"). What is no hole is the same in every call: ``act_type="elu"``.
+star before a hole spells a tuple as so many arguments. What is no hole is the same in every call:
+``act_type="elu"``.
 """
 
 from __future__ import annotations
@@ -74,16 +74,20 @@ _HOLE = re.compile(
 )
 
 
+def _hole(m: re.Match[str]) -> Hole:
+    default = MISSING if m["default"] is None else ast.literal_eval(m["default"])
+    before = "" if default is MISSING else m["before"]
+    return Hole(m["name"], m["way"] or "", default, bool(m["star"]), before)
+
+
 @functools.cache
 def pieces(line: str) -> tuple[str | Hole, ...]:
     """A line as text and holes, in their order."""
     found: list[str | Hole] = []
     end = 0
     for m in _HOLE.finditer(line):
-        default = MISSING if m["default"] is None else ast.literal_eval(m["default"])
-        before = m["before"] if default is not MISSING else ""
-        found += [line[end : m.start()] + (m["before"] if default is MISSING else "")]
-        found += [Hole(m["name"], m["way"] or "", default, bool(m["star"]), before)]
+        hole = _hole(m)
+        found += [line[end : m.start()] + m["before"][len(hole.before) :], hole]
         end = m.end()
     return (*found, line[end:])
 
@@ -122,8 +126,7 @@ def pattern(line: str) -> Pattern | None:
     holes: list[Hole] = []
 
     def named(m: re.Match[str]) -> str:
-        default = MISSING if m["default"] is None else ast.literal_eval(m["default"])
-        holes.append(Hole(m["name"], m["way"] or "", default, bool(m["star"])))
+        holes.append(_hole(m))
         return f"{m['before']}{m['star']}_hole{len(holes) - 1}"
 
     tree = ast.parse(_HOLE.sub(named, line), mode="eval").body
