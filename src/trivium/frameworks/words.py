@@ -230,6 +230,19 @@ class Vocabulary:
             found.name, found.positional, {k: v for k, v in filled.items() if v is not MISSING}
         )
 
+    def text(self, op: Op, attrs: Mapping[str, Any], arrays: Sequence[str]) -> str | None:
+        """The line with these names and numbers in it; None where the op has none."""
+        line = op.lowering(self.framework, attrs)
+        if not isinstance(line, str):
+            return None
+        names, parts = dict(zip(op.arrays, arrays, strict=False)), []
+        for piece in pieces(line):
+            if isinstance(piece, str) or piece.name in names:
+                parts.append(piece if isinstance(piece, str) else names[piece.name])
+            elif (said := piece.said(attrs[piece.name])) is not MISSING:
+                parts += [piece.before, "*" * piece.star, repr(said)]
+        return "".join(parts)
+
     def knows(self, call: Call) -> bool:
         """Is there a line with this call, whatever its arguments?"""
         return self.signs.get(call.name, call.name) in self.lines
