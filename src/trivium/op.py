@@ -312,7 +312,7 @@ class Op:
 
     def elementwise(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> bool:
         """Does it work on each place by itself? A composite does, if all of its body does."""
-        if self.rule in _EACH_PLACE or not self.is_composite:
+        if self.rule is not None:
             return self.rule in _EACH_PLACE
         body = self.body(types, attrs)
         return len(body.outputs) == 1 and all(

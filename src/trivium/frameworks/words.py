@@ -22,6 +22,7 @@ from typing import Any
 
 from trivium.graph import OPS, Value
 from trivium.op import CORNERS, By, Op
+from trivium.shape import Dim
 
 
 class NotTheirs(ValueError):
@@ -207,6 +208,7 @@ class Vocabulary:
         self.signs = signs or {}  # "add": "+", what its graphs call a sign, or otherwise
         self.lines: dict[str, list[tuple[Op, dict[str, Any], Pattern]]] = {}
         self.framework = framework
+        self.why: Exception | None = None  # what an op said of the last call that no line took
         for op, fixed, line in lines(framework):
             if (found := pattern(whole(op, line))) is not None:
                 word = found.name if found.name in SIGNS.values() else spelled(found.name)
@@ -249,13 +251,18 @@ class Vocabulary:
 
     def translate(self, call: Call, made: Made, suited: Suited | None = None) -> Any:
         """What a call is in our ops; None where no line says it. ``suited`` adapts the operands."""
+        self.why = None
         for op, arrays, attrs in self.read(call, made):
             values = [arrays.get(n) for n in op.arrays]
             if op.variadic:
                 values = list(arrays[op.variadic])
             values = list(suited(op, values, attrs)) if suited else values
-            if takes(op, values, attrs):
-                return op(*values, **attrs)
+            try:
+                takes(op, values, attrs)
+            except (TypeError, ValueError, LookupError) as error:
+                self.why = error
+                continue
+            return op(*values, **attrs)
         return None
 
     def read(self, call: Call, made: Made) -> Iterator[tuple[Op, dict[str, Any], dict[str, Any]]]:
@@ -351,21 +358,16 @@ def fits(op: Op, found: Mapping[str, Any]) -> bool:
         items = item if isinstance(item, (list, tuple)) else [item]
         if name in op.defaults and any(isinstance(i, Value) for i in items):
             return False
-        number = op.promotes and type(item) in (int, float)
+        number = op.promotes and type(item) in (int, float, Dim)
         if name not in {*op.defaults, op.variadic} and not (isinstance(item, Value) or number):
             return False
     return True
 
 
-def takes(op: Op, values: Sequence[Any], attrs: Mapping[str, Any]) -> bool:
-    """Does the op's own type rule agree?"""
-    if not all(v is None or isinstance(v, Value) for v in values):
-        return True  # numbers become arrays when it is called
-    try:
+def takes(op: Op, values: Sequence[Any], attrs: Mapping[str, Any]) -> None:
+    """Raise what the op's own type rule says; numbers become arrays when it is called."""
+    if all(v is None or isinstance(v, Value) for v in values):
         op.settle([None if v is None else v.type for v in values], attrs)
-    except (TypeError, ValueError, LookupError):
-        return False
-    return True
 
 
 @functools.cache

@@ -87,7 +87,8 @@ def _spread_normal(x: Type, *, axis: Any, correction: float, keepdims: bool) -> 
             "correction": int(number) if number.is_integer() else number}  # fmt: skip
 
 
-_SPREADS = [case(S(2, 3, 4), axis=1), case(S(2, 3, 4), axis=(0, -1), correction=1, keepdims=True)]
+_SPREADS = [case(S(2, 3, 4), axis=1), case(S(2, 3, 4), axis=(0, -1), correction=1, keepdims=True),
+            case(S(2, 5), axis=1, correction=1.5)]  # fmt: skip
 
 
 @composite(

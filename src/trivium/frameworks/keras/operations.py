@@ -73,6 +73,8 @@ def read(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     if (result := words().translate(call, lambda value: None)) is None:
         odd = {k: v for k, v in call.given.items() if v != call.defaults.get(k)} if words().knows(
             call) else {}  # fmt: skip
+        if words().why is not None:
+            raise UnsupportedError(f"the keras.ops operation {call.name}: {words().why}")
         said = ", ".join(f"{k}={v}" for k, v in odd.items() if not isinstance(v, Value))
         raise UnsupportedError(
             f"the keras.ops operation {call.name}" + (f" with {said}" if said else "")
