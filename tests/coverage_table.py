@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import trivium as tv
+from trivium.framework import FRAMEWORKS
 from trivium.frameworks.code import Target
 from trivium.graph import OPS, Graph
 from trivium.native.meaning import is_native
@@ -23,7 +24,7 @@ from trivium.native.prepare import prepared
 from trivium.op import Op
 from trivium.transforms.replay import specialize
 
-TARGETS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
+TARGETS = tuple(FRAMEWORKS)
 
 HEADING = """# Coverage: every op on every target
 

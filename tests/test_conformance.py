@@ -5,7 +5,6 @@ the op names its torch form. Nothing here names an op that keeps the rules: a ne
 being declared with cases.
 """
 
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ import pytest
 import trivium as tv
 from trivium.check import check
 from trivium.dtype import DType
+from trivium.frameworks.words import Hole, pieces
 from trivium.graph import OPS, Graph, Value
 from trivium.interpret import Interpreter
 from trivium.op import Case, Op
@@ -152,6 +152,32 @@ def test_body_is_the_fused_form(op: Op, case: Case) -> None:
         np.testing.assert_allclose(fused, plain, rtol=1e-11, atol=1e-12)
 
 
+def places(case: Case) -> list[Any]:
+    """The case's arrays, spread over the places of the result."""
+    arrays = draw(case)
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    return [np.ascontiguousarray(np.broadcast_to(a, shape)) for a in arrays]
+
+
+def each_place(op: Op, case: Case) -> bool:
+    """Does the op say so, and has it no number of its own, or inputs left out?"""
+    if op.random or None in case.arrays:
+        return False
+    node = one_node(op, case).nodes[-1]
+    return op.elementwise([None if v is None else v.type for v in node.inputs], node.attrs)
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if each_place(*p.values)])
+def test_what_works_on_each_place_minds_no_order(op: Op, case: Case) -> None:
+    node = one_node(op, case).nodes[-1]
+    arrays = places(case)
+    (whole,) = op.evaluate(arrays, node.attrs)
+    order = np.random.default_rng(4).permutation(whole.size)
+    mixed = [a.reshape(-1)[order] for a in arrays]
+    (got,) = op.evaluate(mixed, node.attrs)
+    np.testing.assert_array_equal(got, whole.reshape(-1)[order])
+
+
 @each_case
 def test_text_reads_back(op: Op, case: Case) -> None:
     graph = one_node(op, case)
@@ -253,8 +279,6 @@ def test_gradient_at_sizes_0_and_1(op: Op, case: Case, new: int) -> None:
 
 
 # -- torch as a second opinion ---------------------------------------------------------------------
-# Of a template's field: "{shape!args}".
-CONVERSIONS = {"args": "*{0}", "flag": ", keepdim={0}", "one": "{0}[0]"}
 NO_TORCH = {  # what torch has no say in, and who has
     "random_uniform": "torch draws other bits",
     "dropout": "torch draws other bits; test_tensor.py counts what is dropped",
@@ -273,16 +297,12 @@ def torch_expression(op: Op, attrs: Any) -> str | None:
     template = op.lowering("torch", attrs)
     if not isinstance(template, str):
         return None
-    fields = re.findall(r"\{(\w+)!?(\w*)\}", template)
-    if any(conversion and conversion not in CONVERSIONS for _, conversion in fields):
-        return None
 
-    def argument(field: re.Match[str]) -> str:
-        name, conversion = field.groups()
-        form = "*{0}" if name == op.variadic else CONVERSIONS.get(conversion, "{0}")
-        return form.format(name)
+    def argument(hole: Hole) -> str:
+        star = "*" * (hole.star or hole.name == op.variadic)
+        return f"{hole.before}{star}{hole.name}{'[0]' * (hole.way == 'one')}"
 
-    return re.sub(r"\{(\w+)!?(\w*)\}", argument, template)
+    return "".join(p if isinstance(p, str) else argument(p) for p in pieces(template))
 
 
 def in_torch(op: Op, case: Case, tensors: list[Any]) -> list[Any]:

@@ -4,7 +4,6 @@ The judges are the real frameworks: one differentiates the model that was writte
 model that was carried to it, both exactly at the corner. ``docs/decisions.md`` has the table.
 """
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +15,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import trivium as tv
 from trivium.check import check
+from trivium.convert import SOURCES
+from trivium.framework import FRAMEWORKS
 from trivium.graph import Graph
 from trivium.interpret import Interpreter, bound_dims
 from trivium.native.run import NativeFunction
@@ -24,8 +25,6 @@ from trivium.transforms.grad import pullback
 from trivium.transforms.replay import specialize
 
 Arrays = list[Any]
-TARGETS = {"torch": "Torch", "keras": "Keras", "tensorflow": "Tensorflow", "mxnet": "Mxnet",
-           "jax": "Jax"}  # fmt: skip
 
 
 def f32(*numbers: Any) -> Any:
@@ -60,10 +59,9 @@ def everywhere(graph: Graph, arrays: Arrays) -> Iterator[tuple[str, Arrays]]:
     total: Any = sum((r * tv.asarray(g)).sum() for r, g in zip(results, gs, strict=True))
     total.backward()
     yield "eager", [None if t.grad is None else t.grad.numpy() for t in inputs]
-    for name, cls in TARGETS.items():
+    for name in SOURCES:
         try:
-            run = importlib.import_module(f"trivium.frameworks.{name}.run")
-            runner = getattr(run, f"{cls}Runner")(*run.build(graph, {}))
+            runner = FRAMEWORKS[name].built(graph, {})[1]
         except ImportError:
             continue
         yield name, runner.pull(arrays, gs).inputs
@@ -456,7 +454,7 @@ IMAGES = np.random.default_rng(0).integers(-2, 3, (3, 2, 4, 4)).astype("f")
 IMAGES[0] = 0
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", SOURCES)
 @pytest.mark.parametrize("source", MODELS)
 def test_a_residual_network_that_starts_at_zero(source: str, target: str) -> None:
     """On an image of zeros and two of whole numbers: ties and corners in every layer.
@@ -468,8 +466,7 @@ def test_a_residual_network_that_starts_at_zero(source: str, target: str) -> Non
     model = MODELS[source]()
     side = source_of(model, *[] if source == "keras" else [x]).side()
     gs = weights_for(side.runner.outputs([x]))
-    run = importlib.import_module(f"trivium.frameworks.{target}.run")
-    there = getattr(run, f"{TARGETS[target]}Runner")(*run.build(side.graph, side.values))
+    there = FRAMEWORKS[target].built(side.graph, side.values)[1]
     want, got = (r.pull([x], gs, training=True) for r in (side.runner, there))
     assert got.parameters.keys() == want.parameters.keys() != set()
     for name, g in [*want.parameters.items(), ("x", want.inputs[0])]:

@@ -16,13 +16,13 @@ import odd_models
 import trivium as tv
 from emit_suite import Bound, near, shaken
 from trivium import nn
+from trivium.convert import SOURCES
+from trivium.framework import FRAMEWORKS
 from trivium.frameworks.made import execute, furnished
 from trivium.frameworks.source import in_order
 from trivium.graph import Graph, UnsupportedError
 from trivium.interpret import Interpreter
 
-TARGETS = {"torch": "Torch", "keras": "Keras", "tensorflow": "Tensorflow", "mxnet": "Mxnet",
-           "jax": "Jax"}  # fmt: skip
 TORCH = tuple(odd_models.torch_models()) if importlib.util.find_spec("torch") else ()
 
 
@@ -39,8 +39,8 @@ def bound(target: str) -> Bound:
     emit, run = (
         importlib.import_module(f"trivium.frameworks.{target}.{part}") for part in ("emit", "run")
     )
-    name = TARGETS[target]
-    return Bound(target, emit.emit, run.build, getattr(run, f"{name}Runner"), None)
+    runner = getattr(run, FRAMEWORKS[target].runner)
+    return Bound(target, emit.emit, run.build, runner, None)
 
 
 def graph_and_values(name: str) -> tuple[Graph, Any, list[Any]]:
@@ -53,7 +53,7 @@ def graph_and_values(name: str) -> tuple[Graph, Any, list[Any]]:
 
 
 @pytest.mark.parametrize("name", [*odd_models.OWN, *TORCH])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", SOURCES)
 def test_awkward_model(target: str, name: str) -> None:
     framework = bound(target)
     graph, values, xs = graph_and_values(name)
@@ -216,7 +216,7 @@ def test_jax_source_that_does_not_read_a_parameter() -> None:
         model.apply(module.state_dict(), [np.zeros((2, 5), np.float32)], False, None)
 
 
-@pytest.mark.parametrize("target", [t for t in TARGETS if t != "keras"])
+@pytest.mark.parametrize("target", [t for t in SOURCES if t != "keras"])
 def test_a_parameter_that_nothing_reads_is_kept(target: str) -> None:
     framework = bound(target)
     module = nn.Sequential(odd_models.Pair(), nn.Linear(3))

@@ -10,7 +10,8 @@ import pytest
 
 import trivium as tv
 from trivium.check import check
-from trivium.convert import OUT
+from trivium.convert import OUT, SOURCES
+from trivium.engines import ENGINES as ENGINES_KNOWN
 from trivium.graph import GraphError, UnsupportedError
 from trivium.transforms.grad import gradient
 
@@ -18,12 +19,12 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
-TRAINS = ["native", "numpy", "torch", "keras", "tensorflow", "mxnet", "jax"]
+TRAINS = [name for name, engine in ENGINES_KNOWN.items() if engine.trains]
 INSTALLED = [e for e, version in tv.engines().items() if version]
 ENGINES = [pytest.param(e, marks=() if e in INSTALLED else pytest.mark.skip) for e in TRAINS]
 TARGETS = [
     pytest.param(t, marks=() if t in INSTALLED or t == "onnx" else pytest.mark.skip)
-    for t in ("torch", "keras", "tensorflow", "mxnet", "jax")
+    for t in SOURCES
 ]
 
 

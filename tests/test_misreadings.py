@@ -331,7 +331,7 @@ PLANTED: list[tuple[str, str, Misreading, bool]] = [
     ("torch_rows", "a weight turned", changed("q.weight", lambda w: w.T), True),
     ("torch_rows", "two weights exchanged",
      changed("k.weight", lambda w: w[:, ::-1]), True),
-    ("torch_rows", "where's branches", swapped("where", 1, 2), True),
+    ("torch_rows", "another filling", another("masked_fill", value=0.0), True),
     ("torch_rows", "tanh lost", bypassed("tanh"), True),
     ("torch_shared", "a shared layer read as two", untied, False),
     ("torch_shared", "tanh for sigmoid", another_op("tanh", "sigmoid"), True),

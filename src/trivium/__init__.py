@@ -5,6 +5,7 @@ import trivium.ops
 from trivium import data, fit, nn, optim
 from trivium.convert import (
     emit,
+    from_jax,
     from_keras,
     from_mxnet,
     from_onnx,
@@ -39,34 +40,38 @@ from trivium.functional import grad, value_and_grad
 from trivium.graph import MODE, Graph, GraphError, UnsupportedError
 from trivium.nn.module import seed, trace
 from trivium.ops.activation import clip
+from trivium.ops.choice import (
+    cast,
+    equal,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    logical_and,
+    logical_not,
+    logical_or,
+    not_equal,
+    stop_gradient,
+    where,
+)
 from trivium.ops.control import cond, scan
 from trivium.ops.conv import conv
 from trivium.ops.creation import ones_like, zeros_like
 from trivium.ops.elementwise import (
     abs,
     add,
-    cast,
     divide,
-    equal,
     erf,
     exp,
     expm1,
     gelu,
-    greater,
-    greater_equal,
     leaky_relu,
-    less,
-    less_equal,
     log,
     log1p,
-    logical_and,
-    logical_not,
-    logical_or,
     maximum,
     minimum,
     multiply,
     negative,
-    not_equal,
     pow,
     relu,
     sigmoid,
@@ -75,11 +80,9 @@ from trivium.ops.elementwise import (
     softplus,
     sqrt,
     square,
-    stop_gradient,
     subtract,
     tanh,
-    where,
-)  # fmt: skip
+)
 from trivium.ops.index import embedding, one_hot, take
 from trivium.ops.linalg import linear, matmul
 from trivium.ops.loss import binary_cross_entropy_with_logits, cross_entropy, mse_loss
@@ -162,7 +165,7 @@ __all__ = [
     "float16",
     "float32",
     "float64",
-    "from_keras",
+    "from_jax", "from_keras",
     "from_mxnet",
     "from_onnx",
     "from_torch",

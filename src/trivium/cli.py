@@ -24,7 +24,7 @@ from rich.console import Console
 
 import trivium as tv
 from trivium.atomic import together, writable, write
-from trivium.convert import OUT, TARGETS, as_module, framework_of, graph_of
+from trivium.convert import OUT, SOURCES, as_module, framework_of, graph_of
 from trivium.dtype import as_dtype
 from trivium.engines import ENGINES
 from trivium.files import ENDINGS
@@ -36,7 +36,6 @@ MODEL = (
     "run it in its own framework too, without custom operators or layers. A module is your own "
     "code, and is imported."
 )
-SOURCES = [name for name in TARGETS if name != "onnx"]
 _HINT = "Give the shape of each input, without the batch: --input 3,224,224 (or int64:128)"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from trivium.demands import Demands
+from trivium.framework import FRAMEWORKS
 from trivium.graph import Graph, UnsupportedError
 from trivium.nn.module import Module
 from trivium.proof.report import Report, VerificationError
@@ -23,7 +24,6 @@ from trivium.proof.sources import (
     READ,
     Source,
     arrays,
-    at,
     builder_of,
     framework_of,
     graph_of,
@@ -33,7 +33,7 @@ from trivium.proof.sources import (
 from trivium.proof.verify import compare_sides, doubt
 from trivium.proof.witness import Side
 
-TARGETS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
+SOURCES = tuple(f.name for f in FRAMEWORKS.values() if f.source)
 
 
 # -- in --------------------------------------------------------------------------------------------
@@ -67,14 +67,35 @@ def from_onnx(model: Any, *, verify: bool = True) -> Module:
     return _read("onnx", model, (), verify)
 
 
+def from_jax(function: Callable[..., Any], params: Any, *examples: Any,
+             verify: bool = True) -> Module:  # fmt: skip
+    """``function(params, *examples)`` of JAX as a Trivium Module, trainable.
+
+    ``params`` are nested dicts, lists and tuples of arrays; their paths are the parameters' names.
+    Gradients are compared too: a derivative that a function brings along (``jax.custom_vjp``) is no
+    part of what can be read. UnsupportedError: a primitive has no meaning here.
+
+    >>> import numpy as np, trivium as tv
+    >>> params = {"w": np.ones((3, 2), "f")}
+    >>> try:
+    ...     model = tv.from_jax(lambda p, x: x @ p["w"], params, np.ones((4, 3), "f"))
+    ...     print(sorted(model.state_dict()))
+    ... except ImportError:
+    ...     print(["w"])
+    ['w']
+    """
+    return _read("jax", (function, params), examples, verify, gradients=True)
+
+
 def _read(
-    framework: str, model: Any, examples: Sequence[Any], check: bool, **options: Any
-) -> Module:
+    framework: str, model: Any, examples: Sequence[Any], check: bool, gradients: bool = False,
+    **options: Any,
+) -> Module:  # fmt: skip
     source = _source(model, *examples, framework=framework, **options)
     _fits(source.graph, source.examples)
     report = Report(source.name, "our reading", ran={source.name: READ})
     if check and source.itself is not None:
-        report = _believed(source.side(), source)
+        report = _believed(source.side(), source, gradients)
     source.module.report = report
     return source.module
 
@@ -152,10 +173,10 @@ def verify(a: Any, b: Any, *inputs: Any, gradients: bool = True, steps: int = 3)
 # -- out -------------------------------------------------------------------------------------------
 def emit(model: Any, target: str, *examples: Any) -> str:
     """The source of a model in a framework: "torch", "keras", "tensorflow", "mxnet" or "jax"."""
-    if target not in TARGETS or target == "onnx":
-        raise ValueError(f"no source for {target!r}; there is {', '.join(TARGETS[:-1])}")
+    if target not in SOURCES:
+        raise ValueError(f"no source for {target!r}; there is {', '.join(SOURCES)}")
     graph = graph_of(as_module(model, *examples), *examples)
-    source: str = at(target, "emit").emit(graph).source
+    source: str = FRAMEWORKS[target].at("emit").emit(graph).source
     try:
         compile(source, target, "exec")
     except SyntaxError as error:
@@ -167,19 +188,16 @@ def emit(model: Any, target: str, *examples: Any) -> str:
 def _carry(
     model: Any, target: str, examples: Sequence[Any], check: bool
 ) -> tuple[Any, Report | None]:
-    engine = at(target, "run")
     source = _source(model, *examples)
     side = source.side()
     _fits(side.graph, source.examples)
     try:
         with _in_words(target):
-            native, weights = engine.build(side.graph, side.values)
+            native, runner = FRAMEWORKS[target].built(side.graph, side.values)
     except Exception:
         if check:  # what cannot be written may have been misread: that comes first
             _believed(side, source, gradients=True)
         raise
-    cls = getattr(engine, f"{target.capitalize()}Runner")
-    runner = cls(native, weights)
     report = None
     if check:
         rebuild = builder_of(target, side.values)
@@ -252,10 +270,10 @@ def to_onnx(model: Any, *examples: Any, verify: bool = True) -> Any:
     source = _source(model, *examples)
     side = source.side()
     _fits(side.graph, source.examples)
-    proto = at("onnx", "emit").write(side.graph, side.values, side.graph.name)
+    proto = FRAMEWORKS["onnx"].at("emit").write(side.graph, side.values, side.graph.name)
     if verify:
         with _in_words("onnx"):
-            runner = at("onnx", "run").OnnxRunner(proto)
+            runner = FRAMEWORKS["onnx"].at("run").OnnxRunner(proto)
         there = Side(_other("onnx", side), side.graph, side.values, runner, ran_by("onnx"), False)
         report = compare_sides(side, there, arrays(source.examples), gradients=False)
         if not report.ok:
@@ -267,14 +285,11 @@ def _other(target: str, side: Side) -> str:
     return target if side.name != target else f"{target} (carried)"
 
 
-OUT: dict[str, Callable[..., Any]] = {
-    "torch": to_torch, "keras": to_keras, "tensorflow": to_tensorflow, "mxnet": to_mxnet,
-    "jax": to_jax, "onnx": to_onnx,
-}  # fmt: skip
+OUT: dict[str, Callable[..., Any]] = {name: globals()[f"to_{name}"] for name in FRAMEWORKS}
 
 
 __all__ = [
-    "OUT", "as_module", "emit", "framework_of", "from_keras", "from_mxnet", "from_onnx",
-    "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
+    "OUT", "SOURCES", "as_module", "emit", "framework_of", "from_jax", "from_keras", "from_mxnet",
+    "from_onnx", "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
     "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

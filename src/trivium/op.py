@@ -12,19 +12,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from trivium import dtype as dt
 from trivium.dtype import DType, as_dtype
+from trivium.framework import FRAMEWORKS
 from trivium.graph import OPS, Graph, GraphError, Operators, Type, Value, current
 from trivium.recent import Recent
 from trivium.shape import Dim, ShapeError, broadcast, possible
 
 BODIES = 64  # of a composite, for as many different types and attributes
-FRAMEWORKS = ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx")
-
 Rule = Callable[..., Any]
 Check = Callable[..., None]
 """``check(numbers, types, attrs)`` raises where one input cannot hold such numbers."""
@@ -112,11 +111,23 @@ def zero_gradient(*_: Any, **__: Any) -> None:
     return None
 
 
+R = TypeVar("R", bound=Rule)
+_EACH_PLACE: set[Rule] = set()
+
+
+def each_place(rule: R) -> R:
+    """Mark a type rule: what has it works on each place by itself."""
+    _EACH_PLACE.add(rule)
+    return rule
+
+
+@each_place
 def elementwise(*types: Type, **_: Any) -> Type:
     """Type rule: the arrays broadcast, the dtype stays."""
     return Type(types[0].dtype, broadcast(*(t.shape for t in types if t is not None)))
 
 
+@each_place
 def comparison(*types: Type, **_: Any) -> Type:
     """Type rule: the arrays broadcast, the result is bool."""
     return Type(dt.bool_, elementwise(*types).shape)
@@ -298,6 +309,17 @@ class Op:
             many = isinstance(result, tuple)
             graph.outputs = [lift(graph, v, None) for v in (result if many else (result,))]
         return graph
+
+    def elementwise(self, types: Sequence[Type | None], attrs: Mapping[str, Any]) -> bool:
+        """Does it work on each place by itself? A composite does, if all of its body does."""
+        if self.rule is not None:
+            return self.rule in _EACH_PLACE
+        body = self.body(types, attrs)
+        return len(body.outputs) == 1 and all(
+            (n.op == "full" and n.out.shape == ())
+            or OPS[n.op].elementwise([None if v is None else v.type for v in n.inputs], n.attrs)
+            for n in body.nodes
+        )
 
     def evaluate(self, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs on NumPy arrays; attributes normalized, no Dims left."""

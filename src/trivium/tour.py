@@ -15,6 +15,7 @@ import trivium as tv
 from trivium.atomic import write
 from trivium.convert import OUT
 from trivium.engines import DEFAULT, ENGINES
+from trivium.framework import FRAMEWORKS
 from trivium.proof.report import Report
 
 GOAL = 0.97
@@ -82,7 +83,7 @@ def run(out: Path, epochs: int = 24, engine: str | None = None) -> bool:
 
     console.print("[bold]3. Carry[/] it to every framework that is installed, and prove it there")
     roads = []
-    for name in ("onnx", "torch", "keras", "tensorflow", "mxnet", "jax"):
+    for name in FRAMEWORKS:
         with console.status(f"   {name} ..."):
             roads.append(_road(name, model, xt[:5], out))
     console.print(_table(roads))
@@ -92,7 +93,7 @@ def run(out: Path, epochs: int = 24, engine: str | None = None) -> bool:
 
 
 def _road(name: str, model: Any, example: Any, out: Path) -> Road:
-    engine = ENGINES["onnxruntime" if name == "onnx" else name]
+    engine = ENGINES[FRAMEWORKS[name].runtime or name]
     if engine.version() is None:
         return Road(name, "not installed", where=f"to get it: {engine.remedy}")
     start = time.perf_counter()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from trivium.framework import FRAMEWORKS, Framework, installed
 from trivium.frameworks.runner import Trainer
 from trivium.graph import Graph
 from trivium.interpret import Interpreter
@@ -79,12 +79,7 @@ class Engine:
 
     def version(self) -> str | None:
         """The installed version, or None."""
-        for name in self.package.split("|"):
-            try:
-                return importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-        return None
+        return installed(self.package)
 
     def need(self) -> None:
         """Raise with the remedy unless installed."""
@@ -169,10 +164,10 @@ def _load(at: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _framework(name: str, package: str, remedy: str, cls: str) -> Engine:
-    at = f"trivium.frameworks.{name}.run"
+def _framework(f: Framework) -> Engine:
+    at = f"trivium.frameworks.{f.name}.run"
     return Engine(
-        name, package, remedy, True, f"{at}:{cls}Trainer", (f"{at}:build", f"{at}:{cls}Runner")
+        f.name, f.package, f.remedy, True, f"{at}:{f.trainer}", (f"{at}:build", f"{at}:{f.runner}")
     )
 
 
@@ -183,13 +178,7 @@ ENGINES = {
                trainer_at="trivium.native.run:NativeTrainer"),
         Engine("numpy", "numpy", "pip install numpy"),
         Engine("onnxruntime", "onnxruntime", "pip install onnx onnxruntime", trains=False),
-        _framework("torch", "torch", "pip install torch", "Torch"),
-        _framework("keras", "keras", "pip install keras tensorflow-cpu", "Keras"),
-        _framework("tensorflow", "tensorflow|tensorflow-cpu|tensorflow_cpu",
-                   "pip install tensorflow-cpu", "Tensorflow"),
-        _framework("mxnet", "mxnet",
-                   "pip install --no-deps mxnet==1.9.1 && pip install requests", "Mxnet"),
-        _framework("jax", "jax", "pip install jax", "Jax"),
+        *(_framework(f) for f in FRAMEWORKS.values() if f.trainer),
     )
 }  # fmt: skip
 

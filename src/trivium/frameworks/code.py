@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from trivium.dtype import DType
 from trivium.frameworks.blocks import Layer
 from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.words import MISSING, pieces
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import Refused
 from trivium.shape import Dim
@@ -188,20 +189,19 @@ class Target:
         arrays: dict[str, Any] = dict(zip(op.arrays, node.inputs, strict=False))
         code: Code = []
         infix = is_infix([re.sub(r"\{.*?\}", "v", template)])
-        for text, hole in _holes(template):
-            code.append(text)
-            name, _, how = hole.partition("!")
-            if not hole:
-                continue
-            if name == op.variadic:
+        for piece in pieces(template):
+            if isinstance(piece, str):
+                code.append(piece)
+            elif piece.name == op.variadic:
                 for i, v in enumerate(node.inputs):
                     code += [", "] * bool(i) + self.array(v)
-            elif name in op.arrays:
-                value = arrays.get(name)
+            elif piece.name in op.arrays:
+                value = arrays.get(piece.name)
                 bare = value is not None and self.bare(node, value, infix)
                 code += number(self, value) or self.array(value) if bare else self.array(value)
-            else:
-                code += self.attribute(node.attrs[name], how)
+            elif (said := piece.said(node.attrs[piece.name])) is not MISSING:
+                parts = [self.attribute(s) for s in (said if piece.star else (said,))]
+                code += [piece.before, *joined(parts)]
         return _without_trailing_none(code)
 
     def bare(self, node: Node, value: Value, infix: bool) -> bool:
@@ -225,32 +225,13 @@ class Target:
         assert value.node is not None
         return self.attribute(value.node.attrs["value"])
 
-    def attribute(self, value: Any, how: str = "") -> Code:
-        """An attribute's value; ``how`` is the conversion after ``!`` in the template."""
-        if how == "args":
-            return joined([self.attribute(v) for v in value])
-        if how == "one":
-            return self.attribute(value[0])
-        if how == "flag":
-            return [", True"] if value else []
-        if how == "flag_keepdims":
-            return [", keepdims=True"] if value else []
-        if how == "is_tanh":
-            return [repr(value == "tanh")]
+    def attribute(self, value: Any) -> Code:
+        """An attribute's value."""
         if isinstance(value, Dim):
             return [Size(value)]
         if isinstance(value, tuple) and any(isinstance(v, Dim) for v in value):
-            return [
-                "(",
-                *joined([self.attribute(v) for v in value]),
-                ",)" if len(value) == 1 else ")",
-            ]
-        if isinstance(value, tuple) and len(value) == 1 and not how:
-            return (
-                [self.literal(value[0])]
-                if isinstance(value[0], int) and how
-                else [self.literal(value)]
-            )
+            inside = joined([self.attribute(v) for v in value])
+            return ["(", *inside, ",)" if len(value) == 1 else ")"]
         return [self.literal(value)]
 
 
@@ -278,12 +259,6 @@ def joined(parts: Sequence[Code]) -> Code:
     for i, part in enumerate(parts):
         code += [", "] * bool(i) + part
     return code
-
-
-def _holes(template: str) -> Iterator[tuple[str, str]]:
-    parts = re.split(r"\{([^}]*)\}", template)
-    for i in range(0, len(parts), 2):
-        yield parts[i], parts[i + 1] if i + 1 < len(parts) else ""
 
 
 def _without_trailing_none(code: Code) -> Code:

@@ -138,15 +138,6 @@ class Calls(Target):
         """A parameter inside an expression."""
         return [Own(value.name)]
 
-    def fill(self, template: str, node: Node) -> Code:
-        """One axis is an int: ``x.sum(1)``."""
-        axis = node.attrs.get("axis")
-        if isinstance(axis, tuple) and len(axis) == 1 and node.op != "flip":
-            copy = Node(node.op, node.inputs, node.attrs | {"axis": axis[0]})
-            copy.outputs, copy.scope = node.outputs, node.scope
-            node = copy
-        return super().fill(template, node)
-
     def step(self, graph: Graph, wish: str) -> str:
         """The name of a function that means this inner Graph."""
         copy = Graph(wish)

@@ -5,6 +5,7 @@ An ordinary op is added in one place: its declaration in the file of its kind.
 
 from trivium.ops import (
     activation,
+    choice,
     control,
     conv,
     creation,

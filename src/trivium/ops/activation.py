@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivium.graph import Type
+from trivium.graph import OPS, Type
 from trivium.op import By, S, case, composite, corner, elementwise
-from trivium.ops.elementwise import expm1, maximum, minimum, where
+from trivium.ops.choice import where
+from trivium.ops.elementwise import (
+    abs,
+    expm1,
+    maximum,
+    minimum,
+    sigmoid,
+    softplus,
+    sqrt,
+    tanh,
+)
+from trivium.shape import ShapeError, normalize_axes
 
 
 def _clip_normal(x: Type, *, min: Any, max: Any, edge: str) -> dict[str, Any]:
@@ -101,3 +112,68 @@ def selu(x: Any) -> Any:
 def celu(x: Any, *, alpha: float = 1.0) -> Any:
     """x where positive, alpha * (exp(x / alpha) - 1) elsewhere; smooth at 0 (Keras's is not)."""
     return where(x > 0, x, expm1(minimum(x, 0.0) / alpha) * alpha)
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(4, low=-30, high=30))],
+    torch="F.mish({x})", jax="jax.nn.mish({x})", onnx="Mish",
+)  # fmt: skip
+def mish(x: Any) -> Any:
+    """x * tanh(softplus(x)). Misra, 2019."""
+    return x * tanh(softplus(x))
+
+
+@composite(
+    cases=[case(S(2, 3))],
+    torch="F.softsign({x})", keras="ops.softsign({x})", tensorflow="tf.nn.softsign({x})",
+    mxnet="F.softsign({x})", jax="jax.nn.soft_sign({x})", onnx="Softsign",
+)  # fmt: skip
+def softsign(x: Any) -> Any:
+    """x / (1 + \\|x\\|)."""
+    return x / (1.0 + abs(x))
+
+
+@composite(
+    cases=[case(S(2, 3)), case(S(4, low=-40, high=40))],
+    torch="F.logsigmoid({x})", keras="ops.log_sigmoid({x})", tensorflow="tf.math.log_sigmoid({x})",
+    jax="jax.nn.log_sigmoid({x})",
+)  # fmt: skip
+def log_sigmoid(x: Any) -> Any:
+    """log(sigmoid(x)), never overflowing."""
+    return -softplus(-x)
+
+
+@composite(
+    normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))[0]},
+    cases=[case(S(2, 6)), case(S(4, 3), axis=0)],
+    torch="F.glu({x}, {axis})", keras="ops.glu({x}, axis={axis})", jax="jax.nn.glu({x}, {axis})",
+)  # fmt: skip
+def glu(x: Any, *, axis: int = -1) -> Any:
+    """a * sigmoid(b) of the two halves a and b of x along ``axis``. Dauphin et al., 2017."""
+    half = x.shape[axis] // 2
+    if x.shape[axis] != half * 2:
+        raise ShapeError(f"{x.shape} has no two halves along the axis {axis}")
+    return OPS["slice_axis"](x, axis=axis, stop=half) * sigmoid(
+        OPS["slice_axis"](x, axis=axis, start=half)
+    )
+
+
+@composite(
+    cases=[case(S(2, 3, low=0.3, high=4)), case(S(4, low=-3, high=-0.5))],
+    torch="torch.reciprocal({x})", keras="ops.reciprocal({x})",
+    tensorflow="tf.math.reciprocal({x})", mxnet="F.reciprocal({x})", jax="jnp.reciprocal({x})",
+    onnx="Reciprocal",
+)  # fmt: skip
+def reciprocal(x: Any) -> Any:
+    """1 / x."""
+    return 1.0 / x
+
+
+@composite(
+    cases=[case(S(2, 3, low=0.3, high=4))],
+    torch="torch.rsqrt({x})", keras="ops.rsqrt({x})", tensorflow="tf.math.rsqrt({x})",
+    mxnet="F.rsqrt({x})", jax="jax.lax.rsqrt({x})",
+)  # fmt: skip
+def rsqrt(x: Any) -> Any:
+    """1 / sqrt(x)."""
+    return 1.0 / sqrt(x)

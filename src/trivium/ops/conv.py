@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from trivium.framework import everywhere
 from trivium.graph import Type
 from trivium.op import Refused, S, case, primitive
 from trivium.ops.linalg import product
@@ -217,7 +218,7 @@ _GRAD_CASES = [
 
 @primitive(
     rule=_input_grad_rule, normal=conv_attrs, cases=_GRAD_CASES,
-    **dict.fromkeys(("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"), _GRADIENT),
+    **everywhere(_GRADIENT),
 )  # fmt: skip
 def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any = 0,
                     dilation: Any = 1, groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
@@ -263,7 +264,7 @@ def _weight_grad_rule(x: Type, g: Type, *, kernel: Any, **attrs: Any) -> Type:
              dilation=(1, 2), groups=2),
         case(S(2, 6, 5, 3), S(2, 3, 3, 4), kernel=(3, 2), stride=2, padding=1, layout="NHWC"),
     ],
-    **dict.fromkeys(("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"), _GRADIENT),
+    **everywhere(_GRADIENT),
 )  # fmt: skip
 def conv_weight_grad(x: Any, g: Any, *, kernel: Any, stride: Any = 1, padding: Any = 0,
                      dilation: Any = 1, groups: int = 1, layout: Any = None) -> Any:  # fmt: skip

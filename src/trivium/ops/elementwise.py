@@ -7,25 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from trivium.dtype import DType, as_dtype, bool_, float32, float64
+from trivium.dtype import bool_
 from trivium.graph import OPS, Type
 from trivium.op import (
     By,
     S,
     case,
-    comparison,
     composite,
     corner,
+    each_place,
     elementwise,
     primitive,
     zero_gradient,
 )
+from trivium.ops.choice import equal, where
 
 _TWO = [case(S(2, 3, low=0.5), S(3, low=0.5)), case(S(2, 1, 3), S(4, 1, low=0.5, high=3))]
 _ONE = [case(S(2, 3)), case(S(4, low=-6, high=6)), case(S())]
 _POSITIVE = [case(S(2, 3, low=0.3, high=4))]
 
 
+@each_place
 def arithmetic(*types: Type) -> Type:
     """Type rule: the arrays broadcast, the dtype stays, and is no bool."""
     if any(t.dtype == bool_ for t in types):
@@ -76,6 +78,7 @@ def multiply(x: Any, y: Any) -> Any:
     return np.multiply(x, y)
 
 
+@each_place
 def _floating(*types: Type) -> Type:
     out = elementwise(*types)
     if not out.dtype.is_floating:
@@ -361,7 +364,7 @@ def gelu(x: Any, *, approximate: str = "none") -> Any:
     cases=[case(S(2, 3)), case(S(2, 3), slope=0.2)],
     torch="F.leaky_relu({x}, {slope})", keras="ops.leaky_relu({x}, {slope})",
     tensorflow="tf.nn.leaky_relu({x}, {slope})", mxnet="F.LeakyReLU({x}, slope={slope})",
-    onnx="LeakyRelu",
+    onnx="LeakyRelu({x}, alpha={slope})",
 )  # fmt: skip
 def leaky_relu(x: Any, *, slope: float = 0.01) -> Any:
     """x where positive, slope * x elsewhere. Defaults differ: torch .01, tf.nn .2, MXNet .25.
@@ -376,122 +379,3 @@ def leaky_relu(x: Any, *, slope: float = 0.01) -> Any:
 def square(x: Any) -> Any:
     """x * x."""
     return x * x
-
-
-# -- comparison, choice, conversion ----------------------------------------------------------------
-def _compare(name: str, symbol: str, numpy: Any, onnx: str, mxnet: str) -> Any:
-    infix = f"{{x}} {symbol} {{y}}"
-
-    def function(x: Any, y: Any) -> Any:
-        return numpy(x, y)
-
-    function.__doc__ = f"x {symbol} y, broadcasting; the result is bool."
-    names = {} if not onnx else {"onnx": onnx}
-    return primitive(
-        name=name, rule=comparison, promotes=True, vjp=zero_gradient,
-        cases=[case(S(2, 3), S(3)), case(S(5, dtype="int64", high=3), S(5, dtype="int64", high=3))],
-        torch=infix,
-        keras=infix if name not in ("equal", "not_equal") else f"ops.{name}({{x}}, {{y}})",
-        tensorflow=infix if name not in ("equal", "not_equal") else f"tf.{name}({{x}}, {{y}})",
-        mxnet=f"F.broadcast_{mxnet}({{x}}, {{y}})", jax=infix, **names,
-    )(function)  # fmt: skip
-
-
-equal = _compare("equal", "==", np.equal, "Equal", "equal")
-not_equal = _compare("not_equal", "!=", np.not_equal, "", "not_equal")
-less = _compare("less", "<", np.less, "Less", "lesser")
-less_equal = _compare("less_equal", "<=", np.less_equal, "LessOrEqual", "lesser_equal")
-greater = _compare("greater", ">", np.greater, "Greater", "greater")
-greater_equal = _compare("greater_equal", ">=", np.greater_equal, "GreaterOrEqual", "greater_equal")
-
-
-def _logical(*types: Type) -> Type:
-    if any(t.dtype != bool_ for t in types):
-        # Some frameworks would take them bit by bit, others as "not zero".
-        raise TypeError(f"wants bool arrays, got {', '.join(map(str, types))}")
-    return elementwise(*types)
-
-
-_BOOLS = [case(S(2, 3, dtype=bool_), S(3, dtype=bool_))]
-
-
-@primitive(
-    rule=_logical, vjp=zero_gradient, cases=_BOOLS,
-    torch="{x} & {y}", keras="ops.logical_and({x}, {y})", tensorflow="{x} & {y}",
-    mxnet="F.broadcast_logical_and({x}, {y})", jax="{x} & {y}", onnx="And",
-)  # fmt: skip
-def logical_and(x: Any, y: Any) -> Any:
-    """Both true."""
-    return np.logical_and(x, y)
-
-
-@primitive(
-    rule=_logical, vjp=zero_gradient, cases=_BOOLS,
-    torch="{x} | {y}", keras="ops.logical_or({x}, {y})", tensorflow="{x} | {y}",
-    mxnet="F.broadcast_logical_or({x}, {y})", jax="{x} | {y}", onnx="Or",
-)  # fmt: skip
-def logical_or(x: Any, y: Any) -> Any:
-    """Either true."""
-    return np.logical_or(x, y)
-
-
-@primitive(
-    rule=_logical, vjp=zero_gradient, cases=[case(S(2, 3, dtype=bool_))],
-    torch="~{x}", keras="ops.logical_not({x})", tensorflow="~{x}",
-    mxnet="F.logical_not({x})", jax="~{x}", onnx="Not",
-)  # fmt: skip
-def logical_not(x: Any) -> Any:
-    """Not x."""
-    return np.logical_not(x)
-
-
-def _where_rule(c: Type, x: Type, y: Type) -> Type:
-    if c.dtype != bool_ or x.dtype != y.dtype:
-        raise TypeError(f"wants a bool condition and two arrays of one dtype, got {c}, {x}, {y}")
-    return Type(x.dtype, elementwise(c, x, y).shape)
-
-
-@primitive(
-    rule=_where_rule,
-    cases=[case(S(2, 3, dtype=bool_), S(3), S(2, 1))],
-    torch="torch.where({condition}, {x}, {y})", keras="ops.where({condition}, {x}, {y})",
-    tensorflow="tf.where({condition}, {x}, {y})", jax="jnp.where({condition}, {x}, {y})",
-    mxnet="F.where({condition}, {x}, {y})", onnx="Where",
-)  # fmt: skip
-def where(condition: Any, x: Any, y: Any) -> Any:
-    """x where ``condition`` holds, y elsewhere, broadcasting."""
-    return np.where(condition, x, y)
-
-
-@where.vjp
-def _where_vjp(g: Any, out: Any, condition: Any, x: Any, y: Any) -> Any:
-    none = OPS["full"](shape=(), value=0, dtype=g.dtype)
-    return None, where(condition, g, none), where(condition, none, g)
-
-
-@primitive(
-    rule=lambda x, *, dtype: Type(dtype, x.shape),
-    normal=lambda x, *, dtype: {"dtype": as_dtype(dtype)},
-    cases=[case(S(2, 3, dtype="int64", high=5), dtype=float32),
-           case(S(2, 3, dtype=bool_), dtype=float64)],
-    torch="{x}.to({dtype})", keras="ops.cast({x}, {dtype})", tensorflow="tf.cast({x}, {dtype})",
-    mxnet="F.cast({x}, dtype={dtype})", jax="{x}.astype({dtype})",
-)  # fmt: skip
-def cast(x: Any, *, dtype: DType) -> Any:
-    """The elements converted to ``dtype``; floats become integers by truncation."""
-    return x.astype(dtype.numpy)
-
-
-@cast.vjp
-def _cast_vjp(g: Any, out: Any, x: Any, *, dtype: DType) -> Any:
-    return (cast(g, dtype=x.dtype) if x.dtype.is_floating and dtype.is_floating else None,)
-
-
-@primitive(
-    vjp=lambda g, out, x: (None,), cases=[case(S(2, 3))],
-    torch="{x}.detach()", keras="ops.stop_gradient({x})", tensorflow="tf.stop_gradient({x})",
-    mxnet="F.BlockGrad({x})", jax="jax.lax.stop_gradient({x})",
-)  # fmt: skip
-def stop_gradient(x: Any) -> Any:
-    """x, through which no gradient flows."""
-    return x

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import holds
+from trivium.framework import everywhere
 from trivium.graph import OPS, Type
 from trivium.op import Refused, S, case, composite, primitive
 from trivium.ops.conv import (
@@ -23,9 +24,8 @@ from trivium.ops.conv import (
     window_size,
 )
 
-_INSIDE = dict.fromkeys(
-    ("torch", "keras", "tensorflow", "mxnet", "jax", "onnx"),
-    Refused("the inside of a pool or of its gradient: the framework has the whole"),
+_INSIDE = everywhere(
+    Refused("the inside of a pool or of its gradient: the framework has the whole")
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.graph import MODE, OPS, Type
-from trivium.op import S, case, composite, elementwise, primitive, zero_gradient
+from trivium.op import S, case, composite, each_place, elementwise, primitive, zero_gradient
 from trivium.shape import ShapeError, as_shape
 
 _KEY = S(2, dtype="uint64", low=0, high=1000)
@@ -36,6 +36,7 @@ def random_uniform(key: Any, *, shape: Any, salt: int = 0, dtype: dt.DType = dt.
     return ((words >> np.uint64(40)) * 2.0**-24).astype(dtype.numpy).reshape(shape)
 
 
+@each_place
 def _rule(x: Type, key: Type | None, *, rate: float, **_: Any) -> Type:
     if not 0 <= rate < 1:
         raise ValueError(f"rate is in [0, 1), got {rate}")

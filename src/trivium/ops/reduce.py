@@ -11,6 +11,7 @@ from trivium.graph import OPS, Type
 from trivium.op import By, S, case, composite, corner, primitive, zero_gradient
 from trivium.shape import ShapeError, normalize_axes, size_product
 
+max_of = max  # Python's, which the op of that name hides below
 _CASES = [
     case(S(2, 3, 4)),
     case(S(2, 3, 4), axis=1),
@@ -44,11 +45,11 @@ def _sum_rule(x: Type, **attrs: Any) -> Type:
 
 @primitive(
     rule=_sum_rule, normal=_axes, cases=_CASES,
-    torch="{x}.sum({axis}{keepdims!flag})",
-    keras="ops.sum({x}, axis={axis}{keepdims!flag_keepdims})",
-    tensorflow="tf.reduce_sum({x}, axis={axis}{keepdims!flag_keepdims})",
-    mxnet="F.sum({x}, axis={axis}{keepdims!flag_keepdims})",
-    jax="{x}.sum({axis}{keepdims!flag_keepdims})",
+    torch="{x}.sum({axis!axes|None}, keepdim={keepdims|False})",
+    keras="ops.sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    tensorflow="tf.reduce_sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    mxnet="F.sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    jax="{x}.sum({axis!axes}, keepdims={keepdims|False})",
 )  # fmt: skip
 def sum(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The sum along ``axis`` (an int, several, or None for all); the dtype stays.
@@ -68,16 +69,62 @@ def _sum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
 @composite(
     normal=_axes, cases=_CASES,
     numpy=lambda x, *, axis, keepdims: np.mean(x, axis, x.dtype, keepdims=keepdims),
-    torch="{x}.mean({axis}{keepdims!flag})",
-    keras="ops.mean({x}, axis={axis}{keepdims!flag_keepdims})",
-    tensorflow="tf.reduce_mean({x}, axis={axis}{keepdims!flag_keepdims})",
-    mxnet="F.mean({x}, axis={axis}{keepdims!flag_keepdims})",
-    jax="{x}.mean({axis}{keepdims!flag_keepdims})",
+    torch="{x}.mean({axis!axes|None}, keepdim={keepdims|False})",
+    keras="ops.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    tensorflow="tf.reduce_mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    mxnet="F.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    jax="{x}.mean({axis!axes}, keepdims={keepdims|False})",
 )  # fmt: skip
 def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The arithmetic mean along ``axis``."""
     count = size_product(x.shape[a] for a in axis)
     return sum(x, axis=axis, keepdims=keepdims) / OPS["full"](shape=(), value=count, dtype=x.dtype)
+
+
+def _spread_normal(x: Type, *, axis: Any, correction: float, keepdims: bool) -> dict[str, Any]:
+    number = float(correction)
+    return {"axis": normalize_axes(axis, len(x.shape)),
+            "correction": int(number) if number.is_integer() else number}  # fmt: skip
+
+
+_SPREADS = [case(S(2, 3, 4), axis=1), case(S(2, 3, 4), axis=(0, -1), correction=1, keepdims=True),
+            case(S(2, 5), axis=1, correction=1.5)]  # fmt: skip
+
+
+@composite(
+    normal=_spread_normal, cases=_SPREADS,
+    torch="{x}.var({axis!axes|None}, correction={correction|1}, keepdim={keepdims|False})",
+    keras=By("correction", {0: "ops.var({x}, axis={axis!axes}, keepdims={keepdims|False})"}),
+    tensorflow=By("correction", {
+        0: "tf.math.reduce_variance({x}, axis={axis!axes}, keepdims={keepdims|False})"}),
+    jax="{x}.var({axis!axes}, ddof={correction|0}, keepdims={keepdims|False})",
+)  # fmt: skip
+def var(x: Any, *, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
+    """The variance along ``axis``: squares of what differs from the mean, over n - correction.
+
+    Defaults of the correction differ: torch 1, the others 0.
+    """
+    centered = x - mean(x, axis=axis, keepdims=True)
+    n = size_product(x.shape[a] for a in axis)
+    count = OPS["full"](shape=(), value=n, dtype=x.dtype)
+    if correction and isinstance(n, int):
+        count = OPS["full"](shape=(), value=max_of(n - correction, 0), dtype=x.dtype)
+    elif correction:
+        count = OPS["maximum"](count - correction, OPS["full"](shape=(), value=0, dtype=x.dtype))
+    return sum(centered * centered, axis=axis, keepdims=keepdims) / count
+
+
+@composite(
+    normal=_spread_normal, cases=_SPREADS,
+    torch="{x}.std({axis!axes|None}, correction={correction|1}, keepdim={keepdims|False})",
+)  # fmt: skip
+def std(x: Any, *, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
+    """The standard deviation, the root of :func:`var`. Its gradient at 0 is 0, as torch's is."""
+    squares = var(x, axis=axis, correction=correction, keepdims=keepdims)
+    none, one = (OPS["full"](shape=(), value=v, dtype=x.dtype) for v in (0, 1))
+    nothing = OPS["equal"](squares, none)
+    root = OPS["sqrt"](OPS["where"](nothing, one, squares))
+    return OPS["where"](nothing, none, root)
 
 
 # -- extrema -------------------------------------------------------------------------------------
@@ -122,12 +169,12 @@ def _first(hit: Any, axis: int) -> Any:
 
 @primitive(
     rule=_extremum_rule, normal=_extremum_normal, cases=_TIES, vjp=_extremum_vjp,
-    torch=By("ties", share="{x}.amax({axis}{keepdims!flag})",
-             first="{x}.max({axis!one}{keepdims!flag}).values",
-             each="max_each({x}, {axis}{keepdims!flag})"),
-    keras=By("ties", share="ops.max({x}, axis={axis}{keepdims!flag_keepdims})",
-             first="max_first({x}, {axis!one}{keepdims!flag_keepdims})",
-             each="max_each({x}, {axis}{keepdims!flag_keepdims})"),
+    torch=By("ties", share="{x}.amax({axis!axes}, keepdim={keepdims|False})",
+             first="{x}.max({axis!one}, keepdim={keepdims|False}).values",
+             each="max_each({x}, {axis!axes}, keepdim={keepdims|False})"),
+    keras=By("ties", share="ops.max({x}, axis={axis!axes}, keepdims={keepdims|False})",
+             first="max_first({x}, {axis!one}, keepdims={keepdims|False})",
+             each="max_each({x}, {axis!axes}, keepdims={keepdims|False})"),
 )  # fmt: skip
 def max(x: Any, *, axis: Any = None, keepdims: bool = False, ties: str = "share") -> Any:
     """The largest along ``axis``.
@@ -140,12 +187,12 @@ def max(x: Any, *, axis: Any = None, keepdims: bool = False, ties: str = "share"
 
 @primitive(
     rule=_extremum_rule, normal=_extremum_normal, cases=_TIES, vjp=_extremum_vjp,
-    torch=By("ties", share="{x}.amin({axis}{keepdims!flag})",
-             first="{x}.min({axis!one}{keepdims!flag}).values",
-             each="min_each({x}, {axis}{keepdims!flag})"),
-    keras=By("ties", share="ops.min({x}, axis={axis}{keepdims!flag_keepdims})",
-             first="min_first({x}, {axis!one}{keepdims!flag_keepdims})",
-             each="min_each({x}, {axis}{keepdims!flag_keepdims})"),
+    torch=By("ties", share="{x}.amin({axis!axes}, keepdim={keepdims|False})",
+             first="{x}.min({axis!one}, keepdim={keepdims|False}).values",
+             each="min_each({x}, {axis!axes}, keepdim={keepdims|False})"),
+    keras=By("ties", share="ops.min({x}, axis={axis!axes}, keepdims={keepdims|False})",
+             first="min_first({x}, {axis!one}, keepdims={keepdims|False})",
+             each="min_each({x}, {axis!axes}, keepdims={keepdims|False})"),
 )  # fmt: skip
 def min(x: Any, *, axis: Any = None, keepdims: bool = False, ties: str = "share") -> Any:
     """The smallest along ``axis``; ``ties`` as in :func:`max`."""
@@ -170,10 +217,10 @@ def argmax(x: Any, *, axis: int = -1) -> Any:
 
 @composite(
     normal=_axes, cases=[case(S(2, 3, 4), axis=1), case(S(2, 3), axis=-1, keepdims=True)],
-    torch="torch.logsumexp({x}, {axis}{keepdims!flag})",
-    keras="ops.logsumexp({x}, axis={axis}{keepdims!flag_keepdims})",
-    tensorflow="tf.reduce_logsumexp({x}, axis={axis}{keepdims!flag_keepdims})",
-    jax="jax.nn.logsumexp({x}, {axis}{keepdims!flag_keepdims})",
+    torch="torch.logsumexp({x}, {axis!axes}, keepdim={keepdims|False})",
+    keras="ops.logsumexp({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    tensorflow="tf.reduce_logsumexp({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    jax="jax.nn.logsumexp({x}, {axis!axes}, keepdims={keepdims|False})",
 )  # fmt: skip
 def logsumexp(x: Any, *, axis: Any, keepdims: bool = False) -> Any:
     """log(sum(exp(x))) along ``axis``, never overflowing."""

@@ -43,8 +43,8 @@ def _reshape_normal(x: Type, *, shape: Any) -> dict[str, Any]:
     rule=lambda x, *, shape: Type(x.dtype, shape), normal=_reshape_normal,
     vjp=lambda g, out, x, *, shape: (OPS["reshape"](g, shape=x.shape),),
     cases=[case(S(2, 3, 4), shape=(4, 6)), case(S(2, 3), shape=(-1,)), case(S(), shape=(1, 1))],
-    torch="{x}.reshape({shape!args})", keras="ops.reshape({x}, {shape})",
-    tensorflow="tf.reshape({x}, {shape})", jax="{x}.reshape({shape!args})",
+    torch="{x}.reshape(*{shape})", keras="ops.reshape({x}, {shape})",
+    tensorflow="tf.reshape({x}, {shape})", jax="{x}.reshape(*{shape})",
 )  # fmt: skip
 def reshape(x: Any, *, shape: Any) -> Any:
     """The elements of x, row-major, in ``shape``; one size may be -1.
@@ -82,9 +82,9 @@ def _transpose_normal(x: Type, *, axes: Any) -> dict[str, Any]:
 @primitive(
     rule=lambda x, *, axes: Type(x.dtype, tuple(x.shape[a] for a in axes)),
     normal=_transpose_normal, cases=[case(S(2, 3)), case(S(2, 3, 4), axes=(1, 2, 0))],
-    torch="{x}.permute({axes!args})", keras="ops.transpose({x}, {axes})",
+    torch="{x}.permute(*{axes})", keras="ops.transpose({x}, {axes})",
     tensorflow="tf.transpose({x}, {axes})", mxnet="F.transpose({x}, axes={axes})",
-    jax="{x}.transpose({axes!args})",
+    jax="{x}.transpose(*{axes})",
 )  # fmt: skip
 def transpose(x: Any, *, axes: Any = None) -> Any:
     """The axes in the order ``axes`` (None: reversed); the array API's permute_dims."""
@@ -106,7 +106,7 @@ def _broadcast_rule(x: Type, *, shape: Any) -> Type:
     rule=_broadcast_rule, normal=lambda x, *, shape: {"shape": as_shape(shape)},
     vjp=lambda g, out, x, *, shape: (g,),  # summed back by the caller, like every broadcast
     cases=[case(S(3), shape=(2, 3)), case(S(2, 1, 4), shape=(2, 3, 4))],
-    torch="{x}.expand({shape!args})", keras="ops.broadcast_to({x}, {shape})",
+    torch="{x}.expand(*{shape})", keras="ops.broadcast_to({x}, {shape})",
     tensorflow="tf.broadcast_to({x}, {shape})", mxnet="F.broadcast_to({x}, shape={shape})",
     jax="jnp.broadcast_to({x}, {shape})",
 )  # fmt: skip
@@ -137,9 +137,9 @@ def _squeeze_normal(x: Type, *, axis: Any) -> dict[str, Any]:
 
 @composite(
     normal=_squeeze_normal, cases=[case(S(2, 1, 3, 1), axis=1), case(S(2, 1, 3, 1), axis=(1, -1))],
-    torch="{x}.squeeze({axis})", keras="ops.squeeze({x}, axis={axis})",
-    tensorflow="tf.squeeze({x}, axis={axis})", mxnet="F.squeeze({x}, axis={axis})",
-    jax="{x}.squeeze({axis})",
+    torch="{x}.squeeze({axis!axes})", keras="ops.squeeze({x}, axis={axis!axes})",
+    tensorflow="tf.squeeze({x}, axis={axis!axes})", mxnet="F.squeeze({x}, axis={axis!axes})",
+    jax="{x}.squeeze({axis!axes})",
 )  # fmt: skip
 def squeeze(x: Any, *, axis: Any) -> Any:
     """The axes ``axis``, of size 1, left out. Always named: data never decides a shape."""
@@ -377,6 +377,7 @@ def _pad_vjp(g: Any, out: Any, x: Any, *, low: Any, high: Any, interior: Any, va
 
 
 @primitive(
+    rule=lambda x, **_: x,
     normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))},
     vjp=lambda g, out, x, *, axis: (OPS["flip"](g, axis=axis),),
     cases=[case(S(2, 3), axis=1), case(S(2, 3, 4), axis=(0, 2))],

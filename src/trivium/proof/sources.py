@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from trivium.engines import ENGINES, Engine
+from trivium.framework import FRAMEWORKS
 from trivium.graph import Graph, UnsupportedError
 from trivium.nn.module import GraphModule, Module
 from trivium.nn.opening import open_trace
@@ -23,26 +22,7 @@ from trivium.tensor import Spec, asarray
 
 READ = "read, not run"
 
-_KINDS = (
-    ("torch", "torch", "nn.Module"), ("keras", "keras", "Layer"),
-    ("mxnet", "mxnet.gluon", "Block"), ("onnx", "onnx", "ModelProto"),
-)  # fmt: skip
-_ENDINGS = {".onnx": "onnx", ".keras": "keras", ".json": "mxnet", ".params": "mxnet"}
 _OWN = (".tv", ".safetensors")
-_RUNTIME = {"onnx": "onnxruntime"}  # who runs a framework's models, where not itself
-
-
-def at(framework: str, part: str) -> Any:
-    """A module of a framework's room."""
-    return importlib.import_module(f"trivium.frameworks.{framework}.{part}")
-
-
-def _is(model: Any, module: str, name: str) -> bool:
-    """isinstance without importing a framework that is not there yet."""
-    cls: Any = sys.modules.get(module)
-    for part in name.split("."):
-        cls = getattr(cls, part, None)
-    return isinstance(cls, type) and isinstance(model, cls)
 
 
 def framework_of(model: Any) -> str:
@@ -53,14 +33,15 @@ def framework_of(model: Any) -> str:
         ending = Path(model).suffix
         if ending in _OWN:
             return "trivium"
-        if ending in _ENDINGS:
-            return _ENDINGS[ending]
+        for framework in FRAMEWORKS.values():
+            if ending in framework.endings:
+                return framework.name
         raise ValueError(
             f"no format for the ending {ending!r}: .tv, .onnx, .keras and -symbol.json are read"
         )
-    for framework, module, name in _KINDS:
-        if _is(model, module, name):
-            return framework
+    for framework in FRAMEWORKS.values():
+        if framework.owns(model):
+            return framework.name
     raise UnsupportedError(
         f"a {type(model).__name__} is no model Trivium knows",
         remedy="it reads trivium, torch, keras, gluon and ONNX models, and their files",
@@ -89,12 +70,12 @@ class Source:
         graph, values = self.graph, self.module.state_dict()
         if self.framework == "trivium":
             return self._own(graph, values)
-        builder = builder_of(self.framework, values) if self.framework != "onnx" else None
-        trains = self.framework != "onnx"
+        builder = builder_of(self.framework, values)
+        trains = bool(FRAMEWORKS[self.framework].trainer)
         if self.itself is None:
             runner: Any = GraphRunner(graph, values)
             return Side(self.name, graph, values, runner, READ, trains, builder)
-        runner = at(self.framework, "run").foreign(self.itself, self.module)
+        runner = FRAMEWORKS[self.framework].at("run").foreign(self.itself, self.module)
         return Side(self.name, graph, values, runner, ran_by(self.framework), trains, builder)
 
     def _own(self, graph: Graph, values: Mapping[str, Any]) -> Side:
@@ -112,7 +93,7 @@ def source_of(model: Any, *examples: Any, framework: str | None = None, **option
     if framework == "trivium":
         return Source("trivium", "trivium", model, None, given)
     name = Path(model).name if isinstance(model, (str, Path)) else framework
-    itself, module = at(framework, "open").opened(model, *given, **options)
+    itself, module = FRAMEWORKS[framework].at("open").opened(model, *given, **options)
     if engine_of(framework).version() is None:
         itself = None
     return Source(framework, name, module, itself, given, bool(options.get("training")))
@@ -120,7 +101,7 @@ def source_of(model: Any, *examples: Any, framework: str | None = None, **option
 
 def engine_of(framework: str) -> Engine:
     """The engine that runs a framework's models."""
-    return ENGINES[_RUNTIME.get(framework, framework)]
+    return ENGINES[FRAMEWORKS[framework].runtime or framework]
 
 
 def ran_by(framework: str) -> str:
@@ -178,12 +159,11 @@ def arrays(examples: Sequence[Any]) -> list[Any]:
     return [x for x in examples if isinstance(x, np.ndarray)]
 
 
-def builder_of(framework: str, values: Any) -> Callable[[Graph], Any]:
-    """Graphs with these parameters, built and run in a framework."""
-    engine = at(framework, "run")
-    runner = getattr(engine, f"{framework.capitalize()}Runner")
-    return lambda graph: runner(*engine.build(graph, values))
+def builder_of(framework: str, values: Any) -> Callable[[Graph], Any] | None:
+    """Graphs with these parameters, built and run in a framework; None where none are trained."""
+    record = FRAMEWORKS[framework]
+    return (lambda graph: record.built(graph, values)[1]) if record.trainer else None
 
 
-__all__ = ["READ", "Source", "arrays", "at", "builder_of", "framework_of", "graph_of", "ran_by",
+__all__ = ["READ", "Source", "arrays", "builder_of", "framework_of", "graph_of", "ran_by",
            "source_of"]  # fmt: skip

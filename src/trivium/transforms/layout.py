@@ -15,20 +15,11 @@ from trivium.transforms.replay import prune, replay
 
 _LAYOUTS = {"NCHW": {3: "NCW", 4: "NCHW", 5: "NCDHW"}, "NHWC": {3: "NWC", 4: "NHWC", 5: "NDHWC"}}
 _WITH_LAYOUT = ("conv", "max_pool", "avg_pool")
-_ELEMENTWISE = {
-    "add", "subtract", "multiply", "divide", "maximum", "minimum", "pow", "negative", "abs", "sign",
-    "exp", "log", "log1p", "expm1", "sqrt", "tanh", "erf", "sigmoid", "relu", "cast",
-    "stop_gradient", "dropout", "where",
-}  # fmt: skip
 
 
 def _elementwise(node: Node) -> bool:
-    """Is it a function of one place at a time? A composite is, if all of its body is."""
-    op = OPS[node.op]
-    if node.op in _ELEMENTWISE or not op.is_composite or len(node.outputs) != 1:
-        return node.op in _ELEMENTWISE
-    body = op.body([None if v is None else v.type for v in node.inputs], node.attrs)
-    return all(_elementwise(n) or (n.op == "full" and n.out.shape == ()) for n in body.nodes)
+    types = [None if v is None else v.type for v in node.inputs]
+    return bool(OPS[node.op].elementwise(types, node.attrs))
 
 
 def to_layout(graph: Graph, layout: str) -> Graph:

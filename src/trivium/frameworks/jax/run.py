@@ -139,6 +139,42 @@ def to_array(array: Any) -> Any:
     return jnp.array(array)
 
 
+class Foreign(JaxModel):
+    """A function of the user's own: its parameters may be nested in lists and tuples, too."""
+
+    def apply(
+        self, params: Mapping[str, Any], inputs: Sequence[Any], training: bool, key: Any
+    ) -> Any:
+        """All outputs, a dict's in the order of its keys, as JAX has them; no state changes."""
+        tree = load_jax().tree_util
+        leaves, shape = tree.tree_flatten_with_path(self.given)
+        flat = flatten(nest(params))
+        values = [flat[".".join(map(name_of, path))] for path, _ in leaves]
+        result = self.function(tree.tree_unflatten(shape, values), *inputs)
+        self.structure = tuple(sorted(result)) if isinstance(result, Mapping) else None
+        return tree.tree_leaves(result), {}
+
+    @property
+    def given(self) -> Any:
+        """The parameters as they are nested."""
+        return self.__dict__["_given"]
+
+
+def name_of(key: Any) -> str:
+    """One step on the way to a leaf: a key, a place, an attribute."""
+    return str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key))))
+
+
+def foreign(model: Any, module: Any) -> JaxRunner:
+    """``(function, params)`` of the user's own; ``module`` is what reading it gave."""
+    function, params = model
+    held = module.state_dict()
+    states = frozenset(n for n, a in held.items() if a.dtype.kind not in "fV")
+    made = Foreign(function, nest({n: to_array(a) for n, a in held.items()}), states)
+    made.__dict__["_given"] = params
+    return JaxRunner(made, {n: (n, Weight("", n, n)) for n in held})
+
+
 class JaxRunner:
     """Any JAX function. ``weights`` says where our parameters are in its nested ones."""
 

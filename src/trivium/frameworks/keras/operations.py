@@ -6,12 +6,15 @@ arguments, our Values in place of Keras's tensors. Python numbers stay numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from trivium.dtype import as_dtype, bool_
 from trivium.frameworks.keras.layers import each, layout_of, spatial, window_padding
+from trivium.frameworks.words import Call, Vocabulary
 from trivium.graph import OPS, UnsupportedError, Value
 from trivium.shape import Dim
 
@@ -35,48 +38,51 @@ def refuse(op: Any, why: str) -> UnsupportedError:
     return UnsupportedError(f"keras.ops operation {type(op).__name__}: {why}")
 
 
-def _plain(ours: str) -> Rule:
-    return lambda op, *xs: OPS[ours](*xs)
-
-
-_ALIKE = {  # Keras's class: our op, with the same arrays and no attributes
-    "Add": "add", "Subtract": "subtract", "Multiply": "multiply", "Divide": "divide",
-    "TrueDivide": "divide", "Power": "pow", "Maximum": "maximum", "Minimum": "minimum",
-    "Negative": "negative", "Absolute": "abs", "Sign": "sign", "Exp": "exp", "Log": "log",
-    "Log1p": "log1p", "Expm1": "expm1", "Sqrt": "sqrt", "Tanh": "tanh", "Erf": "erf",
-    "Sigmoid": "sigmoid", "Relu": "relu", "Softplus": "softplus", "Silu": "silu",
-    "Relu6": "relu6", "HardSigmoid": "hardsigmoid", "HardSilu": "hardswish",
-    "Square": "square", "Equal": "equal", "NotEqual": "not_equal", "Less": "less",
-    "LessEqual": "less_equal", "Greater": "greater", "GreaterEqual": "greater_equal",
-    "LogicalAnd": "logical_and", "LogicalOr": "logical_or", "LogicalNot": "logical_not",
-    "Matmul": "matmul", "StopGradient": "stop_gradient",
+_SIGNS = {
+    "Add": "+", "Subtract": "-", "Multiply": "*", "Divide": "/", "TrueDivide": "/", "Power": "**",
+    "Negative": "-x", "Less": "<", "LessEqual": "<=", "Greater": ">", "GreaterEqual": ">=",
+    "Absolute": "Abs", "Amax": "Max", "Amin": "Min",
 }  # fmt: skip
-OPERATIONS.update({theirs: _plain(ours) for theirs, ours in _ALIKE.items()})
+"""What Keras's classes call a sign, or has a second name for."""
+
+
+@functools.cache
+def words() -> Vocabulary:
+    """All Keras lines, by the class that records a call: ops.leaky_relu is a LeakyRelu."""
+    return Vocabulary("keras", _SIGNS, lambda name: "".join(map(str.capitalize, name.split("_"))))
+
+
+def call_of(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+    """The call that was recorded: its arrays, then the constants that the class keeps."""
+    arrays = inspect.signature(type(op).call)
+    constants = dict(inspect.signature(type(op).__init__).parameters)
+    kept = [n for n in constants if n not in ("self", "name") and hasattr(op, n)]
+    given = dict(arrays.bind(op, *args, **kwargs).arguments) | {n: getattr(op, n) for n in kept}
+    order = [n for n in (*arrays.parameters, *kept) if n != "self"]
+    both = {**arrays.parameters, **constants}
+    defaults = {n: both[n].default for n in order if both[n].default is not inspect.Parameter.empty}
+    plain = {n: tuple(v) if type(v) is list else v for n, v in given.items() if n != "self"}
+    return Call(type(op).__name__, plain, order, defaults)
+
+
+def read(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """A recorded operation in our ops."""
+    if (rule := OPERATIONS.get(type(op).__name__)) is not None:
+        return rule(op, *args, **kwargs)
+    call = call_of(op, args, kwargs)
+    if (result := words().translate(call, lambda value: None)) is None:
+        odd = {k: v for k, v in call.given.items() if v != call.defaults.get(k)} if words().knows(
+            call) else {}  # fmt: skip
+        if words().why is not None:
+            raise UnsupportedError(f"the keras.ops operation {call.name}: {words().why}")
+        said = ", ".join(f"{k}={v}" for k, v in odd.items() if not isinstance(v, Value))
+        raise UnsupportedError(
+            f"the keras.ops operation {call.name}" + (f" with {said}" if said else "")
+        )
+    return result
 
 
 # -- elementwise -----------------------------------------------------------------------------------
-@operation("Rsqrt", "Reciprocal")
-def _reciprocal(op: Any, x: Value) -> Any:
-    return OPS["divide"](1.0, OPS["sqrt"](x) if type(op).__name__ == "Rsqrt" else x)
-
-
-@operation("Gelu")
-def _gelu(op: Any, x: Value) -> Any:
-    return OPS["gelu"](x, approximate="tanh" if op.approximate else "none")
-
-
-@operation("LeakyRelu")
-def _leaky_relu(op: Any, x: Value) -> Any:
-    return OPS["leaky_relu"](x, slope=float(op.negative_slope))
-
-
-@operation("Clip")
-def _clip(op: Any, x: Value) -> Any:
-    if not all(isinstance(v, (int, float)) for v in (op.x_min, op.x_max)):
-        raise refuse(op, "its bounds are not numbers")
-    return OPS["clip"](x, min=op.x_min, max=op.x_max)
-
-
 @operation("HardTanh")
 def _hard_tanh(op: Any, x: Value) -> Any:
     return OPS["clip"](x, min=-1.0, max=1.0)  # its slope at 1 is 1, unlike torch's
@@ -109,18 +115,8 @@ def _selu(op: Any, x: Value) -> Any:
     return OPS["where"](x >= 0, x, below) * 1.0507009873554805  # Klambauer et al., 2017
 
 
-@operation("Softsign")
-def _softsign(op: Any, x: Value) -> Any:
-    return OPS["divide"](x, 1.0 + OPS["abs"](x))
-
-
-@operation("Mish")
-def _mish(op: Any, x: Value) -> Any:
-    return x * OPS["tanh"](OPS["softplus"](x))
-
-
 # Two functions of keras.activations leave keras.ops before they record anything.
-ACTIVATIONS: dict[str, Rule] = {"hard_silu": _plain("hardswish"), "mish": _mish}
+ACTIVATIONS = {"hard_silu": "hardswish", "mish": "mish"}
 
 
 @operation("Normalize")
@@ -133,18 +129,6 @@ def _normalize(op: Any, x: Value) -> Any:
     epsilon = keras.config.epsilon() if op.epsilon is None else op.epsilon
     norm = OPS["sqrt"](OPS["sum"](OPS["square"](x), axis=_axes(op.axis), keepdims=True))
     return x * OPS["minimum"](OPS["divide"](1.0, norm), 1.0 / epsilon)
-
-
-@operation("LogSigmoid")
-def _log_sigmoid(op: Any, x: Value) -> Any:
-    return OPS["negative"](OPS["softplus"](OPS["negative"](x)))
-
-
-@operation("Softmax", "LogSoftmax")
-def _softmax(op: Any, x: Value) -> Any:
-    if not isinstance(op.axis, int):
-        raise refuse(op, f"axis={op.axis}")
-    return OPS["softmax" if type(op).__name__ == "Softmax" else "log_softmax"](x, axis=op.axis)
 
 
 @operation("Where")
@@ -182,27 +166,9 @@ def _axes(axis: Any) -> Any:
     return tuple(axis) if isinstance(axis, (list, tuple)) else axis
 
 
-@operation("Mean", "Sum", "Max", "Min", "Amax", "Amin")
-def _reduce(op: Any, x: Value) -> Any:
-    if getattr(op, "initial", None) is not None or getattr(op, "dtype", None) is not None:
-        raise refuse(op, "initial= or dtype=")
-    name = type(op).__name__.lower().removeprefix("a")
-    return OPS[name](x, axis=_axes(op.axis), keepdims=bool(op.keepdims))
-
-
-@operation("Var", "Std")
-def _variance(op: Any, x: Value) -> Any:
-    if getattr(op, "ddof", 0):
-        raise refuse(op, "ddof=")
-    axis = _axes(op.axis)
-    centered = x - OPS["mean"](x, axis=axis, keepdims=True)
-    var = OPS["mean"](centered * centered, axis=axis, keepdims=bool(op.keepdims))
-    return var if type(op).__name__ == "Var" else OPS["sqrt"](var)
-
-
-@operation("Logsumexp")
-def _logsumexp(op: Any, x: Value) -> Any:
-    return OPS["logsumexp"](x, axis=_axes(op.axis), keepdims=bool(op.keepdims))
+@operation("Std")
+def _std(op: Any, x: Value) -> Any:
+    return OPS["sqrt"](OPS["var"](x, axis=_axes(op.axis), keepdims=bool(op.keepdims)))
 
 
 @operation("Argmax")
@@ -245,11 +211,6 @@ def _broadcast_to(op: Any, x: Value) -> Any:
     return OPS["broadcast_to"](x, shape=tuple(op.shape))
 
 
-@operation("Transpose")
-def _transpose(op: Any, x: Value) -> Any:
-    return OPS["transpose"](x, axes=None if op.axes is None else tuple(op.axes))
-
-
 @operation("Swapaxes")
 def _swapaxes(op: Any, x: Value) -> Any:
     axes = list(range(x.ndim))
@@ -266,25 +227,6 @@ def _moveaxis(op: Any, x: Value) -> Any:
     return OPS["transpose"](x, axes=tuple(axes))
 
 
-@operation("ExpandDims")
-def _expand_dims(op: Any, x: Value) -> Any:
-    if not isinstance(op.axis, int):
-        raise refuse(op, f"axis={op.axis}")
-    return OPS["expand_dims"](x, axis=op.axis)
-
-
-@operation("Squeeze")
-def _squeeze(op: Any, x: Value) -> Any:
-    if op.axis is None:
-        raise refuse(op, "axis=None: name the axis")
-    return OPS["squeeze"](x, axis=_axes(op.axis))
-
-
-@operation("Concatenate", "Stack")
-def _join(op: Any, xs: Any) -> Any:
-    return OPS["concat" if type(op).__name__ == "Concatenate" else "stack"](*xs, axis=op.axis)
-
-
 @operation("Split")
 def _split(op: Any, x: Value) -> Any:
     axis, at, size = op.axis % x.ndim, op.indices_or_sections, x.shape[op.axis]
@@ -294,11 +236,6 @@ def _split(op: Any, x: Value) -> Any:
         at = range(size // at, size, size // at)
     ends = [0, *at, None]
     return [OPS["slice_axis"](x, axis=axis, start=a, stop=b) for a, b in pairwise(ends)]
-
-
-@operation("Flip")
-def _flip(op: Any, x: Value) -> Any:
-    return OPS["flip"](x, axis=_axes(op.axis))
 
 
 @operation("Repeat")

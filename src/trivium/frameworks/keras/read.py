@@ -21,9 +21,10 @@ import numpy as np
 
 from trivium.check import check
 from trivium.dtype import DType, as_dtype
+from trivium.frameworks.keras import operations
 from trivium.frameworks.keras.exact import EXACT
 from trivium.frameworks.keras.layers import FORMS, NotPlain
-from trivium.frameworks.keras.operations import ACTIVATIONS, OPERATIONS
+from trivium.frameworks.keras.operations import ACTIVATIONS
 from trivium.frameworks.keras.special import SPECIAL
 from trivium.frameworks.keras.symbolic import behind, called, nodes_kept, objective
 from trivium.frameworks.layer import LayerForm, Weight
@@ -370,11 +371,10 @@ class Reader:
             result = self.layer(op, args, kwargs, scope, training)
         else:
             known = type(op).__module__.startswith(("keras.src.ops.", "keras.src.activations."))
-            rule = OPERATIONS.get(type(op).__name__) if known else None
-            if rule is None:
+            if not known:
                 raise UnsupportedError(f"the keras.ops operation {type(op).__name__}", scope)
             with self.graph.within(scope), _placed(scope, type(op).__name__):
-                result = rule(op, *args, **kwargs)
+                result = operations.read(op, args, kwargs)
         flat = self.keras.tree.flatten(result)
         for tensor, value in zip(node.outputs, flat, strict=True):
             _agree(tensor, value, f"{scope}.{op.name}" if scope else op.name)
@@ -421,9 +421,9 @@ class Reader:
         activation = getattr(layer, "activation", None)
         if activation is None or activation is self.keras.activations.linear:
             return y
-        for name, rule in ACTIVATIONS.items():
+        for name, ours in ACTIVATIONS.items():
             if activation is getattr(self.keras.activations, name, None):
-                return rule(None, y)
+                return OPS[ours](y)
         return self.followed(layer, activation, (y,), {}, path, training=False)
 
     def batch_norm(self, values: list[Value | None], attrs: dict[str, Any]) -> Value:

@@ -9,15 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trivium.dtype import as_dtype
+from trivium.frameworks.mxnet.lines import IDLE, truth
 from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode
 from trivium.graph import OPS, Graph, UnsupportedError, Value
 from trivium.shape import Size
-
-# Attributes without influence on the numbers, or said again by the shapes of the weights.
-_IDLE = {
-    "workspace", "cudnn_tune", "cudnn_off", "ctx", "sparse_grad", "num_args", "num_filter",
-    "num_hidden", "input_dim", "output_dim",
-}  # fmt: skip
 
 
 @dataclass
@@ -90,7 +85,7 @@ class Call:
 
     def finish(self) -> None:
         """Refuse an attribute that nobody asked for: overlooked, it would be silently wrong."""
-        for key in self.node.attrs.keys() - self.asked - _IDLE:
+        for key in self.node.attrs.keys() - self.asked - IDLE:
             if not key.startswith("__"):
                 raise self.refuse(f"has an attribute {key!r} that is not known here")
 
@@ -115,42 +110,9 @@ def operator(*names: str, unread: Sequence[int] = ()) -> Callable[[Handler], Han
 
 
 # -- arithmetic ----------------------------------------------------------------------------------
-def _plain(op: str, swapped: bool = False) -> Handler:
-    def handler(call: Call, *xs: Any) -> Any:
-        if "scalar" in call.node.attrs:
-            call.flag("is_int")
-            xs = (*xs, call.number("scalar"))
-        y = OPS[op](*(xs[::-1] if swapped else xs))
-        # A comparison is 0 or 1 there, in the dtype of what was compared.
-        return y.astype(xs[0].dtype) if y.dtype == "bool" else y
-
-    return handler
-
-
-for _names, _op in {
-    "elemwise_add broadcast_add broadcast_plus _plus _add _Plus _plus_scalar _PlusScalar": "add",
-    "elemwise_sub broadcast_sub broadcast_minus _minus _sub _Minus _minus_scalar _MinusScalar":
-        "subtract",
-    "elemwise_mul broadcast_mul _mul _Mul _mul_scalar _MulScalar": "multiply",
-    "elemwise_div broadcast_div _div _Div _div_scalar _DivScalar": "divide",
-    "broadcast_power _power _Power _power_scalar _PowerScalar": "pow",
-    "broadcast_maximum _maximum _Maximum _maximum_scalar _MaximumScalar": "maximum",
-    "broadcast_minimum _minimum _Minimum _minimum_scalar _MinimumScalar": "minimum",
-    "broadcast_equal _equal _equal_scalar": "equal",
-    "broadcast_not_equal _not_equal _not_equal_scalar": "not_equal",
-    "broadcast_lesser _lesser _lesser_scalar": "less",
-    "broadcast_lesser_equal _lesser_equal _lesser_equal_scalar": "less_equal",
-    "broadcast_greater _greater _greater_scalar": "greater",
-    "broadcast_greater_equal _greater_equal _greater_equal_scalar": "greater_equal",
-    "relu": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "exp": "exp", "log": "log",
-    "log1p": "log1p", "expm1": "expm1", "sqrt": "sqrt", "square": "square", "abs": "abs",
-    "sign": "sign", "negative _np_negative": "negative", "erf": "erf", "zeros_like": "zeros_like",
-    "ones_like": "ones_like", "BlockGrad stop_gradient": "stop_gradient",
-}.items():  # fmt: skip
-    operator(*_names.split())(_plain(_op))
-operator("_rminus_scalar", "_RMinusScalar")(_plain("subtract", swapped=True))
-operator("_rdiv_scalar", "_RDivScalar")(_plain("divide", swapped=True))
-operator("_rpower_scalar", "_RPowerScalar")(_plain("pow", swapped=True))
+@operator("zeros_like", "ones_like")
+def _like(call: Call, x: Any) -> Any:
+    return OPS[call.node.op](x)
 
 
 @operator("add_n", "ElementWiseSum")
@@ -165,21 +127,6 @@ def _identity(call: Call, x: Any) -> Any:
     return x
 
 
-@operator("reciprocal")
-def _reciprocal(call: Call, x: Any) -> Any:
-    return 1 / x
-
-
-@operator("rsqrt")
-def _rsqrt(call: Call, x: Any) -> Any:
-    return 1 / x.sqrt()
-
-
-@operator("softsign")
-def _softsign(call: Call, x: Any) -> Any:
-    return x / (1 + abs(x))
-
-
 @operator("hard_sigmoid")
 def _hard_sigmoid(call: Call, x: Any) -> Any:
     alpha, beta = call.number("alpha", 0.2), call.number("beta", 0.5)
@@ -188,24 +135,11 @@ def _hard_sigmoid(call: Call, x: Any) -> Any:
     return OPS["clip"](x * alpha + beta, min=0.0, max=1.0, edge="outside")
 
 
-@operator("clip")
-def _clip(call: Call, x: Any) -> Any:
-    low, high = call.number("a_min"), call.number("a_max")
-    if low is None or high is None:
-        raise call.refuse("has no a_min or no a_max")
-    return OPS["clip"](x, min=low, max=high)
-
-
-@operator("Cast", "cast")
-def _cast(call: Call, x: Any) -> Any:
-    return x.astype(call.word("dtype", ""))
-
-
 @operator("where")
 def _where(call: Call, condition: Any, x: Any, y: Any) -> Any:
     if condition.shape != x.shape:
         raise call.refuse(f"with a condition {condition.shape} for {x.shape} is not carried")
-    return OPS["where"](condition != 0, x, y)
+    return OPS["where"](truth(condition), x, y)
 
 
 @operator("dot", "batch_dot")
@@ -348,16 +282,6 @@ def _swap_axis(call: Call, x: Any) -> Any:
     order = list(range(x.ndim))
     order[a], order[b] = b, a
     return transpose(x, tuple(order))
-
-
-@operator("Concat", "concat")
-def _concat(call: Call, *xs: Any) -> Any:
-    return OPS["concat"](*xs, axis=call.whole("dim", 1))
-
-
-@operator("stack")
-def _stack(call: Call, *xs: Any) -> Any:
-    return OPS["stack"](*xs, axis=call.whole("axis", 0))
 
 
 @operator("expand_dims")

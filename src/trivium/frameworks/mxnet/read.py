@@ -18,6 +18,8 @@ import numpy as np
 
 from trivium.check import check
 from trivium.dtype import DType, as_dtype
+from trivium.frameworks import words
+from trivium.frameworks.mxnet.lines import by_its_line, call_of
 from trivium.frameworks.mxnet.network import HANDLERS, UNREAD, Call
 from trivium.frameworks.mxnet.params import DTYPES, read_params
 from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode, parse_symbol
@@ -245,6 +247,7 @@ class _Reader:
         self.graph = Graph(re.sub(r"\W", "_", source.name))
         self.graph.classes = source.classes
         self.values: dict[tuple[int, int], Value] = {}
+        self.made: dict[int, words.Call] = {}  # by id of a Value: what MXNet calls it
         self.names: dict[str, str] = {}  # ours -> MXNet's
         self.inputs: dict[str, Value] = {}  # by MXNet's name
 
@@ -371,15 +374,20 @@ class _Reader:
 
     def _apply(self, node: SymbolNode) -> None:
         handler = HANDLERS.get(node.op)
-        if handler is None:
-            raise UnsupportedError(f"MXNet's operator {node.op} is not carried",
-                                   f"node {node.name!r}", "use other operators")  # fmt: skip
         call = Call(node, self.symbol, self.graph, self._variable, self._frozen)
-        skip = UNREAD[node.op]
+        skip = UNREAD.get(node.op, ())
         inputs = [None if i in skip else self._value(*e) for i, e in enumerate(node.inputs)]
         with self.graph.within(self._scope(node)):
             try:
-                result = handler(call, *inputs)
+                result = by_its_line(node, inputs, self.made)
+                if result is not None:
+                    call.asked |= node.attrs.keys()  # a line names them all
+                elif handler is not None:
+                    result = handler(call, *inputs)
+                else:
+                    where = f"node {node.name!r}"
+                    what = f"MXNet's operator {node.op} is not carried"
+                    raise UnsupportedError(what, where, "use other operators")
             except UnsupportedError:
                 raise
             except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
@@ -389,6 +397,7 @@ class _Reader:
         call.finish()
         for i, value in enumerate(result if isinstance(result, tuple) else (result,)):
             self.values[node.index, i] = value
+            self.made[id(value)] = call_of(node, inputs)
 
     def _scope(self, node: SymbolNode) -> str:
         if self.source.traced and _SCOPE in node.attrs:

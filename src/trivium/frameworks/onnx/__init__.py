@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from trivium.dtype import DType, as_dtype
-from trivium.graph import OPS, UnsupportedError
+from trivium.frameworks.words import Vocabulary
+from trivium.graph import UnsupportedError
 
 OPSET = 21  # Gelu is in 20, Shape with a range in 15, ReduceX with axes as inputs in 18
 IR_VERSION = 10  # the first with metadata_props; any onnxruntime since 1.18 reads it
 
-RENAMED = {
-    "leaky_relu": {"slope": "alpha"}
-}  # attributes of bijective ops that ONNX calls otherwise
 KIND = "trivium.kind"  # on an initializer: which of our kinds it is, since ONNX has only one
 FROZEN = "trivium.trainable"  # on an initializer, "false": a parameter that is not trained
 OUTPUTS = "trivium.outputs"  # on the model, "named": its outputs were a dict
@@ -34,10 +33,10 @@ def package() -> Any:
     return onnx
 
 
-def bijective() -> dict[str, str]:
-    """Our op's name -> the ONNX operator that is the same, inputs and attributes alike."""
-    words = {name: getattr(op, "lowerings", {}).get("onnx") for name, op in OPS.items()}
-    return {name: word for name, word in words.items() if isinstance(word, str)}
+@functools.cache
+def words() -> Vocabulary:
+    """The lines of the declarations: an ONNX operator each."""
+    return Vocabulary("onnx")
 
 
 def to_onnx_dtype(dtype: DType) -> int:

@@ -15,14 +15,13 @@ from trivium.frameworks.onnx import (
     KIND,
     OPSET,
     OUTPUTS,
-    RENAMED,
-    bijective,
     package,
     to_onnx_dtype,
+    words,
 )
 from trivium.frameworks.onnx.forms import FORMS, ONLY_WHEN
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
-from trivium.op import CORNERS, Refused
+from trivium.op import Refused
 from trivium.shape import Dim, Quotient, Size
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import prune, specialize
@@ -75,7 +74,7 @@ def _prepared(graph: Graph) -> Graph:
 def _kept(node: Node) -> bool:
     if node.op in ONLY_WHEN:
         return ONLY_WHEN[node.op](node)
-    return node.op in FORMS or node.op in bijective()
+    return node.op in FORMS or words().says(OPS[node.op], node.attrs) is not None
 
 
 class Writer:
@@ -86,7 +85,6 @@ class Writer:
         self.nodes: list[Any] = []
         self.names: dict[Value | None, str] = {None: ""} | {v: v.name for v in graph.inputs}
         self.taken = set(self.names.values())
-        self.words = bijective()
         self.known: dict[Any, str] = {}  # sizes and constant integers that already have a name
         self.count = 0
         self.scope = ""
@@ -218,10 +216,8 @@ class Writer:
         if node.op in FORMS:
             made: str | Sequence[str] = FORMS[node.op](self, node, *inputs)
             return made
-        if node.op in self.words:
-            renamed = RENAMED.get(node.op, {})
-            attrs = {renamed.get(k, k): item for k, item in node.attrs.items() if k not in CORNERS}
-            return self.emit(self.words[node.op], *inputs, **attrs)
+        if (said := words().says(OPS[node.op], node.attrs)) is not None:
+            return self.emit(said.name, *inputs, **said.keywords)
         refused = OPS[node.op].lowerings.get("onnx")
         why = refused.reason if isinstance(refused, Refused) else "no ONNX operator means the same"
         raise UnsupportedError(f"{node.op} cannot be exported to ONNX: {why}", self.scope, _REMEDY)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trivium.dtype import as_dtype
-from trivium.frameworks.onnx import RENAMED, bijective, from_onnx_dtype
+from trivium.frameworks.onnx import from_onnx_dtype, words
 from trivium.frameworks.onnx.sizes import MOST
 from trivium.graph import OPS, Value
 from trivium.ops.control import cond, scan
@@ -34,14 +34,12 @@ def reads(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return enter
 
 
-def _bijective(op: Any) -> Callable[[Call], Any]:
-    renamed = RENAMED.get(op.name, {})
-
-    def read(call: Call) -> Any:
-        attrs = {key: call.attr(renamed.get(key, key)) for key in op.defaults}
-        return op(*_alike(call, call.values()), **attrs)
-
-    return read
+def by_its_line(call: Call) -> Any:
+    """A node that an op's line is the word for; None where there is none."""
+    if call.op not in words().lines:
+        return None
+    _alike(call, call.values())
+    return words().translate(call.bound(), lambda value: None)
 
 
 def _alike(call: Call, values: list[Value]) -> list[Value]:
@@ -50,9 +48,6 @@ def _alike(call: Call, values: list[Value]) -> list[Value]:
     if len(kinds) > 1 and call.op not in ("Where", "Gather"):
         raise call.refuse(f"{call.op} of {' and '.join(sorted(kinds))}", "insert a Cast")
     return values
-
-
-OPERATORS.update((word, _bijective(OPS[name])) for name, word in bijective().items())
 
 
 # -- numbers -----------------------------------------------------------------------------------
@@ -135,11 +130,6 @@ def _several(call: Call) -> Any:
     return total / len(values) if call.op == "Mean" else total
 
 
-@reads("Reciprocal")
-def _reciprocal(call: Call) -> Any:
-    return 1.0 / call.value(0)
-
-
 @reads("Xor")
 def _xor(call: Call) -> Any:
     return OP["not_equal"](call.value(0), call.value(1))
@@ -206,18 +196,6 @@ def _prelu(call: Call) -> Any:
 def _thresholded(call: Call) -> Any:
     x = call.value(0)
     return OP["where"](x > call.attr("alpha"), x, 0.0 * OP["ones_like"](x))
-
-
-@reads("Softsign")
-def _softsign(call: Call) -> Any:
-    x = call.value(0)
-    return x / (1.0 + abs(x))
-
-
-@reads("Mish")
-def _mish(call: Call) -> Any:
-    x = call.value(0)
-    return x * OP["tanh"](OP["softplus"](x))
 
 
 @reads("Swish")

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from trivium.check import check
+from trivium.frameworks import words
 from trivium.frameworks.onnx import FROZEN, KIND, OUTPUTS, decimal, from_onnx_dtype, package
 from trivium.frameworks.onnx.layers import OPERATORS
 from trivium.frameworks.onnx.load import array, load
+from trivium.frameworks.onnx.operators import by_its_line
 from trivium.frameworks.onnx.sizes import fold
 from trivium.graph import OPS, Graph, GraphError, UnsupportedError, Value, current
 from trivium.nn.module import GraphModule
@@ -228,10 +230,10 @@ class Reader:
         name = node.op_type if node.domain in ONNX else f"{node.domain}::{node.op_type}"
         call = Call(self, node, where)
         result = fold(call)
-        if result is None and name not in OPERATORS:
-            raise call.refuse(f"the operator {name}", "Trivium has no op for it: export without it")
         if result is None:
-            result = OPERATORS[name](call)
+            result = OPERATORS.get(name, by_its_line)(call)
+        if result is None:
+            raise call.refuse(f"the operator {name}", "Trivium has no op for it: export without it")
         made = result if isinstance(result, tuple) else (result,)
         asked = [i for i, output in enumerate(node.output) if output]
         if asked and asked[-1] >= len(made):
@@ -331,6 +333,19 @@ class Call:
             raise GraphError(f"{self.where}: attribute {name!r} is missing")
         default = declared.default_value
         return _attribute(default, self.where) if default.name else None
+
+    def bound(self) -> words.Call:
+        """The node as a call: inputs and attributes by the names that its schema has for them."""
+        schema = package().defs.get_schema(self.op, self.opset, "")
+        given: dict[str, Any] = {}
+        for i, formal in enumerate(schema.inputs):
+            if formal.option == schema.FormalParameterOption.Variadic:
+                given[formal.name] = [self.value(k) for k in range(i, len(self))]
+            elif self.has(i):
+                given[formal.name] = self.value(i)
+        defaults = {n: self.attr(n) for n, a in schema.attributes.items() if not a.required}
+        return words.Call(self.op, given | {n: self.attr(n) for n in self._attrs},
+                          [i.name for i in schema.inputs], defaults)  # fmt: skip
 
     def meta(self, key: str) -> str | None:
         """A note that the exporter left on the node."""

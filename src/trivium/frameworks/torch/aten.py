@@ -1,9 +1,9 @@
 """ATen operators -> our ops: the reader that walks an exported graph, and the ordinary operators.
 
-An op whose torch lowering names an ATen operator with the same arguments ("F.silu({x})") is read by
-:func:`_ordinary` without a line here. What is irregular is a function under :func:`aten`, whose
-parameters are the operator's own; an argument that it does not name must be left at its default,
-or the operator is refused. Every result is held against the type that torch says it has.
+An op whose torch line calls the ATen operator ("F.silu({x})") is read by that line, backwards. What
+is irregular is a function under :func:`aten`, whose parameters are the operator's own. An argument
+that nobody names must be left at its default, or the operator is refused. Every result is held
+against the type that torch says it has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +25,14 @@ from trivium.frameworks.torch.exported import (
     is_size,
     name_of,
     of_an_operator,
+    promotion,
     scope_of,
     sizes_equal,
     without_counts,
 )
+from trivium.frameworks.words import Call, Vocabulary, same
 from trivium.graph import MODE, OPS, Graph, Type, UnsupportedError, Value
+from trivium.op import Op, comparison
 from trivium.shape import Dim
 
 Handler = Callable[..., Any]
@@ -148,14 +150,12 @@ class Reader:
                 self.operator(node, name)
 
     def operator(self, node: Any, name: str) -> None:
-        handler = (
-            HANDLERS.get(name) or HANDLERS.get(name.rstrip("_")) or _ordinary(name.rstrip("_"))
-        )
+        handler = HANDLERS.get(name) or HANDLERS.get(name.rstrip("_"))
         try:
-            if handler is None:
-                result = self.decomposed(node, name)
-            else:
+            if handler is not None:
                 result = handler(self, **self.arguments(node, handler))
+            elif (result := self.by_its_line(node)) is None:
+                result = self.decomposed(node, name)
         except (TypeError, ValueError) as error:
             if isinstance(error, UnsupportedError):
                 raise
@@ -184,7 +184,7 @@ class Reader:
         from torch.fx.experimental.proxy_tensor import make_fx
         from torch.fx.node import map_arg
 
-        refusal = self.unread(node.target)
+        refusal = self.unknown(node)
         known = hasattr(node.target, "_schema") and name not in _NEVER_UNROLLED
         known = known and node not in self.flags  # the parts would be those of training alone
         if not known or not has_kernel(node.target.name(), "CompositeImplicitAutograd"):
@@ -244,6 +244,60 @@ class Reader:
             elif has and not _same(item, argument.default_value):
                 raise self.unsupported(f"{node.target} with {argument.name}={item}")
         return bound
+
+    def bound(self, node: Any) -> Call:
+        """The call that a node is."""
+        schema = [a for a in node.target._schema.arguments if a.name not in _PLACEMENT]
+        given = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False))
+        given |= node.kwargs
+        return Call(
+            name_of(node).rstrip("_"),
+            {a.name: self.plain(self.value(given[a.name])) for a in schema if a.name in given},
+            [a.name for a in schema if not a.kwarg_only],
+            {a.name: self.plain(a.default_value) for a in schema if a.has_default_value()},
+        )
+
+    def by_its_line(self, node: Any) -> Any:
+        """What an op's torch line, read backwards, makes of a node; None where there is none."""
+        if not hasattr(node.target, "_schema"):
+            return None
+        made = {id(v): n for n, v in self.values.items() if hasattr(n.target, "_schema")}
+
+        def call_of(value: Any) -> Call | None:
+            return self.bound(made[id(value)]) if id(value) in made else None
+
+        return words().translate(self.bound(node), call_of, self.suited)
+
+    def unknown(self, node: Any) -> UnsupportedError:
+        """No line or function reads this operator, or not with these arguments."""
+        call = self.bound(node) if hasattr(node.target, "_schema") else None
+        if call is None or not words().knows(call):
+            return self.unread(node.target)
+        asked = {k: v for k, v in call.given.items() if not isinstance(v, Value)}
+        odd = [f"{k}={v}" for k, v in asked.items() if not same(v, call.defaults.get(k))]
+        return self.unsupported(f"{node.target} with {', '.join(odd) or 'these arguments'}")
+
+    def suited(self, op: Op, values: list[Any], attrs: Mapping[str, Any]) -> list[Any]:
+        """Operands in the dtype that torch computes in: it takes roots of integers, too."""
+        if op.promotes:
+            values = self.promoted(*values)
+            logical = values[0].dtype == "bool" and op.rule is not comparison
+            self.require(not logical, "bools", "use & and |, or convert to numbers")
+        try:
+            _, types = op.settle([None if v is None else v.type for v in values], attrs)
+            fits = types[0].dtype == self.out.dtype
+        except TypeError:
+            fits = False
+        return (
+            values if fits else [v if v is None else self.cast(v, self.out.dtype) for v in values]
+        )
+
+    @staticmethod
+    def plain(item: Any) -> Any:
+        """Lists as tuples, dtypes as ours."""
+        if isinstance(item, (list, tuple)):
+            return tuple(item)
+        return dtype_of(item) if type(item).__name__ == "dtype" else item
 
     def value(self, item: Any) -> Any:
         """What an argument stands for: Values for nodes, Sizes for symbolic ints."""
@@ -382,29 +436,8 @@ class Reader:
 
     def promoted(self, *items: Any, dtype: DType | None = None) -> list[Value]:
         """Values and numbers in the dtype that torch promotes them to."""
-        import torch
-
-        if dtype is None:
-            metas: list[Any] = [
-                _meta((1,) * min(len(i.shape), 1), getattr(torch, i.dtype))
-                if isinstance(i, Value) else 1 if isinstance(i, Dim) else i
-                for i in items
-            ]  # fmt: skip
-            dtype = dtype_of(functools.reduce(_result_type, metas[1:], metas[0]).dtype)
-        return [self.cast(i, dtype) for i in items]
-
-
-def _meta(shape: tuple[int, ...], dtype: Any) -> Any:
-    import torch
-
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _result_type(a: Any, b: Any) -> Any:
-    import torch
-
-    rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
-    return _meta((1,) * rank, torch.result_type(a, b))
+        kind = dtype or promotion([i.type if isinstance(i, Value) else i for i in items])
+        return [self.cast(i, kind) for i in items]
 
 
 def _short(what: str) -> str:
@@ -435,56 +468,19 @@ def _same(a: Any, b: Any) -> bool:
     )
 
 
-# -- ordinary operators ----------------------------------------------------------------------------
-_OURS = {"self": "x", "input": "x", "other": "y", "dim": "axis", "keepdim": "keepdims",
-         "negative_slope": "slope"}  # fmt: skip
-_CALL = re.compile(r"^(?:torch\.|F\.|\{\w+\}\.)(\w+)\(")
+# -- the lines of the declarations -----------------------------------------------------------------
+_SIGNS = {
+    "add": "+", "sub": "-", "mul": "*", "div": "/", "true_divide": "/", "divide": "/",
+    "multiply": "*", "subtract": "-", "pow": "**", "neg": "-x", "negative": "-x", "matmul": "@",
+    "mm": "@", "bmm": "@", "mv": "@", "dot": "@", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
+    "gt": ">", "ge": ">=", "bitwise_and": "&", "bitwise_or": "|", "bitwise_not": "~x",
+    "__and__": "&", "__or__": "|", "logical_and": "&", "logical_or": "|", "logical_not": "~x",
+    "absolute": "abs", "log_sigmoid": "logsigmoid", "concat": "cat", "concatenate": "cat",
+}  # fmt: skip
+"""What ATen calls a sign, or has a second name for."""
 
 
 @functools.cache
-def _by_lowering() -> dict[str, str]:
-    """ATen names that the torch lowerings speak of -> our ops."""
-    found = {}
-    for name, op in OPS.items():
-        line = getattr(op, "lowerings", {}).get("torch")
-        if isinstance(line, str) and (match := _CALL.match(line)) and op.arrays:
-            found[match[1]] = name
-    return found
-
-
-@functools.cache
-def _ordinary(name: str) -> Handler | None:
-    """A handler for an operator that is one of our ops, argument for argument."""
-    ours = _by_lowering().get(name)
-    if ours is None:
-        return None
-    op = OPS[ours]
-
-    def handler(at: Reader, **arguments: Any) -> Any:
-        arrays: dict[str, Any] = {}
-        attrs: dict[str, Any] = {}
-        schema = {a.name: a for a in at.node.target._schema.arguments}
-        for key, item in arguments.items():
-            word = _OURS.get(key, key)
-            if word in op.arrays:
-                arrays[word] = item
-            elif word in op.defaults:
-                attrs[word] = tuple(item) if isinstance(item, list) else item
-            else:
-                default = schema[key].default_value
-                at.require(item is None or _same(item, default), f"{key}={item}")
-        absent = set(op.arrays[: op.required]) - arrays.keys() | op.defaults.keys() - attrs.keys()
-        at.require(not absent, f"no {', '.join(sorted(absent))}")
-        values: list[Any] = [arrays.get(n) for n in op.arrays]
-        if at.out.dtype.is_floating:  # torch.exp of integers is floating
-            values = [
-                at.cast(v, at.out.dtype) if isinstance(v, Value) and not v.dtype.is_floating else v
-                for v in values
-            ]
-        if op.promotes:
-            values = at.promoted(*values)
-        if attrs.get("axis") == ():
-            attrs["axis"] = None  # torch reduces all axes when the list is empty
-        return op(*values, **attrs)
-
-    return handler
+def words() -> Vocabulary:
+    """All torch lines."""
+    return Vocabulary("torch", _SIGNS)

@@ -5,30 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from trivium.frameworks.torch.aten import Reader, aten
+from trivium.frameworks.torch.exported import name_of
 from trivium.graph import OPS, Value
-from trivium.shape import size_product
 
 _END = 2**63 - 1  # what torch writes for "to the end"
 
 
 # -- sums and extrema ------------------------------------------------------------------------------
-def _reduction(name: str) -> Any:
-    def handler(
-        at: Reader, self: Any, dim: Any = None, keepdim: bool = False, dtype: Any = None
-    ) -> Any:
-        x = at.cast(self, at.out.dtype)  # integers are summed as int64
-        axis = None if dim is None or dim == [] else dim
-        return OPS[name](x, axis=tuple(axis) if isinstance(axis, list) else axis, keepdims=keepdim)
-
-    return handler
-
-
-for _name in ("sum", "mean"):
-    aten(_name)(_reduction(_name))
-aten("amax")(_reduction("max"))
-aten("amin")(_reduction("min"))
-
-
 @aten("max", "min")
 def _extremum(
     at: Reader, self: Any, dim: Any = None, keepdim: bool = False, other: Any = None
@@ -60,18 +43,9 @@ def _argmax(at: Reader, self: Any, dim: Any = None, keepdim: bool = False) -> An
 @aten("var", "std")
 def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: bool = True,
          keepdim: bool = False) -> Any:  # fmt: skip
-    rank = len(self.shape)
-    axis = tuple(d % rank for d in dim) if dim else tuple(range(rank))
-    centered = self - OPS["mean"](self, axis=axis, keepdims=True)
-    less = float(1 if correction is None else correction) if unbiased else 0.0  # need not be whole
-    count = size_product(self.shape[a] for a in axis)
-    number = at.full((), count, self.dtype)
-    if less and isinstance(count, int):
-        number = at.full((), max(count - less, 0.0), self.dtype)
-    elif less:
-        number = OPS["maximum"](number - less, at.full((), 0.0, self.dtype))
-    var = OPS["sum"](centered * centered, axis=axis, keepdims=keepdim) / number
-    return _root(var) if str(at.node.target).startswith("aten.std") else var
+    less = 0 if not unbiased else 1 if correction is None else correction
+    axis = tuple(dim) if dim else None
+    return OPS[name_of(at.node)](self, axis=axis, correction=less, keepdims=keepdim)
 
 
 def _root(x: Value) -> Any:
@@ -111,33 +85,13 @@ def _addmm(at: Reader, self: Any, mat1: Any = None, mat2: Any = None, batch1: An
 
 
 # -- arithmetic -----------------------------------------------------------------------------------
-_BINARY = {
-    "add": "add", "sub": "subtract", "mul": "multiply", "div": "divide", "true_divide": "divide",
-    "maximum": "maximum", "minimum": "minimum", "eq": "equal", "ne": "not_equal", "lt": "less",
-    "le": "less_equal", "gt": "greater", "ge": "greater_equal",
-}  # fmt: skip
-
-
-def _binary(name: str) -> Any:
-    def handler(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
-        x, y = at.promoted(self, other)
-        if name == "divide" and not x.dtype.is_floating:
-            x, y = at.promoted(x, y, dtype=at.out.dtype)
-        at.require(
-            x.dtype != "bool" or name in ("equal", "not_equal"),
-            "bools",
-            "use & and |, or convert to numbers",
-        )
-        if alpha != 1:
-            y = y * alpha
-        more = {"ties": "share"} if "ties" in OPS[name].defaults else {}  # torch halves a tie
-        return OPS[name](x, y, **more)
-
-    return handler
-
-
-for _theirs, _ours in _BINARY.items():
-    aten(_theirs)(_binary(_ours))
+@aten("add", "sub")
+def _sum_of_two(at: Reader, self: Any, other: Any, alpha: Any = 1) -> Any:
+    """With a factor; without one, the line of the op says it."""
+    if alpha == 1:
+        return at.by_its_line(at.node)
+    x, y = at.promoted(self, other)
+    return OPS["add" if name_of(at.node).startswith("add") else "subtract"](x, y * alpha)
 
 
 @aten("rsub")
@@ -158,20 +112,3 @@ def _pow(at: Reader, self: Any, exponent: Any = 2) -> Any:
         at.require(exponent != 0, "the exponent 0")
         return OPS["pow"](x, at.full((), exponent, x.dtype))
     return OPS["pow"](*at.promoted(self, exponent))
-
-
-@aten("rsqrt")
-def _rsqrt(at: Reader, self: Any) -> Any:
-    x = at.cast(self, at.out.dtype)
-    return at.full((), 1, x.dtype) / OPS["sqrt"](x)
-
-
-@aten("reciprocal")
-def _reciprocal(at: Reader, self: Any) -> Any:
-    x = at.cast(self, at.out.dtype)
-    return at.full((), 1, x.dtype) / x
-
-
-@aten("neg")
-def _neg(at: Reader, self: Any) -> Any:
-    return OPS["negative"](self)

@@ -201,16 +201,6 @@ def _hardtanh(at: Reader, self: Any, min_val: float = -1.0, max_val: float = 1.0
     return OPS["clip"](self, min=float(min_val), max=float(max_val), edge="outside")
 
 
-@aten("gelu")
-def _gelu(at: Reader, self: Any, approximate: str = "none") -> Any:
-    return OPS["gelu"](self, approximate=approximate)
-
-
-@aten("leaky_relu")
-def _leaky_relu(at: Reader, self: Any, negative_slope: float = 0.01) -> Any:
-    return OPS["leaky_relu"](self, slope=float(negative_slope))
-
-
 @aten("prelu")
 def _prelu(at: Reader, self: Any, weight: Any) -> Any:
     if weight.shape != (1,):  # one slope per channel, the axis 1
@@ -233,23 +223,6 @@ def _softplus(at: Reader, self: Any, beta: float = 1, threshold: float = 20) -> 
     if math.exp(-min(threshold, 700.0)) < rounding * threshold / 2:
         return y
     return OPS["where"](x > float(threshold), self, y)
-
-
-@aten("mish")
-def _mish(at: Reader, self: Any) -> Any:
-    return self * OPS["tanh"](OPS["softplus"](self))
-
-
-@aten("log_sigmoid")
-def _log_sigmoid(at: Reader, self: Any) -> Any:
-    return -OPS["softplus"](-self)
-
-
-@aten("glu")
-def _glu(at: Reader, self: Any, dim: int = -1) -> Any:
-    size = self.shape[dim]
-    a = OPS["slice_axis"](self, axis=dim, stop=size // 2)
-    return a * OPS["sigmoid"](OPS["slice_axis"](self, axis=dim, start=size // 2))
 
 
 @aten("softmax", "_softmax", "log_softmax", "_log_softmax")

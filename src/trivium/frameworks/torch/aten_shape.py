@@ -28,11 +28,6 @@ def _same_value(at: Reader, self: Any) -> Any:
     return self
 
 
-@aten("detach", "detach_")
-def _detach(at: Reader, self: Any) -> Any:
-    return OPS["stop_gradient"](self)
-
-
 @aten("to", "_to_copy", "type_as", "to_dtype", in_order=True)
 def _to(at: Reader, self: Any, dtype: Any = None, other: Any = None) -> Any:
     return at.cast(self, at.out.dtype)
@@ -56,11 +51,6 @@ def _flatten(at: Reader, self: Any, start_dim: int = 0, end_dim: int = -1) -> An
     if rank and end_dim % rank == rank - 1:
         return OPS["flatten"](self, start=start_dim % rank)
     return OPS["reshape"](self, shape=at.out.shape)
-
-
-@aten("permute")
-def _permute(at: Reader, self: Any, dims: Any) -> Any:
-    return OPS["transpose"](self, axes=tuple(dims))
 
 
 @aten("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T")
@@ -89,11 +79,6 @@ def _movedim(at: Reader, self: Any, source: Any, destination: Any) -> Any:
     return OPS["transpose"](
         self, axes=tuple(placed[i] if i in placed else next(rest) for i in range(rank))
     )
-
-
-@aten("unsqueeze")
-def _unsqueeze(at: Reader, self: Any, dim: int) -> Any:
-    return OPS["expand_dims"](self, axis=dim)
 
 
 @aten("squeeze")
@@ -152,16 +137,6 @@ def _repeat_interleave(at: Reader, self: Any, repeats: Any, dim: Any = None) -> 
 
 
 # -- pieces ----------------------------------------------------------------------------------------
-@aten("cat", "concat", "concatenate")
-def _cat(at: Reader, tensors: Any, dim: int = 0) -> Any:
-    return OPS["concat"](*at.promoted(*tensors), axis=dim)
-
-
-@aten("stack")
-def _stack(at: Reader, tensors: Any, dim: int = 0) -> Any:
-    return OPS["stack"](*at.promoted(*tensors), axis=dim)
-
-
 def _cut(at: Reader, x: Any, axis: int, start: Any, stop: Any, step: int = 1) -> Any:
     """``x[start:stop:step]`` along one axis, clipped as Python clips."""
     size = x.shape[axis]
@@ -330,7 +305,9 @@ def _where(at: Reader, condition: Any, self: Any, other: Any) -> Any:
 
 @aten("masked_fill")
 def _masked_fill(at: Reader, self: Any, mask: Any, value: Any) -> Any:
-    return OPS["where"](mask, at.cast(value, self.dtype), self)
+    if isinstance(value, Value):
+        return OPS["where"](mask, at.cast(value, self.dtype), self)
+    return OPS["masked_fill"](self, mask, value=value)
 
 
 def _truth(at: Reader, x: Any) -> Any:

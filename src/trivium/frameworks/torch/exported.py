@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.dtype import DType, as_dtype
-from trivium.graph import UnsupportedError
+from trivium.graph import Type, UnsupportedError
 from trivium.shape import Dim, Size
 
 
@@ -168,3 +168,22 @@ def sizes_equal(a: Size, b: Size) -> bool:
 
 def _at(size: Size, env: Mapping[str, Size]) -> Size:
     return size.subs(env) if isinstance(size, Dim) else size
+
+
+def promotion(items: Sequence[Any]) -> DType:
+    """The dtype that torch takes operands of these Types, and numbers beside them, to."""
+    import torch
+
+    def meta(shape: tuple[int, ...], dtype: Any) -> Any:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    def result_type(a: Any, b: Any) -> Any:
+        rank = max(getattr(a, "ndim", 0), getattr(b, "ndim", 0))
+        return meta((1,) * rank, torch.result_type(a, b))
+
+    metas: list[Any] = [
+        meta((1,) * min(len(i.shape), 1), getattr(torch, i.dtype)) if isinstance(i, Type)
+        else 1 if isinstance(i, Dim) else i
+        for i in items
+    ]  # fmt: skip
+    return dtype_of(functools.reduce(result_type, metas[1:], metas[0]).dtype)

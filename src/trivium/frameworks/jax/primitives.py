@@ -1,0 +1,268 @@
+"""What JAX's primitives are in our ops: those that no line of a declaration says.
+
+A handler gets the reader, the operands and the primitive's parameters by their names; what it does
+not name is at rest, or the primitive is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from trivium.dtype import as_dtype
+from trivium.graph import OPS, Value
+from trivium.ops.control import scan as scan_op
+from trivium.shape import parse_size
+
+HANDLERS: dict[str, Callable[..., Any]] = {}
+IDLE = {
+    "sharding", "out_sharding", "accuracy", "weak_type", "num_consts", "jvp_jaxpr_fun",
+    "symbolic_zeros", "jvp_jaxpr_thunk", "fwd_jaxpr_thunk", "bwd", "out_trees", "keep_unused",
+    "inline", "donated_invars", "in_shardings", "out_shardings", "in_layouts", "out_layouts",
+    "resource_env", "ctx_mesh", "compiler_options_kvs", "dimensions", "unroll", "_split_transpose",
+    "linear", "is_tree", "mesh_axes",
+}  # fmt: skip
+"""Parameters that say where numbers lie or how they are computed, never which."""
+
+
+def primitive(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The decorated function reads these primitives."""
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        HANDLERS.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def sizes(shape: Any) -> tuple[Any, ...]:
+    """A shape of JAX's in ours."""
+    return tuple(int(s) if isinstance(s, (int, np.integer)) else parse_size(str(s)) for s in shape)
+
+
+def _shape(at: Any) -> tuple[Any, ...]:
+    return sizes(at.eqn.outvars[0].aval.shape)
+
+
+def _require(at: Any, holds: bool, what: str) -> None:
+    if not holds:
+        raise at.refuse(f"the primitive {at.eqn.primitive.name} with {what}")
+
+
+# -- the same numbers, elsewhere -------------------------------------------------------------------
+@primitive("broadcast_in_dim")
+def _broadcast(at: Any, x: Value, shape: Any, broadcast_dimensions: Any) -> Any:
+    wanted = sizes(shape)
+    if len(wanted) == len(x.shape):
+        return x if tuple(x.shape) == wanted else OPS["broadcast_to"](x, shape=wanted)
+    spread = tuple(
+        x.shape[broadcast_dimensions.index(i)] if i in broadcast_dimensions else 1
+        for i in range(len(wanted))
+    )
+    y = OPS["reshape"](x, shape=spread) if x.shape else x
+    return y if tuple(y.shape) == wanted else OPS["broadcast_to"](y, shape=wanted)
+
+
+@primitive("reshape")
+def _reshape(at: Any, x: Value, new_sizes: Any) -> Any:
+    return OPS["reshape"](x, shape=sizes(new_sizes))
+
+
+@primitive("transpose")
+def _transpose(at: Any, x: Value, permutation: Any) -> Any:
+    return OPS["transpose"](x, axes=tuple(permutation))
+
+
+@primitive("squeeze", "expand_dims")
+def _squeeze(at: Any, x: Value, **_: Any) -> Any:
+    return OPS["reshape"](x, shape=_shape(at))
+
+
+@primitive("convert_element_type")
+def _convert(at: Any, x: Value, new_dtype: Any) -> Any:
+    kind = as_dtype(new_dtype)
+    return x if x.dtype == kind else OPS["cast"](x, dtype=kind)
+
+
+@primitive("copy", "copy_p", "optimization_barrier")
+def _copy(at: Any, *xs: Value) -> Any:
+    return list(xs)
+
+
+@primitive("stop_gradient")
+def _stop(at: Any, x: Value) -> Any:
+    return OPS["stop_gradient"](x)
+
+
+@primitive("concatenate")
+def _concatenate(at: Any, *xs: Value, dimension: int) -> Any:
+    return OPS["concat"](*xs, axis=dimension)
+
+
+@primitive("slice")
+def _slice(at: Any, x: Value, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
+    y = x
+    steps = strides or (1,) * len(start_indices)
+    ends = zip(sizes(start_indices), sizes(limit_indices), steps, strict=True)
+    for axis, (start, stop, step) in enumerate(ends):
+        if (start, stop, step) != (0, x.shape[axis], 1):
+            y = OPS["slice_axis"](y, axis=axis, start=start, stop=stop, step=step)
+    return y
+
+
+@primitive("split")
+def _split(at: Any, x: Value, sizes: Any, axis: int) -> Any:
+    ends = np.cumsum([0, *sizes]).tolist()
+    return [OPS["slice_axis"](x, axis=axis, start=a, stop=b) for a, b in itertools.pairwise(ends)]
+
+
+@primitive("rev")
+def _rev(at: Any, x: Value) -> Any:
+    return OPS["flip"](x, axis=tuple(at.eqn.params["dimensions"]))
+
+
+@primitive("pad")
+def _pad(at: Any, x: Value, value: Value, padding_config: Any) -> Any:
+    filled = value.node is not None and value.node.op == "full"
+    _require(at, filled, "a value that is computed")
+    low, high, interior = zip(*padding_config, strict=True)
+    number = value.node.attrs["value"]  # type: ignore[union-attr]
+    return OPS["pad"](x, low=low, high=high, interior=interior, value=number)
+
+
+@primitive("iota")
+def _iota(at: Any, dtype: Any, shape: Any, dimension: int) -> Any:
+    wanted = sizes(shape)
+    line = OPS["arange"](stop=wanted[dimension], dtype=as_dtype(dtype))
+    ones = tuple(s if i == dimension else 1 for i, s in enumerate(wanted))
+    return OPS["broadcast_to"](OPS["reshape"](line, shape=ones), shape=wanted)
+
+
+# -- one number at a time --------------------------------------------------------------------------
+@primitive("integer_pow")
+def _integer_pow(at: Any, x: Value, y: int) -> Any:
+    if y == 2:
+        return OPS["square"](x)
+    _require(at, y != 0, "the exponent 0")
+    return OPS["reciprocal"](x) if y == -1 else OPS["pow"](x, float(y))
+
+
+@primitive("erfc")
+def _erfc(at: Any, x: Value) -> Any:
+    return 1.0 - OPS["erf"](x)
+
+
+@primitive("select_n")
+def _select(at: Any, which: Value, *cases: Value) -> Any:
+    _require(at, len(cases) == 2 and which.dtype == "bool", "more than two cases")
+    return OPS["where"](which, cases[1], cases[0])
+
+
+@primitive("max", "min")
+def _extremum(at: Any, x: Value, y: Value) -> Any:
+    name = {"max": "maximum", "min": "minimum"}[at.eqn.primitive.name]
+    return OPS[name](x, y, ties="share")
+
+
+@primitive("clamp")
+def _clamp(at: Any, low: Value, x: Value, high: Value) -> Any:
+    y = OPS["maximum"](x, low, ties="share")
+    return OPS["minimum"](y, high, ties="share")
+
+
+# -- many numbers at a time ------------------------------------------------------------------------
+@primitive("reduce_sum", "reduce_max", "reduce_min")
+def _reduce(at: Any, x: Value, axes: Any) -> Any:
+    name = at.eqn.primitive.name.removeprefix("reduce_")
+    return OPS[name](x, axis=tuple(axes)) if axes else x
+
+
+@primitive("argmax")
+def _argmax(at: Any, x: Value, axes: Any, index_dtype: Any) -> Any:
+    found = OPS["argmax"](x, axis=axes[0])
+    return OPS["cast"](found, dtype=as_dtype(index_dtype))
+
+
+@primitive("dot_general")
+def _dot(at: Any, x: Value, y: Value, dimension_numbers: Any, precision: Any = None,
+         preferred_element_type: Any = None) -> Any:  # fmt: skip
+    """Batch axes first, then what stays of x, then what stays of y."""
+    wide = preferred_element_type is None or as_dtype(preferred_element_type) == x.dtype
+    _require(at, wide, f"preferred_element_type={preferred_element_type}")
+    (xc, yc), (xb, yb) = dimension_numbers
+    _require(at, len(xc) == 1, f"{len(xc)} axes that are summed")
+    x_free = [a for a in range(len(x.shape)) if a not in (*xc, *xb)]
+    y_free = [a for a in range(len(y.shape)) if a not in (*yc, *yb)]
+    if not xb and xc[0] == len(x.shape) - 1 and len(y.shape) == 2:
+        return OPS["matmul"](x, y if yc[0] == 0 else OPS["transpose"](y, axes=(1, 0)))
+    _require(at, len(x_free) <= 1 and len(y_free) <= 1, "several axes that stay")
+    a = _ordered(x, (*xb, *x_free, *xc))
+    b = _ordered(y, (*yb, *yc, *y_free))
+    return OPS["matmul"](a, b)
+
+
+def _ordered(x: Value, axes: Any) -> Any:
+    same = tuple(axes) == tuple(range(len(axes)))
+    return x if same else OPS["transpose"](x, axes=tuple(axes))
+
+
+_LAYOUTS = {1: "NCW", 2: "NCHW", 3: "NCDHW"}
+
+
+@primitive("conv_general_dilated")
+def _conv(at: Any, x: Value, w: Value, window_strides: Any, padding: Any, lhs_dilation: Any,
+          rhs_dilation: Any, dimension_numbers: Any, feature_group_count: int,
+          batch_group_count: int, precision: Any = None,
+          preferred_element_type: Any = None) -> Any:  # fmt: skip
+    n = len(window_strides)
+    _require(at, set(lhs_dilation) == {1} and batch_group_count == 1, "a transposed convolution")
+    spec = dimension_numbers
+    last = tuple(spec.lhs_spec) == (0, n + 1, *range(1, n + 1)) == tuple(spec.out_spec)
+    first = tuple(spec.lhs_spec) == tuple(range(n + 2)) == tuple(spec.out_spec)
+    _require(at, first or last, f"the layout {spec}")
+    layout = _LAYOUTS[n] if first else f"N{_LAYOUTS[n][2:]}C"
+    kernel = _ordered(w, tuple(spec.rhs_spec))
+    attrs = {"stride": tuple(window_strides), "dilation": tuple(rhs_dilation), "layout": layout}
+    pads = tuple(map(tuple, padding))
+    return OPS["conv"](x, kernel, padding=pads, groups=feature_group_count, **attrs)
+
+
+@primitive("reduce_window_max", "reduce_window_sum")
+def _window(at: Any, x: Value, window_dimensions: Any, window_strides: Any, padding: Any,
+            base_dilation: Any, window_dilation: Any) -> Any:  # fmt: skip
+    n = len(window_dimensions) - 2
+    _require(at, {*base_dilation, *window_dilation} == {1}, "a dilation")
+    last = window_dimensions[-1] == 1
+    inner = slice(1, -1) if last else slice(2, None)
+    outer = (window_dimensions[0], window_dimensions[-1 if last else 1])
+    pads = tuple(map(tuple, padding))
+    around = (pads[0], pads[-1 if last else 1])
+    _require(at, n > 0 and outer == (1, 1) and around == ((0, 0), (0, 0)), "a window over channels")
+    attrs: dict[str, Any] = {
+        "kernel": tuple(window_dimensions[inner]), "stride": tuple(window_strides[inner]),
+        "padding": pads[inner], "layout": f"N{_LAYOUTS[n][2:]}C" if last else _LAYOUTS[n],
+    }  # fmt: skip
+    if at.eqn.primitive.name == "reduce_window_max":
+        return OPS["max_pool"](x, **attrs)
+    count = float(np.prod(attrs["kernel"]))
+    return OPS["avg_pool"](x, include_pad=True, **attrs) * count
+
+
+# -- loops -----------------------------------------------------------------------------------------
+@primitive("scan")
+def _scan(at: Any, *values: Value, jaxpr: Any, num_carry: int, length: Any,
+          reverse: bool) -> Any:  # fmt: skip
+    held = at.eqn.params["num_consts"]
+    consts, carry = values[:held], values[held : held + num_carry]
+    along = values[held + num_carry :]
+    _require(at, bool(along), "nothing that it goes along")
+
+    def step(state: Any, x: Any) -> Any:
+        found = at.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *state, *x])
+        return tuple(found[:num_carry]), tuple(found[num_carry:])
+
+    last, ys = scan_op(step, tuple(carry), tuple(along), reverse=reverse)
+    return [*last, *ys]
