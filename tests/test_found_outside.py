@@ -347,3 +347,113 @@ def test_a_table_of_positions_that_no_input_reaches(target: str) -> None:
             return self.table(ids) + self.places(torch.arange(ids.shape[1]))
 
     getattr(tv, f"to_{target}")(Places(), np.array([[1, 2, 3], [4, 5, 6]]))  # verified
+
+
+# -- the second time -------------------------------------------------------------------------------
+def test_gluon_inputs_keep_their_order(tmp_path: Path) -> None:
+    load = pytest.importorskip("trivium.frameworks.mxnet.load").load
+    mx = load()
+
+    class Two(mx.gluon.HybridBlock):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = mx.gluon.nn.Dense(3), mx.gluon.nn.Dense(3)
+
+        def hybrid_forward(self, F: Any, x: Any, y: Any) -> Any:
+            return self.b(y) - 2 * F.tanh(self.a(x))
+
+    block = Two()
+    block.initialize(mx.init.Xavier())
+    block.hybridize()
+    x, y = (mx.nd.array(np.random.default_rng(i).standard_normal((3, 4))) for i in (1, 2))
+    want = block(x, y).asnumpy()
+    block.export(str(tmp_path / "two"))
+    for model in (tv.from_mxnet(block, x, y), tv.load(tmp_path / "two-symbol.json")):
+        got = np.asarray(model.eval()(x.asnumpy(), y.asnumpy()))
+        np.testing.assert_allclose(got, want, 1e-5, 1e-5)
+
+
+def test_a_part_of_our_own_model_in_eval_stays_so() -> None:
+    class Parts(tv.nn.Module):
+        def __init__(self) -> None:
+            self.layer, self.norm = tv.nn.Linear(4), tv.nn.BatchNorm(axis=-1)
+            self.drop = tv.nn.Dropout(0.9)
+
+        def forward(self, x: Any) -> Any:
+            return self.drop(self.norm(self.layer(x)))
+
+    model = Parts()
+    model(X)
+    model.train()
+    model.norm.eval()
+    model.drop.eval()
+    before = {n: np.array(a) for n, a in model.state_dict().items() if "running" in n}
+    want = float(np.mean(np.square(np.asarray(model(X)))))
+    step = tv.TrainStep(model, "mse", tv.optim.SGD(lr=0.0))
+    assert abs(step(X, np.zeros((3, 4), "f")) - want) < 1e-5
+    for name, array in before.items():
+        np.testing.assert_array_equal(model.state_dict()[name], array)
+    there = tv.to_torch(model)
+    got = there.train()(torch.from_numpy(X)).detach()
+    np.testing.assert_allclose(got, np.asarray(model(X)), 1e-5, 1e-5)
+
+
+def test_numbers_that_an_engine_owns_are_not_written_into() -> None:
+    model = tv.nn.Linear(2)
+    model(X)
+    tv.TrainStep(model, "mse", tv.optim.SGD(lr=0.1))(X, np.zeros((3, 2), "f"))
+    with pytest.raises(ValueError, match="read-only"):
+        model.weight.data[:] = 0.0
+    model.weight.data = np.zeros_like(model.weight.data)
+    assert not np.asarray(model(X) - model.bias).any()
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "eps", "betas"])
+@pytest.mark.parametrize("kind", [tv.optim.SGD, tv.optim.Adam])
+def test_an_optimizer_takes_no_attribute_that_it_would_not_read(kind: Any, name: str) -> None:
+    with pytest.raises(AttributeError, match="lr is what may change"):
+        setattr(kind(lr=0.1), name, 0.5)
+
+
+def test_verify_minds_no_order_where_one_side_rounds() -> None:
+    class Rounds(nn.Module):
+        def __init__(self, half: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.half_of_it = nn.Linear(4, 4), half
+
+        def forward(self, x: Any) -> Any:
+            y = self.layer(x)
+            return y.half().float() if self.half_of_it else y
+
+    a, b = Rounds(False), Rounds(True)
+    assert tv.verify(a, b, X).ok == tv.verify(b, a, X).ok
+
+
+def test_a_dropout_of_nothing_and_a_list_of_parameters() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.several = nn.ParameterList([torch.randn(4), torch.randn(4)])
+            self.drop = nn.Dropout(0.0)
+
+        def forward(self, x: Any) -> Any:
+            return self.drop(x * self.several[0] + self.several[1])
+
+    net = tv.to_torch(Listed(), X)
+    assert isinstance(net.several, nn.ParameterList)
+
+
+def test_a_statistic_that_is_read_after_the_norm_is_refused_by_name() -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Any) -> Any:
+            y = self.norm(x)
+            return y, self.norm.running_var
+
+    with pytest.raises(tv.UnsupportedError, match="read again"):
+        tv.to_torch(Reads(), X)

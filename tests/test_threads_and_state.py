@@ -147,7 +147,14 @@ def test_training_in_several_threads_is_training_alone(engine: str) -> None:
     for _ in range(3):
         for got, wanted in zip(together(train, 4), alone, strict=True):
             for name, value in wanted.items():
-                np.testing.assert_array_equal(got[name], value, err_msg=name)
+                # Torch's products have other last digits when their operands lie elsewhere.
+                np.testing.assert_allclose(
+                    got[name],
+                    value,
+                    1e-5 * (engine == "torch"),
+                    1e-6 * (engine == "torch"),
+                    err_msg=name,
+                )
 
 
 def test_a_model_is_asked_by_several_threads_while_it_stays_in_training_mode() -> None:

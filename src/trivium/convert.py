@@ -41,10 +41,11 @@ def from_torch(module: Any, *examples: Any, training: bool | None = None,
                verify: bool = True) -> Module:  # fmt: skip
     """A torch.nn.Module as a Trivium Module, with its parameter names, trainable.
 
-    ``examples`` are inputs (tensors or arrays) as ``module`` takes them; every size that the module
-    leaves open stays open. ``training`` True or False reads one mode alone, for a module whose two
-    modes differ in more than dropout and batch norm. ``verify``: the module is run beside what was
-    read, and VerificationError says where they part.
+    It comes in training mode, as every new Module is: ``eval()`` for inference. ``examples`` are
+    inputs (tensors or arrays) as ``module`` takes them; every size that the module leaves open
+    stays open. ``training`` True or False reads one mode alone, for a module whose two modes differ
+    in more than dropout and batch norm. ``verify``: the module is run beside what was read, and
+    VerificationError says where they part.
     """
     return _read("torch", module, examples, verify, training=training)
 
@@ -52,7 +53,8 @@ def from_torch(module: Any, *examples: Any, training: bool | None = None,
 def from_keras(model: Any, *examples: Any, verify: bool = True) -> Module:
     """A Keras 3 model, or a ``.keras`` file; layer paths are kept, kernels are (out, in, ...).
 
-    ``examples`` are wanted by a model that is not built yet.
+    It comes in training mode: what Keras's ``model(x)`` is, ``eval()`` makes of it. ``examples``
+    are wanted by a model that is not built yet.
     """
     return _read("keras", model, examples, verify)
 

@@ -213,7 +213,7 @@ class TrainStep:
             self._behind = False
             for name, array in self._trainer.values().items():
                 p = self._params[name]
-                p._array = np.asarray(array, p._array.dtype)  # JAX has 32 bits: as it was
+                p.fetched(array)
 
     def changed(self) -> None:
         """A parameter was given other numbers; the next step starts from them."""

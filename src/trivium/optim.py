@@ -6,6 +6,7 @@ for ``model.compile``, and ``optimizer.minimize(loss)`` inside a Graph.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,16 @@ class Optimizer:
     """What SGD and Adam share: ``Optimizer(lr)`` or, bound, ``Optimizer(parameters, lr)``."""
 
     slots: tuple[str, ...] = ()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        house = type(self).__module__ == __name__  # a user's own has what its author gives it
+        if house and not (name in ("lr", "parameters", "attrs", "slots") or name.startswith("_")):
+            kind = type(self).__name__
+            raise AttributeError(
+                f"{kind} has no {name} that could be set: lr is what may change; the rest is said "
+                f"when it is made, {kind}{inspect.signature(type(self))}"
+            )
+        super().__setattr__(name, value)
 
     def __init__(self, first: Any = None, lr: float | None = None):
         if isinstance(first, (int, float)):

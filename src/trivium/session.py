@@ -207,7 +207,7 @@ class _Training:
             self._behind = False
             for name, array in self._trainer.values().items():
                 p = self._params[name]
-                p._array = np.asarray(array, p._array.dtype)
+                p.fetched(array)
 
     def changed(self) -> None:
         """A parameter was given other numbers; the next step starts from them."""

@@ -84,6 +84,8 @@ class Writer:
                 out += f"({inner})" if infix and not alone(i) else inner
                 depth = max(depth, below + 1)
             elif isinstance(p, Value):
+                if p not in self.names:
+                    raise self.unnamed(p)
                 out += self.names[p]
             elif isinstance(p, Slot):
                 out += self.literal_slot(p)
@@ -95,6 +97,12 @@ class Writer:
             else:
                 out += self.piece(p)
         return out, depth
+
+    def unnamed(self, value: Value) -> UnsupportedError:
+        """No variable is called this: a statistic that is read after it was collected."""
+        what = f"a new state of {value.node.op if value.node else 'the model'} that is read again"
+        where = self.body.block.path or "the model"
+        return UnsupportedError(what, where, "return it from a call of its own")
 
     def piece(self, piece: Any) -> str:
         """Anything else in an expression: text as it stands."""
@@ -161,6 +169,8 @@ class Writer:
             )
             self.statement(s, following)
         outputs = self.body.block.outputs
+        if lost := [v for v in outputs if v not in self.pending and v not in self.names]:
+            raise self.unnamed(lost[0])
         parts = [self.pending[v][0] if v in self.pending else self.names[v] for v in outputs]
         self.lines.append(self.result(parts))
         return self.lines

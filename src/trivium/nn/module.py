@@ -83,6 +83,10 @@ class Module:
         if not (name.startswith("_") or name in _BESIDE) and calling() is None:
             changed()
 
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        changed()
+
     def __getattr__(self, name: str) -> Any:
         # Only what is found nowhere else comes here: perhaps what param() made.
         made = vars(self).get("_parameters", {})
@@ -256,15 +260,16 @@ class Module:
     @property
     def training(self) -> Any:
         """True, False, or MODE inside a Graph that leaves it open."""
+        call = calling()  # what forward makes for itself is in the mode of its model
+        mine = call is None or call.path(self) is not None
+        if call is not None and mine and call.model._training and not self._training:
+            return False  # a part that was set to eval() stays as it is while the rest trains
         graph = current()
         if graph is not None and graph.training is not None:
             return graph.training
         if (asked := mode()) is not None:
             return asked
-        call = calling()  # what forward makes for itself is in the mode of its model
-        return (
-            self._training if call is None or call.path(self) is not None else call.model._training
-        )
+        return self._training if mine or call is None else call.model._training
 
     def train(self, mode: bool = True) -> Module:
         """Training mode: dropout drops, batch norm uses and collects the batch's statistics."""

@@ -105,6 +105,11 @@ class Parameter(Tensor):
         if self.owner is not None:
             self.owner.changed()
 
+    def fetched(self, array: Any) -> None:
+        """Take what its owner has. Written into, it would be lost: ``p.data = array`` is seen."""
+        self._array = np.asarray(array, self._array.dtype).view()  # JAX has 32 bits: as it was
+        self._array.flags.writeable = False
+
     def capture(self, graph: Graph) -> Value:
         """An input of the Graph, under its name; an argument that is called so gives way."""
         frozen = self.kind == "param" and not self.requires_grad

@@ -32,7 +32,7 @@ def _said(item: Any) -> str:
 def rates(graph: Graph) -> list[float]:
     """The rates of the dropouts that are on while training, in the order they are called in."""
     found = (n for n in graph.nodes if n.op == "dropout" and n.attrs["training"] is not False)
-    return [float(n.attrs["rate"]) for n in found]
+    return [float(n.attrs["rate"]) for n in found if n.attrs["rate"]]  # one of 0 drops nothing
 
 
 def _names(graph: Graph) -> Any:

@@ -42,7 +42,8 @@ class ModuleRunner:
         held = self._held().values()
         kept = [(p, p.data, p.grad) for p in held]
         modes = [(m, m._training) for m in self.module.modules()]
-        self.module.train(training)
+        if self.module._training != training:  # else as it is: a part may be set to eval()
+            self.module.train(training)
         try:
             yield
         finally:

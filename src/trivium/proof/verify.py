@@ -47,7 +47,7 @@ class _Comparison:
     def __init__(self, a: Side, b: Side | None, report: Report):
         self.a, self.report = Witness(a), report
         self.b = None if b is None else Witness(b, self.a)
-        self.floor = FLOOR * _eps(a.graph)
+        self.floor = FLOOR * min(_eps(s.graph) for s in (a, b) if s is not None)
         self.usual: dict[str, float] = {}  # how large an output was where it was first seen
 
     def witnesses(self) -> list[Witness]:

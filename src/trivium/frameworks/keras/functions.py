@@ -340,7 +340,8 @@ class FunctionWriter(Writer):
     def path(self, name: str) -> str:
         """The name of a layer, as source."""
         if not re.fullmatch(r"[\w.-]+", name):
-            raise UnsupportedError(f"a Keras layer of the name {name!r}", self.body.block.path)
+            what, where = f"a Keras layer of the name {name!r}", self.body.block.path
+            raise UnsupportedError(what, where, "rename that parameter in the source")
         return f'"{name}"' if self.root else f'f"{{name}}.{name}"'
 
 

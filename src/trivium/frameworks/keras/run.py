@@ -46,7 +46,7 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
             f"weights of {', '.join(norms)} are frozen one by one, since a layer that is frozen "
             "collects no statistics: Keras's own save and clone_model do not keep that; save as "
             ".tv, or freeze them again afterwards, as the source does",
-            stacklevel=4,
+            stacklevel=5,
         )
     return model, weights
 

@@ -276,6 +276,20 @@ class _Reader:
         values = {ours: self.source.arrays[theirs] for ours, theirs in names.items()}
         return GraphModule(check(self.graph), values, names)
 
+    def _in_order(self, data: Sequence[SymbolNode]) -> Sequence[SymbolNode]:
+        """A Symbol has its inputs as they are first read: they are called by their numbers."""
+        parts = [re.match(r"(.*?)(\d*)$", n.name) for n in data]
+        words = {p[1] for p in parts if p is not None}
+        if len(data) > 1 and len(words) == 1:
+            return sorted(data, key=lambda n: int(n.name.removeprefix(min(words)) or 0))
+        if len(data) > 1 and not self.source.traced:
+            warnings.warn(
+                f"{self.source.name} does not say in which order it takes its inputs; they are "
+                f"taken as they are first read: {', '.join(n.name for n in data)}",
+                stacklevel=5,
+            )
+        return data
+
     def _needed(self) -> list[SymbolNode]:
         """The nodes that the outputs need, in order; inputs that are not read do not count."""
         found: set[int] = set()
@@ -296,6 +310,7 @@ class _Reader:
             if state or _SUFFIX.fullmatch(node.name):
                 raise UnsupportedError(f"there are no numbers for {node.name}", self.source.name,
                                        "export the model again, with its parameters")  # fmt: skip
+        data = self._in_order(data)
         if examples and len(examples) != len(data):
             raise UnsupportedError(
                 f"the model reads {len(data)} inputs ({', '.join(n.name for n in data)}), "

@@ -101,9 +101,10 @@ class _Writer(Writer):
         if not path:
             return self.base
         children = self.children(path)
-        if numbered(children):
-            return "nn.ModuleList"
         held = [str(self.members.get(f"{path}.{c}", [""])[0]) for c in children]
+        if numbered(children):
+            own = all(text.startswith("nn.Parameter(") for text in held)
+            return "nn.ParameterList" if own else "nn.ModuleList"
         free = any(text.startswith(("nn.Parameter(", "torch.zeros(")) for text in held)
         odd = not all(map(plain, children)) and not _OF_A_DICT & {*children}
         return "nn.ModuleDict" if odd and not free else "nn.Module"
@@ -113,7 +114,7 @@ class _Writer(Writer):
         text, parts = "self", name.split(".") if name else []
         for i, part in enumerate(parts):
             match self.kind(".".join(parts[:i])):
-                case "nn.ModuleList" | "nn.Sequential":
+                case "nn.ModuleList" | "nn.Sequential" | "nn.ParameterList":
                     text += f"[{part}]"
                 case "nn.ModuleDict":
                     text += f'["{part}"]'
@@ -157,7 +158,7 @@ class _Writer(Writer):
             return self.text_of(items[name])
         inside = {c: self.made(f"{name}.{c}", items) for c in self.children(name)}
         match kind := self.kind(name):
-            case "nn.ModuleList":
+            case "nn.ModuleList" | "nn.ParameterList":
                 return call_of(kind, list(inside.values()), "[]")
             case "nn.ModuleDict":
                 return call_of(kind, [f'"{c}": {text}' for c, text in inside.items()], "{}")
