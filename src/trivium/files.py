@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,20 @@ def _tv(model: Any, examples: Sequence[Any], verify: bool) -> bytes:
     graph = graph_of(module, *examples)
     arrays = {n: np.ascontiguousarray(a) for n, a in module.state_dict().items()}
     said = {"graph": str(graph), "said": json.dumps(_said(graph))}
-    return save(arrays, metadata={"trivium": "1"} | said)  # type: ignore[no-any-return]
+    digest = {"sha256": _digest(arrays, said)}
+    return save(arrays, metadata={"trivium": "1"} | said | digest)  # type: ignore[no-any-return]
+
+
+def _digest(arrays: Mapping[str, Any], said: Mapping[str, str]) -> str:
+    """Of the numbers and of what the file says: a flipped bit is seen."""
+    whole = hashlib.sha256()
+    for text in said.values():
+        whole.update(text.encode())
+    for name in sorted(arrays):
+        whole.update(name.encode())
+        flat: Any = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8)
+        whole.update(flat)
+    return whole.hexdigest()
 
 
 def _said(graph: Graph) -> dict[str, Any]:
@@ -128,15 +142,19 @@ def _load_tv(path: Path) -> Module:
 
     try:
         with safe_open(str(path), framework="numpy") as file:
-            text = (file.metadata() or {}).get("graph")
+            about = file.metadata() or {}
+            text = about.get("graph")
             if text is None:
                 raise ValueError(f"{path} holds numbers but no Graph: it is not a Trivium model")
-            said = json.loads((file.metadata() or {}).get("said", _PLAIN))
+            said = json.loads(about.get("said", _PLAIN))
             values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if not isinstance(said, dict):
                 raise ValueError(f"{path} is damaged: what it says of itself is no table")
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    whole = _digest(values, {k: about[k] for k in ("graph", "said") if k in about})
+    if about.get("sha256", whole) != whole:  # the first files had none
+        raise ValueError(f"{path} is damaged: its numbers are not those that were saved")
     graph = check(parse(text))
     _take_said(graph, said, path)
     if missing := [v.name for v in graph.of_kind("param", "state") if v.name not in values]:
