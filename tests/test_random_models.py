@@ -27,6 +27,7 @@ def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:(std|var)\\(\\):UserWarning")  # of a single number
 @pytest.mark.parametrize("seed", range(60))
 def test_a_random_model(seed: int) -> None:
     """The seed is in the test's name: ``python tests/fuzz.py --first SEED --count 1``."""
