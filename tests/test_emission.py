@@ -228,3 +228,20 @@ def test_a_parameter_that_nothing_reads_is_kept(target: str) -> None:
     runner = framework.runner(*framework.build(graph, values))
     assert runner.values().keys() == values.keys()
     framework.both_modes(graph, runner, values, [odd_models.numbers(3, 4)])
+
+
+@pytest.mark.parametrize("target", SOURCES)
+def test_a_deep_model_is_written(target: str) -> None:
+    """As deep as nobody's stack: 3,000 nodes, one after the other."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            self.head = nn.Linear(3)
+
+        def forward(self, x: Any) -> Any:
+            for _ in range(1500):
+                x = tv.tanh(x) + 0.1
+            return self.head(x)
+
+    source = tv.emit(Deep(), target, np.ones((2, 4), "f"))
+    assert source.count("tanh") == 1500

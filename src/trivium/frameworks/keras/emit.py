@@ -124,7 +124,7 @@ class Keras(Target):
         name = "_".join(parts)
         return f"{name}_block" if name in RESERVED or keyword.iskeyword(name) else name
 
-    def render(self, emitter: Emitter) -> str:
+    def render(self, emitter: Any) -> str:
         """Imports, then the functions, inner ones first."""
         emitter.settle()
         parts = [FunctionWriter(emitter, cls).function() for cls in emitter.classes]

@@ -13,7 +13,7 @@ from trivium.frameworks.keras.calls import Like, autocast
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.source import Apart, Body, Class, Emitter, Later, flat
 from trivium.frameworks.writer import Writer
-from trivium.graph import Node, UnsupportedError, Value, identifier, quoted
+from trivium.graph import Graph, Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
 
 LINE = 100
@@ -36,7 +36,7 @@ class Rest(Member):
 class FunctionEmitter(Emitter):
     """Numbered children (of a Sequential, a ModuleList) are no function: lines stand in place."""
 
-    _readers: tuple[Any, int, dict[Value, list[Node]]] = (None, 0, {})
+    _seen: tuple[Any, int, dict[Value, list[Node]], set[Value]] = (None, 0, {}, set())
 
     def forms(self, node: Node) -> list[LayerForm]:
         """None where a layer would cast what it reads, unasked, to float32."""
@@ -47,6 +47,16 @@ class FunctionEmitter(Emitter):
         """A layer whose weight is read besides is no layer, and none of its readers is one."""
         return super().spoiled(node, unread) or self.tied(node)
 
+    def seen(self, graph: Graph) -> tuple[dict[Value, list[Node]], set[Value]]:
+        """Who reads each value of a Graph, and which values no input reaches."""
+        if self._seen[0] is not graph or self._seen[1] != len(graph.nodes):
+            fixed: set[Value] = set()
+            for node in graph.nodes:
+                if all(v is None or v in fixed for v in node.inputs):
+                    fixed.update(node.outputs)
+            self._seen = graph, len(graph.nodes), graph.uses(), fixed
+        return self._seen[2], self._seen[3]
+
     def tied(self, node: Node) -> bool:
         """Is a weight of this node read by another that is not the same layer once more?
 
@@ -54,12 +64,11 @@ class FunctionEmitter(Emitter):
         written in keras.ops.
         """
         graph = node.outputs[0].graph
-        if self._readers[0] is not graph or self._readers[1] != len(graph.nodes):
-            self._readers = graph, len(graph.nodes), graph.uses()
-        readers, results = self._readers[2], set(graph.outputs)
+        readers, fixed = self.seen(graph)
+        results = set(graph.outputs)
         weights = [v for v in node.inputs if v is not None and v.kind in ("param", "state")]
         data = [v for v in node.inputs if v is not None and v.kind not in ("param", "state")]
-        if weights and data and all(map(_depends_on_nothing, data)):
+        if weights and data and fixed.issuperset(data):
             return True  # a layer that no input reaches is no part of a functional model
         return any(
             v in results
@@ -74,7 +83,7 @@ class FunctionEmitter(Emitter):
             super().classify(body)
 
     def sub_block(self, body: Body, block: Block) -> None:
-        if all(map(_depends_on_nothing, block.inputs)):
+        if self.seen(self.graph)[1].issuperset(block.inputs):
             raise Apart(block.path)  # its weights have nothing to hang on
         inner = self.body(block)
         name = self.member_name(body.block, block.path)
@@ -187,7 +196,9 @@ def _tied(value: Value, where: str) -> UnsupportedError:
 
 
 class FunctionWriter(Writer):
-    def __init__(self, emitter: Emitter, cls: Class):
+    emitter: FunctionEmitter
+
+    def __init__(self, emitter: FunctionEmitter, cls: Class):
         super().__init__(emitter, cls)
         self.cls, self.root = cls, self.body is emitter.root
         self.at: dict[str, int] = {}  # member: its first slot
@@ -213,7 +224,7 @@ class FunctionWriter(Writer):
                 x = self.first_argument(names)
                 self.lines.append(f"{x} = {self.layer(name)}({x})")
         lines = self.write()
-        if self.root and (freezing := self.emitter.freezing()):  # type: ignore[attr-defined]
+        if self.root and (freezing := self.emitter.freezing()):
             model = lines.pop().replace("return ", "model = ", 1)
             lines += [model, *freezing, "return model"]
         body = [wrapped("    " + line) for line in [*first, *lines]]
@@ -247,9 +258,10 @@ class FunctionWriter(Writer):
         if not self.root:
             return super().result(parts)
         graph = self.emitter.graph
+        fixed = self.emitter.seen(graph)[1]
         first = "inputs" if len(self.body.block.inputs) == 1 else "inputs[0]"
         parts = [  # what a functional model gives hangs on its inputs
-            f"Constant()([{part}, {first}])" if _depends_on_nothing(v) else part
+            f"Constant()([{part}, {first}])" if v in fixed else part
             for part, v in zip(parts, self.body.block.outputs, strict=True)
         ]
         outputs = parts[0] if len(parts) == 1 else f"[{', '.join(parts)}]"
@@ -349,12 +361,6 @@ def _once_more(node: Node, other: Node) -> bool:
     """May two nodes be one layer, called twice?"""
     same = other.op == node.op and held(other) == held(node)
     return other is node or (same and other.attrs == node.attrs)
-
-
-def _depends_on_nothing(value: Value) -> bool:
-    inputs = value.node.inputs if value.node is not None else ()
-    made = value.node is not None
-    return made and all(v is None or _depends_on_nothing(v) for v in inputs)
 
 
 def _key(name: Any) -> str:
