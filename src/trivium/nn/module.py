@@ -261,15 +261,17 @@ class Module:
     def training(self) -> Any:
         """True, False, or MODE inside a Graph that leaves it open."""
         call = calling()  # what forward makes for itself is in the mode of its model
-        mine = call is None or call.path(self) is not None
-        if call is not None and mine and call.model._training and not self._training:
+        frozen = call is not None and call.model._training and not self._training
+        if frozen and call is not None and call.path(self) is not None:
             return False  # a part that was set to eval() stays as it is while the rest trains
         graph = current()
         if graph is not None and graph.training is not None:
             return graph.training
         if (asked := mode()) is not None:
             return asked
-        return self._training if mine or call is None else call.model._training
+        return (
+            self._training if call is None or call.path(self) is not None else call.model._training
+        )
 
     def train(self, mode: bool = True) -> Module:
         """Training mode: dropout drops, batch norm uses and collects the batch's statistics."""

@@ -139,8 +139,12 @@ def to_array(array: Any) -> Any:
     return jnp.array(array)
 
 
+@dataclass
 class Foreign(JaxModel):
     """A function of the user's own: its parameters may be nested in lists and tuples, too."""
+
+    given: Any = None
+    """The parameters as they are nested."""
 
     def apply(
         self, params: Mapping[str, Any], inputs: Sequence[Any], training: bool, key: Any
@@ -154,11 +158,6 @@ class Foreign(JaxModel):
         self.structure = tuple(sorted(result)) if isinstance(result, Mapping) else None
         return tree.tree_leaves(result), {}
 
-    @property
-    def given(self) -> Any:
-        """The parameters as they are nested."""
-        return self.__dict__["_given"]
-
 
 def name_of(key: Any) -> str:
     """One step on the way to a leaf: a key, a place, an attribute."""
@@ -170,8 +169,8 @@ def foreign(model: Any, module: Any) -> JaxRunner:
     function, params = model
     held = module.state_dict()
     states = frozenset(n for n, a in held.items() if a.dtype.kind not in "fV")
-    made = Foreign(function, nest({n: to_array(a) for n, a in held.items()}), states)
-    made.__dict__["_given"] = params
+    numbers = nest({n: to_array(a) for n, a in held.items()})
+    made = Foreign(function, numbers, states, given=params)
     return JaxRunner(made, {n: (n, Weight("", n, n)) for n in held})
 
 

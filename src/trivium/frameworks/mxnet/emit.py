@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.frameworks.blocks import Block, Layer, inside
+from trivium.frameworks.blocks import Block, Layer, inside, numbered
 from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.mxnet.cut import cut, stopped
@@ -186,11 +186,6 @@ def class_source(emitter: Emitter, cls: Class) -> str:
     return "\n".join(lines)
 
 
-def _numbered(names: Any) -> bool:
-    """Are these 0, 1, 2, ...: what a HybridSequential calls its elements?"""
-    return bool(names) and list(names) == [str(i) for i in range(len(names))]
-
-
 class _Writer(Writer):
     """Gluon's declarations, and parameters as arguments of ``hybrid_forward``."""
 
@@ -201,7 +196,7 @@ class _Writer(Writer):
         free = [n for n, c in self.members.items() if str(c[0]).startswith("self.params.")]
         self.own = [n for n in free if "." not in n]
         self.below = {n for n in free if "." in n}  # in containers that run nothing
-        self.base = "nn.HybridSequential" if _numbered(self.members) else "gluon.HybridBlock"
+        self.base = "nn.HybridSequential" if numbered(self.members) else "gluon.HybridBlock"
 
     # -- __init__ ----------------------------------------------------------------------------------
     def declarations(self) -> list[str]:
@@ -250,7 +245,7 @@ class _Writer(Writer):
             return self.base == "nn.HybridSequential"
         prefix = path + "."
         below = [n[len(prefix) :] for n in self.members if n.startswith(prefix)]
-        return _numbered(dict.fromkeys(n.partition(".")[0] for n in below))
+        return numbered(dict.fromkeys(n.partition(".")[0] for n in below))
 
     def place(self, path: str) -> str:
         """``self.layer1[0].conv1`` for the path ``layer1.0.conv1``."""

@@ -105,11 +105,10 @@ def _suited(op: Op, values: list[Any], attrs: Mapping[str, Any]) -> Sequence[Any
     return [truth(v) for v in values] if logical else values
 
 
-def by_its_line(node: SymbolNode, inputs: Sequence[Any], made: Mapping[int, Call]) -> Any:
+def by_its_line(call: Call, inputs: Sequence[Any], made: Mapping[int, Call]) -> Any:
     """What a line makes of a node; None where none does. A comparison is 0 or 1, as a number."""
     if any(x is None for x in inputs):
         return None
-    call = call_of(node, inputs)
     y = words().translate(call, lambda value: made.get(id(value)), _suited)
     if not isinstance(y, Value) or y.dtype != "bool" or inputs[0].dtype == "bool":
         return y

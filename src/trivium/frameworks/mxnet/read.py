@@ -394,7 +394,8 @@ class _Reader:
         inputs = [None if i in skip else self._value(*e) for i, e in enumerate(node.inputs)]
         with self.graph.within(self._scope(node)):
             try:
-                result = by_its_line(node, inputs, self.made)
+                theirs = call_of(node, inputs)
+                result = by_its_line(theirs, inputs, self.made)
                 if result is not None:
                     call.asked |= node.attrs.keys()  # a line names them all
                 elif handler is not None:
@@ -412,7 +413,7 @@ class _Reader:
         call.finish()
         for i, value in enumerate(result if isinstance(result, tuple) else (result,)):
             self.values[node.index, i] = value
-            self.made[id(value)] = call_of(node, inputs)
+            self.made[id(value)] = theirs
 
     def _scope(self, node: SymbolNode) -> str:
         if self.source.traced and _SCOPE in node.attrs:

@@ -261,10 +261,11 @@ class Reader:
         """What an op's torch line, read backwards, makes of a node; None where there is none."""
         if not hasattr(node.target, "_schema"):
             return None
-        made = {id(v): n for n, v in self.values.items() if hasattr(n.target, "_schema")}
 
         def call_of(value: Any) -> Call | None:
-            return self.bound(made[id(value)]) if id(value) in made else None
+            made = (n for n, v in self.values.items() if v is value)
+            found = next((n for n in made if hasattr(n.target, "_schema")), None)
+            return None if found is None else self.bound(found)
 
         return words().translate(self.bound(node), call_of, self.suited)
 
