@@ -17,7 +17,7 @@ import numpy as np
 
 import trivium as tv
 from trivium.framework import FRAMEWORKS
-from trivium.frameworks.code import Target
+from trivium.frameworks.writing.code import Target
 from trivium.graph import OPS, Graph
 from trivium.native.meaning import is_native
 from trivium.native.prepare import prepared

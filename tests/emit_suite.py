@@ -8,8 +8,8 @@ import numpy as np
 
 import trivium as tv
 from trivium import nn
-from trivium.check import check
 from trivium.graph import MODE, OPS, Graph
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.op import Case, Op
 from trivium.transforms.grad import pullback

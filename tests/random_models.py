@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 import trivium as tv
-from trivium.check import check
 from trivium.graph import OPS, Graph, Value
+from trivium.graph.check import check
 from trivium.op import Op, Sample
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import replay, specialize

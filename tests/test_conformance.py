@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from trivium.check import check
 from trivium.dtype import DType
 from trivium.frameworks.words import Hole, pieces
 from trivium.graph import OPS, Graph, Value
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.op import Case, Op
 from trivium.transforms.decompose import decompose

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trivium as tv
-from trivium.check import check
 from trivium.dtype import promote
 from trivium.graph import MODE, OPS, Graph, GraphError, Node, Type, UnsupportedError, Value
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.shape import (
     Dim,

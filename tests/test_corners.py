@@ -14,10 +14,10 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import trivium as tv
-from trivium.check import check
 from trivium.convert import SOURCES
 from trivium.framework import FRAMEWORKS
 from trivium.graph import Graph
+from trivium.graph.check import check
 from trivium.interpret import Interpreter, bound_dims
 from trivium.native.run import NativeFunction
 from trivium.proof.sources import source_of

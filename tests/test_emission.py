@@ -19,7 +19,7 @@ from trivium import nn
 from trivium.convert import SOURCES
 from trivium.framework import FRAMEWORKS
 from trivium.frameworks.made import execute, furnished
-from trivium.frameworks.source import in_order
+from trivium.frameworks.writing.source import in_order
 from trivium.graph import Graph, UnsupportedError
 from trivium.interpret import Interpreter
 
@@ -136,7 +136,7 @@ def formulas() -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", formulas())
 def test_a_formula_has_the_bits_of_the_array(name: str) -> None:
-    from trivium.frameworks.ready import arrays_written
+    from trivium.frameworks.writing.ready import arrays_written
 
     array = formulas()[name]
     graph = Graph("g")
@@ -151,7 +151,7 @@ def test_a_formula_has_the_bits_of_the_array(name: str) -> None:
 @pytest.mark.parametrize("change", ["first", "middle", "last"])
 @pytest.mark.parametrize("name", formulas())
 def test_one_other_number_is_no_pattern_or_another(name: str, change: str) -> None:
-    from trivium.frameworks.ready import arrays_written
+    from trivium.frameworks.writing.ready import arrays_written
 
     array = formulas()[name].copy()
     at = {"first": 0, "middle": array.size // 2, "last": -1}[change]

@@ -12,8 +12,8 @@ import emit_suite
 import trivium as tv
 from emit_suite import Bound, near, sample, shaken
 from trivium import nn
-from trivium.check import check
 from trivium.graph import MODE, OPS, Graph, UnsupportedError
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.nn.layers import normal
 from trivium.op import Case, Op

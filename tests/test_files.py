@@ -17,8 +17,8 @@ import pytest
 
 import trivium as tv
 from trivium import atomic
-from trivium.check import check
 from trivium.graph import OPS, Graph
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.shape import size_product, subs
 
@@ -110,7 +110,7 @@ LOOP = """
 import sys
 from pathlib import Path
 from trivium import atomic
-from trivium.check import check
+from trivium.graph.check import check
 from trivium.graph import OPS, Graph
 from trivium.interpret import Interpreter
 from trivium.shape import size_product, subs

@@ -14,8 +14,8 @@ import trivium as tv  # noqa: E402
 from trivium import dtype as dt  # noqa: E402
 from trivium.frameworks.torch.read import read  # noqa: E402
 from trivium.graph import MODE, UnsupportedError  # noqa: E402
+from trivium.graph.text import parse  # noqa: E402
 from trivium.interpret import Interpreter  # noqa: E402
-from trivium.text import parse  # noqa: E402
 from trivium.transforms.grad import pullback  # noqa: E402
 from trivium.transforms.replay import specialize  # noqa: E402
 

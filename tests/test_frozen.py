@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from trivium.check import check
 from trivium.convert import OUT, SOURCES
 from trivium.engines import ENGINES as ENGINES_KNOWN
 from trivium.graph import GraphError, UnsupportedError
+from trivium.graph.check import check
 from trivium.transforms.grad import gradient
 
 torch = pytest.importorskip("torch")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from trivium.check import check
 from trivium.graph import Graph, GraphError
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.transforms.grad import gradient, pullback, unbroadcast
 from trivium.transforms.replay import inline

@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 
 import trivium as tv
 from trivium.engines import NumpyTrainer
-from trivium.fit import captured
 from trivium.graph import OPS, Graph
 from trivium.interpret import Interpreter
 from trivium.native import program, run
@@ -31,6 +30,7 @@ from trivium.native.run import NativeFunction, NativeTrainer
 from trivium.native.target import TARGETS, host
 from trivium.op import Case, Op
 from trivium.shape import ShapeError
+from trivium.train.fit import captured
 from trivium.transforms.grad import pullback
 from trivium.transforms.step import training_step
 

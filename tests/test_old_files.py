@@ -8,7 +8,7 @@ import pytest
 
 import trivium as tv
 from old_files import FOLDER, computed, ran
-from trivium.check import check
+from trivium.graph.check import check
 
 FOLDERS = sorted(p for p in FOLDER.iterdir() if p.is_dir())
 MODELS = [p for folder in FOLDERS for p in sorted(folder.glob("*.tv"))]

@@ -15,9 +15,9 @@ import pytest
 
 import emit_suite
 from trivium.framework import FRAMEWORKS
-from trivium.frameworks.code import Target
-from trivium.frameworks.source import Emitter
 from trivium.frameworks.words import pattern, whole
+from trivium.frameworks.writing.code import Target
+from trivium.frameworks.writing.source import Emitter
 from trivium.graph import OPS, Graph, UnsupportedError
 from trivium.op import CORNERS
 from trivium.transforms.replay import specialize

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trivium as tv
-from trivium.check import check
 from trivium.graph import MODE, GraphError, UnsupportedError
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.nn.module import restructure
 from trivium.shape import ShapeError

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trivium as tv
-from trivium.check import check
 from trivium.graph import OPS, Graph, GraphError
+from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.transforms.grad import gradient
 

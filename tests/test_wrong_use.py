@@ -10,8 +10,8 @@ import pytest
 
 import trivium as tv
 from trivium.engines import ENGINES
-from trivium.metrics import accuracy, binary_accuracy, mean_absolute_error
 from trivium.shape import ShapeError
+from trivium.train.metrics import accuracy, binary_accuracy, mean_absolute_error
 
 TRAINING = [name for name, e in ENGINES.items() if e.trains and e.version() is not None]
 X = np.random.default_rng(0).standard_normal((6, 4)).astype("f")

@@ -1,8 +1,8 @@
 """Trivium: one model, every framework, and the evidence that it is still the same model."""
 
-import trivium.flat  # how Graphs are copied
+import trivium.graph.flat  # how Graphs are copied
 import trivium.ops
-from trivium import data, fit, nn, optim
+from trivium import data, nn, optim
 from trivium.convert import (
     emit,
     from_jax,
@@ -34,10 +34,11 @@ from trivium.dtype import (
     uint64,
 )  # fmt: skip
 from trivium.engines import engines
+from trivium.engines.compiled import compile
 from trivium.files import load, save
-from trivium.fit import Callback, History, TerminateOnNaN, TrainStep, compile
 from trivium.functional import grad, value_and_grad
 from trivium.graph import MODE, Graph, GraphError, UnsupportedError
+from trivium.graph.text import parse
 from trivium.nn.module import seed, trace
 from trivium.ops.activation import clip
 from trivium.ops.choice import (
@@ -104,10 +105,11 @@ from trivium.ops.shape import (
     transpose,
 )  # fmt: skip
 from trivium.proof.report import Report, VerificationError
-from trivium.session import Session, variable
 from trivium.shape import Dim, ShapeError
 from trivium.tensor import Spec, Tensor, arange, asarray, full, no_grad, ones, placeholder, zeros
-from trivium.text import parse
+from trivium.train.fit import Callback, History, TerminateOnNaN
+from trivium.train.session import Session, variable
+from trivium.train.step import TrainStep
 
 astype = cast
 permute_dims = transpose
@@ -159,7 +161,6 @@ __all__ = [
     "exp",
     "expand_dims",
     "expm1",
-    "fit",
     "flatten",
     "flip",
     "float16",

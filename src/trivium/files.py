@@ -137,8 +137,8 @@ def load(path: str | Path) -> Module:
 def _load_tv(path: Path) -> Module:
     from safetensors import SafetensorError, safe_open
 
-    from trivium.check import check
-    from trivium.text import parse
+    from trivium.graph.check import check
+    from trivium.graph.text import parse
 
     try:
         with safe_open(str(path), framework="numpy") as file:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from trivium.frameworks.layer import Weight
-from trivium.frameworks.source import Emitted
+from trivium.frameworks.writing.source import Emitted
 from trivium.graph import Graph, UnsupportedError
 
 Weights = Mapping[str, tuple[str, Weight]]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from trivium.graph import MODE, OPS, Graph, current
 from trivium.interpret import traced_dims
 from trivium.nn.chance import settled
+from trivium.nn.habits import Habits
 from trivium.nn.held import called, calling, changed, held, mode
 from trivium.nn.parameter import Parameter, narrowed
 from trivium.op import lift
@@ -47,7 +47,7 @@ def _random(path: str, seed: int) -> np.random.Generator:
 _BESIDE = ("inputs_seen", "report", "training_setup", "metrics")  # no forward reads them
 
 
-class Module:
+class Module(Habits):
     """What every layer and model is. Write ``forward``; make parameters there, with ``self.param``.
 
     >>> import trivium as tv
@@ -58,13 +58,6 @@ class Module:
     {'0.weight': (4, 5), '0.bias': (4,), '2.weight': (2, 4), '2.bias': (2,)}
     """
 
-    # Keras's habits, lent by fit.py: nn/ stands below the engines and cannot know them.
-    compile: ClassVar[Callable[..., Any]]
-    fit: ClassVar[Callable[..., Any]]
-    evaluate: ClassVar[Callable[..., Any]]
-    predict: ClassVar[Callable[..., Any]]
-    summary: ClassVar[Callable[..., Any]]
-
     _at = ""  # the path in the model that it was last called in
     _training: bool = True
     _requires_grad: bool = True
@@ -73,10 +66,6 @@ class Module:
     """What the model was last called, built or fitted with, its batch open."""
     report: Any = None
     """The evidence, of a model that was read from another framework."""
-    training_setup: Any = None
-    """What ``compile`` chose: the step that ``fit`` takes."""
-    metrics: Mapping[str, Callable[..., float]] = MappingProxyType({})
-    """What ``evaluate`` computes beside the loss."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

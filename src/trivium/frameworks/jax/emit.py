@@ -9,9 +9,19 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Block, Layer, leaf
-from trivium.frameworks.code import Code, Flag, Member, Statement, Target, array_source, joined
-from trivium.frameworks.functional import (
+from trivium.frameworks.jax.helpers import HELPERS
+from trivium.frameworks.layer import LayerForm, Weight, square
+from trivium.frameworks.writing.blocks import Block, Layer, leaf
+from trivium.frameworks.writing.code import (
+    Code,
+    Flag,
+    Member,
+    Statement,
+    Target,
+    array_source,
+    joined,
+)
+from trivium.frameworks.writing.functional import (
     Arguments,
     Calls,
     CallWriter,
@@ -32,10 +42,8 @@ from trivium.frameworks.functional import (
     snake,
     tupled,
 )
-from trivium.frameworks.jax.helpers import HELPERS
-from trivium.frameworks.layer import LayerForm, Weight, square
-from trivium.frameworks.source import Body, Class, Emitted, Emitter, with_sizes
-from trivium.frameworks.writer import Writer
+from trivium.frameworks.writing.source import Body, Class, Emitted, Emitter, with_sizes
+from trivium.frameworks.writing.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, quoted
 from trivium.op import Refused
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from trivium.check import check
 from trivium.dtype import DType, as_dtype
 from trivium.frameworks.jax.primitives import HANDLERS, IDLE
 from trivium.frameworks.jax.run import load_jax, name_of
 from trivium.frameworks.words import Call, Vocabulary
 from trivium.graph import OPS, Graph, UnsupportedError, Value
+from trivium.graph.check import check
 from trivium.nn.module import GraphModule
 from trivium.op import Op
 from trivium.shape import Shape, Size, parse_size

@@ -12,12 +12,12 @@ import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.frameworks.jax.emit import NARROW, emit
+from trivium.frameworks.jax.tree import flatten, nest
 from trivium.frameworks.layer import Weight
 from trivium.frameworks.made import Held, execute, furnished
 from trivium.frameworks.runner import Array, Names, Pulled, listed
 from trivium.graph import Graph, UnsupportedError
 from trivium.transforms.step import COUNT, Update, by_dtype
-from trivium.tree import flatten, nest
 
 
 @functools.cache

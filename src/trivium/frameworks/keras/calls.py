@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.code import Code, Target, array_source, number
 from trivium.frameworks.layer import given, square
+from trivium.frameworks.writing.code import Code, Target, array_source, number
 from trivium.graph import Node, UnsupportedError, Value
 from trivium.shape import Dim
 

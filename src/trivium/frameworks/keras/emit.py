@@ -11,15 +11,15 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from trivium.frameworks.blocks import Layer, place
-from trivium.frameworks.code import Code, Member, Slot, Statement, Target
 from trivium.frameworks.keras.calls import FUNCTIONS, autocast
 from trivium.frameworks.keras.exact import HELPERS
 from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, FunctionWriter
 from trivium.frameworks.keras.prepare import ALL_FORMS, prepared
 from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import Emitted, Emitter, with_sizes
-from trivium.frameworks.writer import Writer
+from trivium.frameworks.writing.blocks import Layer, place
+from trivium.frameworks.writing.code import Code, Member, Slot, Statement, Target
+from trivium.frameworks.writing.source import Emitted, Emitter, with_sizes
+from trivium.frameworks.writing.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 
 

@@ -7,12 +7,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.blocks import Block, Layer, held, inside, leaf, parent
-from trivium.frameworks.code import Code, Member, Slot, Statement
 from trivium.frameworks.keras.calls import Like, autocast
 from trivium.frameworks.layer import LayerForm, Weight
-from trivium.frameworks.source import Apart, Body, Class, Emitter, Later, flat
-from trivium.frameworks.writer import Writer
+from trivium.frameworks.writing.blocks import Block, Layer, held, inside, leaf, parent
+from trivium.frameworks.writing.code import Code, Member, Slot, Statement
+from trivium.frameworks.writing.source import Apart, Body, Class, Emitter, Later, flat
+from trivium.frameworks.writing.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
 

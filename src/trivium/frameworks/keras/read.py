@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from trivium.check import check
 from trivium.dtype import DType, as_dtype
 from trivium.frameworks.keras import operations
 from trivium.frameworks.keras.exact import EXACT
@@ -29,6 +28,7 @@ from trivium.frameworks.keras.special import SPECIAL
 from trivium.frameworks.keras.symbolic import behind, called, nodes_kept, objective
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.graph import MODE, OPS, Graph, GraphError, Node, UnsupportedError, Value, identifier
+from trivium.graph.check import check
 from trivium.nn.module import GraphModule, Spec
 from trivium.op import lift
 from trivium.shape import Dim, ShapeError

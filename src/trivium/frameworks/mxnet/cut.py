@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trivium.frameworks.code import Code
+from trivium.frameworks.writing.code import Code
 from trivium.graph import OPS, Graph, Node, Value
 from trivium.transforms.replay import replay
 

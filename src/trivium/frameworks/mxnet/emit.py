@@ -11,15 +11,23 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.frameworks.blocks import Block, Layer, inside, numbered
-from trivium.frameworks.code import Code, Member, Statement, Target, array_source, joined
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.mxnet.cut import cut, stopped
 from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
-from trivium.frameworks.source import Apart, Body, Class, Emitted, Emitter, Later, with_sizes
-from trivium.frameworks.writer import Declared, Writer
+from trivium.frameworks.writing.blocks import Block, Layer, inside, numbered
+from trivium.frameworks.writing.code import Code, Member, Statement, Target, array_source, joined
+from trivium.frameworks.writing.source import (
+    Apart,
+    Body,
+    Class,
+    Emitted,
+    Emitter,
+    Later,
+    with_sizes,
+)
+from trivium.frameworks.writing.writer import Declared, Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim
 from trivium.transforms.replay import replay

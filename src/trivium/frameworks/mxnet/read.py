@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from trivium.check import check
 from trivium.dtype import DType, as_dtype
 from trivium.frameworks import words
 from trivium.frameworks.mxnet.lines import by_its_line, call_of
@@ -24,6 +23,7 @@ from trivium.frameworks.mxnet.network import HANDLERS, UNREAD, Call
 from trivium.frameworks.mxnet.params import DTYPES, read_params
 from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode, parse_symbol
 from trivium.graph import Graph, Node, UnsupportedError, Value
+from trivium.graph.check import check
 from trivium.nn.module import GraphModule
 from trivium.shape import Dim, Shape, as_shape
 from trivium.transforms.replay import prune

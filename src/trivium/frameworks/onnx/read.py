@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from trivium.check import check
 from trivium.frameworks import words
 from trivium.frameworks.onnx import FROZEN, KIND, OUTPUTS, decimal, from_onnx_dtype, package
 from trivium.frameworks.onnx.layers import OPERATORS
@@ -18,6 +17,7 @@ from trivium.frameworks.onnx.load import array, load
 from trivium.frameworks.onnx.operators import by_its_line
 from trivium.frameworks.onnx.sizes import fold
 from trivium.graph import OPS, Graph, GraphError, UnsupportedError, Value, current
+from trivium.graph.check import check
 from trivium.nn.module import GraphModule
 from trivium.shape import Dim, ShapeError, Size, parse_size
 from trivium.transforms.replay import prune

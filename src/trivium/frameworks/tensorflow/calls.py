@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trivium.frameworks.blocks import leaf
-from trivium.frameworks.code import Code, Flag, Target, array_source, joined
-from trivium.frameworks.functional import (
+from trivium.frameworks.layer import square
+from trivium.frameworks.tensorflow.layers import in_volumes, pool_arguments
+from trivium.frameworks.writing.blocks import leaf
+from trivium.frameworks.writing.code import Code, Flag, Target, array_source, joined
+from trivium.frameworks.writing.functional import (
     Keyword,
     keywords,
     new_shape,
@@ -16,8 +18,6 @@ from trivium.frameworks.functional import (
     select,
     slice_axis,
 )
-from trivium.frameworks.layer import square
-from trivium.frameworks.tensorflow.layers import in_volumes, pool_arguments
 from trivium.graph import MODE, Node, UnsupportedError
 from trivium.shape import Dim
 

@@ -7,9 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Block, Layer
-from trivium.frameworks.code import Code, Flag, Member, Slot, Statement
-from trivium.frameworks.functional import (
+from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.tensorflow.calls import FUNCTIONS
+from trivium.frameworks.tensorflow.helpers import HELPERS
+from trivium.frameworks.tensorflow.layers import FORMS, Name, owned
+from trivium.frameworks.writing.blocks import Block, Layer
+from trivium.frameworks.writing.code import Code, Flag, Member, Slot, Statement
+from trivium.frameworks.writing.functional import (
     Calls,
     CallWriter,
     Own,
@@ -18,12 +22,8 @@ from trivium.frameworks.functional import (
     snake,
     tupled,
 )
-from trivium.frameworks.layer import LayerForm
-from trivium.frameworks.source import Body, Class, Emitted, Emitter, Later, with_sizes
-from trivium.frameworks.tensorflow.calls import FUNCTIONS
-from trivium.frameworks.tensorflow.helpers import HELPERS
-from trivium.frameworks.tensorflow.layers import FORMS, Name, owned
-from trivium.frameworks.writer import Declared
+from trivium.frameworks.writing.source import Body, Class, Emitted, Emitter, Later, with_sizes
+from trivium.frameworks.writing.writer import Declared
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, identifier
 from trivium.shape import Dim
 from trivium.transforms.layout import to_layout

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trivium.frameworks.blocks import leaf, parent
-from trivium.frameworks.functional import plain_padding
 from trivium.frameworks.layer import LayerForm, Weight, given, permuted, square
+from trivium.frameworks.writing.blocks import leaf, parent
+from trivium.frameworks.writing.functional import plain_padding
 from trivium.graph import MODE, OPS, Node
 
 Write = Callable[[Node], Mapping[str, Any] | None]

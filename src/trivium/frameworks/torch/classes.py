@@ -5,10 +5,10 @@ from __future__ import annotations
 import keyword
 from collections.abc import Mapping
 
-from trivium.frameworks.blocks import Layer, numbered
-from trivium.frameworks.code import Member
-from trivium.frameworks.source import Class, Emitter
-from trivium.frameworks.writer import Declared, Writer
+from trivium.frameworks.writing.blocks import Layer, numbered
+from trivium.frameworks.writing.code import Member
+from trivium.frameworks.writing.source import Class, Emitter
+from trivium.frameworks.writing.writer import Declared, Writer
 
 LINE = 84
 """Longer lists are written over several lines."""

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Layer
-from trivium.frameworks.code import (
+from trivium.frameworks.layer import LayerForm, square
+from trivium.frameworks.torch.classes import attribute, class_source
+from trivium.frameworks.torch.layers import FORMS, HELPERS, symmetric
+from trivium.frameworks.writing.blocks import Layer
+from trivium.frameworks.writing.code import (
     Code,
     Member,
     Statement,
@@ -16,11 +19,8 @@ from trivium.frameworks.code import (
     beside_array,
     number,
 )
-from trivium.frameworks.functional import select, slice_axis
-from trivium.frameworks.layer import LayerForm, square
-from trivium.frameworks.source import Emitted, Emitter, with_sizes
-from trivium.frameworks.torch.classes import attribute, class_source
-from trivium.frameworks.torch.layers import FORMS, HELPERS, symmetric
+from trivium.frameworks.writing.functional import select, slice_axis
+from trivium.frameworks.writing.source import Emitted, Emitter, with_sizes
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay

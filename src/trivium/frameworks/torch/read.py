@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trivium.check import check
 from trivium.frameworks.torch import aten_math, aten_nn, aten_shape  # noqa: F401  (they fill a table)
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.aten import Reader
@@ -22,6 +21,7 @@ from trivium.frameworks.torch.exported import as_size, counts_only, dtype_of
 from trivium.frameworks.torch.exporting import export, offered
 from trivium.frameworks.torch.modes import compared, drop_paths
 from trivium.graph import OPS, Graph, UnsupportedError, Value
+from trivium.graph.check import check
 from trivium.nn.module import GraphModule
 from trivium.shape import Dim, axis_name
 from trivium.transforms.replay import prune

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType
-from trivium.graph import KINDS, MODE, OPS, Graph, GraphError, Node, Type, Value
+from trivium.graph.core import KINDS, MODE, OPS, Graph, GraphError, Node, Type, Value
 from trivium.shape import Dim, possible
 
 _Kinds = Mapping[str, frozenset[Any]]

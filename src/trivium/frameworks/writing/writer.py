@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from trivium.frameworks.code import Code, Member, Size, Slot, Statement
-from trivium.frameworks.source import Class, Emitter, Later, flat
+from trivium.frameworks.writing.code import Code, Member, Size, Slot, Statement
+from trivium.frameworks.writing.source import Class, Emitter, Later, flat
 from trivium.graph import UnsupportedError, Value, quoted
 from trivium.shape import Dim
 

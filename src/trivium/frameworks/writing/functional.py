@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.blocks import leaf
-from trivium.frameworks.code import Code, Flag, Member, Slot, Statement, Target, joined
-from trivium.frameworks.source import Class, Emitter, Later
-from trivium.frameworks.writer import Writer
+from trivium.frameworks.writing.blocks import leaf
+from trivium.frameworks.writing.code import Code, Flag, Member, Slot, Statement, Target, joined
+from trivium.frameworks.writing.source import Class, Emitter, Later
+from trivium.frameworks.writing.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim, size_product
 from trivium.transforms.replay import replay

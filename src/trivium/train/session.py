@@ -15,10 +15,11 @@ from trivium.engines import Engine
 from trivium.engines import get as engine_named
 from trivium.graph import Graph, GraphError, Value, current
 from trivium.interpret import Interpreter
-from trivium.nn.parameter import Parameter, captured, narrowed, take_over
+from trivium.nn.parameter import Parameter, captured, narrowed
 from trivium.op import lift
 from trivium.optim import TrainOp
 from trivium.recent import Recent
+from trivium.train.owner import EngineOwner
 from trivium.transforms.replay import freeze, prune, replay, specialize
 
 
@@ -165,18 +166,16 @@ class Session:
         return list(run(*arrays))[: len(values)]
 
 
-class _Training:
+class _Training(EngineOwner):
     """What a train op trains: an engine's step, and who owns the parameters until they are read."""
 
     def __init__(self, graph: Graph, op: TrainOp, engine: Engine, mode: bool):
-        self._op, self._engine, self.count = op, engine, 0
+        super().__init__(engine)
+        self._op, self.count = op, 0
         self._part = _part(graph, [op.loss], _updates(graph, op.loss) if mode else [], mode)
         self._demands = _demands(self._part)
         found = captured(graph)
         self._params = {v.name: found[v.name] for v in self._part.of_kind("param", "state")}
-        self._trainer: Any = None
-        self._memory: dict[str, Any] = {}
-        self._behind = self._outdated = False
 
     def step(self, feed: Mapping[Value, Any]) -> Any:
         """One step on what is fed; the loss before it."""
@@ -184,9 +183,7 @@ class _Training:
         if self._trainer is None:
             self._start()
         elif self._outdated:
-            self._trainer.load({n: p.data for n, p in self._params.items()})
-            take_over(self._params.values(), self)
-        self._outdated = False
+            self._load()
         loss = self._trainer.step(arrays, self._op.optimizer.lr)
         self._behind = True
         self.count += 1
@@ -194,32 +191,7 @@ class _Training:
 
     def _start(self) -> None:
         frozen = {n for n, p in self._params.items() if p.kind == "param" and not p.requires_grad}
-        values = {n: p.data for n, p in self._params.items()}
-        part, update = freeze(self._part, frozen), self._op.optimizer.update()
-        self._trainer = self._engine.trainer(part, values, update)
-        if self._memory:
-            self._trainer.remember(self._memory)
-        take_over(self._params.values(), self)
-
-    def fetch(self) -> None:
-        """Bring the parameters up to date; they ask for it when they are read."""
-        if self._behind:
-            self._behind = False
-            for name, array in self._trainer.values().items():
-                p = self._params[name]
-                p.fetched(array)
-
-    def changed(self) -> None:
-        """A parameter was given other numbers; the next step starts from them."""
-        self.fetch()
-        self._outdated = True
-
-    def refrozen(self) -> None:
-        """A parameter was frozen or is trained again: the next step is made for that."""
-        self.fetch()
-        if self._trainer is not None:
-            self._memory |= self._trainer.memory()
-            self._trainer = None
+        self._hand_over(freeze(self._part, frozen), self._op.optimizer.update())
 
 
 def _nested(shape: Any, results: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType, as_dtype, bool_, int64
-from trivium.frameworks.blocks import parent
+from trivium.frameworks.writing.blocks import parent
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import run
 from trivium.shape import Dim

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import Layer
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.words import MISSING, pieces
+from trivium.frameworks.writing.blocks import Layer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import Refused
 from trivium.shape import Dim

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
-from trivium.graph import Graph, Node, Type, Value
+from trivium.graph.core import Graph, Node, Type, Value
 
 _PLAIN = ("name", "scope", "training", "inner", "classes", "structure", "sizes")
 

@@ -1,17 +1,116 @@
-"""Reading back what ``print(graph)`` wrote: Python to the eye, parsed and never run."""
+"""A Graph as text: what ``print(graph)`` writes, Python to the eye; read back, never run."""
 
 from __future__ import annotations
 
 import ast
+import json
+import keyword
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.check import lacks, words
-from trivium.graph import KINDS, MODE, OPS, Graph, GraphError, Value
-from trivium.shape import as_shape
+from trivium.dtype import DType, as_dtype
+from trivium.graph.check import lacks, words
+from trivium.graph.core import KINDS, MODE, OPS, Graph, GraphError, Value
+from trivium.shape import Dim, as_shape
 
+
+# -- written ---------------------------------------------------------------------------------------
+def identifier(name: str) -> str:
+    """``name`` made into a Python identifier.
+
+    >>> identifier("layer1.0.conv1"), identifier("class")
+    ('layer1_0_conv1', 'class_')
+    """
+    word = re.sub(r"\W", "_", name, flags=re.ASCII) or "v"
+    if word[0].isdigit():
+        word = "_" + word
+    return word + "_" if keyword.iskeyword(word) else word
+
+
+def quoted(text: str) -> str:
+    """``text`` as a Python string in double quotes, whatever is in it: names come from outside."""
+    return json.dumps(text, ensure_ascii=False)  # every JSON string is a Python string
+
+
+def literal(value: Any) -> str:
+    """An attribute's value as Python source."""
+    match value:
+        case Dim():
+            return f'"{value}"'
+        case DType():
+            return str(value)
+        case str():
+            return quoted(value)
+        case tuple():
+            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
+        case np.ndarray():
+            return f"array({value.tolist()!r}, {as_dtype(value.dtype)}, {value.shape})"
+    return repr(value)
+
+
+def declaration(v: Value) -> str:
+    """``param("w", float32, (3,))``: all that is said of an input."""
+    frozen = "" if v.trainable else ", trainable=False"
+    return f"{v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}{frozen})"
+
+
+def printed(graph: Graph, indent: str = "") -> Iterator[str]:
+    """The lines of a Graph."""
+    names: dict[Value | None, str] = {None: "None"}
+    taken: set[str] = set()
+
+    def name(value: Value, wish: str, numbered: bool) -> str:
+        word = base = identifier(wish)
+        number = 0
+        while word in taken or numbered:
+            number, numbered = number + 1, False
+            word = f"{base}_{number}"
+        taken.add(word)
+        names[value] = word
+        return word
+
+    inner = indent + "    "
+    yield f"{indent}def {identifier(graph.name)}("
+    for v in graph.inputs:
+        word = name(v, v.name, numbered=False)
+        yield f"{inner}{word}: {declaration(v)},"
+    yield f"{indent}):"
+    scope = ""
+    for node in graph.nodes:
+        if node.scope != scope:
+            scope = node.scope
+            if scope:
+                yield f"{inner}with scope({quoted(scope)}):"
+        here = inner + "    " * bool(scope)
+        args = [names[v] for v in node.inputs]
+        while args and args[-1] == "None":
+            args.pop()
+        for key, item in node.attrs.items():
+            if isinstance(item, Graph):
+                word = f"{node.op}_{key}"
+                while word in taken:
+                    word += "_"
+                taken.add(word)
+                body = list(printed(item, here))
+                body[0] = f"{here}def {word}("
+                yield from body
+                args.append(f"{key}={word}")
+            else:
+                args.append(f"{key}={literal(item)}")
+        if node.origin is not None:
+            args.append(f"origin={literal(node.origin)}")
+        left = ", ".join(name(v, v.name or node.op, numbered=not v.name) for v in node.outputs)
+        yield f"{here}{left} = {node.op}({', '.join(args)})"
+    for state, new in graph.updates.items():
+        yield f"{inner}update({names[state]}, {names[new]})"
+    yield f"{inner}return {', '.join(names[v] for v in graph.outputs) or 'None'}"
+
+
+# -- read back -------------------------------------------------------------------------------------
 _SPECIAL_FLOATS = {"inf": float("inf"), "nan": float("nan")}
 
 

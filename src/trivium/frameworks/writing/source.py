@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType
-from trivium.frameworks.blocks import (
+from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.writing.blocks import (
     Block,
     Layer,
     blocks,
@@ -27,9 +28,17 @@ from trivium.frameworks.blocks import (
     leaf,
     parent,
 )
-from trivium.frameworks.code import Code, Member, Size, Slot, Statement, Target, is_infix, joined
-from trivium.frameworks.layer import LayerForm, Weight
-from trivium.frameworks.ready import arrays_written, in_turn, numbers_where_used
+from trivium.frameworks.writing.code import (
+    Code,
+    Member,
+    Size,
+    Slot,
+    Statement,
+    Target,
+    is_infix,
+    joined,
+)
+from trivium.frameworks.writing.ready import arrays_written, in_turn, numbers_where_used
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim
 from trivium.transforms.decompose import decompose

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import json
-import keyword
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -255,7 +252,9 @@ class Graph:
         return found
 
     def __str__(self) -> str:
-        return "\n".join(_print(self))
+        from trivium.graph.text import printed
+
+        return "\n".join(printed(self))
 
     def __repr__(self) -> str:
         return f"<Graph {self.name}: {len(self.inputs)} inputs, {len(self.nodes)} nodes>"
@@ -266,13 +265,15 @@ class Graph:
 
     def difference(self, other: Graph) -> str | None:
         """The first thing in which two Graphs differ, in words; None when they are the same."""
+        from trivium.graph.text import declaration
+
         pairs: dict[Value | None, Value | None] = {None: None}
         data = [g.of_kind("data", "rng", "hyper") for g in (self, other)]
         if [(v.kind, v.type) for v in data[0]] != [(v.kind, v.type) for v in data[1]]:
             return f"inputs: {data[0]} against {data[1]}"
         pairs |= zip(*data, strict=True)  # arguments go by position, parameters by name
         held = [g.of_kind("param", "state") for g in (self, other)]
-        mine, theirs = (set(map(_input, h)) for h in held)
+        mine, theirs = (set(map(declaration, h)) for h in held)
         if mine != theirs:
             left, right = mine - theirs, theirs - mine
             return f"parameters: {', '.join(sorted(left))} against {', '.join(sorted(right))}"
@@ -313,94 +314,3 @@ def _differing_attr(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
         if not same:
             return key
     return None
-
-
-# -- printing: a Graph as Python (text.py reads it back) -----------------------------------------
-def identifier(name: str) -> str:
-    """``name`` made into a Python identifier.
-
-    >>> identifier("layer1.0.conv1"), identifier("class")
-    ('layer1_0_conv1', 'class_')
-    """
-    word = re.sub(r"\W", "_", name, flags=re.ASCII) or "v"
-    if word[0].isdigit():
-        word = "_" + word
-    return word + "_" if keyword.iskeyword(word) else word
-
-
-def quoted(text: str) -> str:
-    """``text`` as a Python string in double quotes, whatever is in it: names come from outside."""
-    return json.dumps(text, ensure_ascii=False)  # every JSON string is a Python string
-
-
-def literal(value: Any) -> str:
-    """An attribute's value as Python source."""
-    match value:
-        case Dim():
-            return f'"{value}"'
-        case DType():
-            return str(value)
-        case str():
-            return quoted(value)
-        case tuple():
-            return f"({', '.join(map(literal, value))}{',' * (len(value) == 1)})"
-        case np.ndarray():
-            return f"array({value.tolist()!r}, {as_dtype(value.dtype)}, {value.shape})"
-    return repr(value)
-
-
-def _input(v: Value) -> str:
-    """``param("w", float32, (3,))``: all that is said of an input."""
-    frozen = "" if v.trainable else ", trainable=False"
-    return f"{v.kind}({quoted(v.name)}, {v.dtype}, {literal(v.shape)}{frozen})"
-
-
-def _print(graph: Graph, indent: str = "") -> Iterator[str]:
-    names: dict[Value | None, str] = {None: "None"}
-    taken: set[str] = set()
-
-    def name(value: Value, wish: str, numbered: bool) -> str:
-        word = base = identifier(wish)
-        number = 0
-        while word in taken or numbered:
-            number, numbered = number + 1, False
-            word = f"{base}_{number}"
-        taken.add(word)
-        names[value] = word
-        return word
-
-    inner = indent + "    "
-    yield f"{indent}def {identifier(graph.name)}("
-    for v in graph.inputs:
-        word = name(v, v.name, numbered=False)
-        yield f"{inner}{word}: {_input(v)},"
-    yield f"{indent}):"
-    scope = ""
-    for node in graph.nodes:
-        if node.scope != scope:
-            scope = node.scope
-            if scope:
-                yield f"{inner}with scope({quoted(scope)}):"
-        here = inner + "    " * bool(scope)
-        args = [names[v] for v in node.inputs]
-        while args and args[-1] == "None":
-            args.pop()
-        for key, item in node.attrs.items():
-            if isinstance(item, Graph):
-                word = f"{node.op}_{key}"
-                while word in taken:
-                    word += "_"
-                taken.add(word)
-                body = list(_print(item, here))
-                body[0] = f"{here}def {word}("
-                yield from body
-                args.append(f"{key}={word}")
-            else:
-                args.append(f"{key}={literal(item)}")
-        if node.origin is not None:
-            args.append(f"origin={literal(node.origin)}")
-        left = ", ".join(name(v, v.name or node.op, numbered=not v.name) for v in node.outputs)
-        yield f"{here}{left} = {node.op}({', '.join(args)})"
-    for state, new in graph.updates.items():
-        yield f"{inner}update({names[state]}, {names[new]})"
-    yield f"{inner}return {', '.join(names[v] for v in graph.outputs) or 'None'}"

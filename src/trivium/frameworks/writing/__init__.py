@@ -1,0 +1,1 @@
+"""How any source is written: blocks and classes, names, lines, numbers in place."""

@@ -1,0 +1,1 @@
+"""Training: one step as one call; fit and its neighbours; sessions; metrics."""
