@@ -1,43 +1,32 @@
-"""Layer forms: our op beside a framework's own layer, written once and read in both directions.
+"""Layer forms: our op beside a framework's own layer, one line read in both directions.
 
-An exporter reads a form forwards (attributes to constructor arguments, our arrays to the layer's
-weights), an importer backwards.
+    nn.Linear(in_features={weight.1}, out_features={weight.0}, bias={bias!there|True})
+
+An exporter reads it forwards (attributes to constructor arguments, our arrays to the layer's
+weights), an importer backwards. The words are those of :mod:`words`: what no word names is at our
+default, or goes without saying (``fixed``); what an importer meets and nobody names is at theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from trivium.graph import Node
+from trivium.frameworks.ways import At, NotTheirs
+from trivium.frameworks.words import MISSING, Hole, Pattern, pattern, resolve, same
+from trivium.graph import OPS, Node
+from trivium.op import CORNERS, Op
 
 Array = np.ndarray[Any, Any]
 
 
-def same(a: Array) -> Array:
+def alike(a: Array) -> Array:
     """The map of a weight that both sides keep alike."""
     return a
-
-
-def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
-    """Those arguments that differ from their defaults.
-
-    >>> given(stride=(2, 1), padding=(0, 0))
-    {'stride': 2}
-    """
-    return {k: v for k, (v, default) in arguments.items() if v != default}
-
-
-def square(sizes: tuple[Any, ...]) -> Any:
-    """``3`` for ``(3, 3)``: as one writes it.
-
-    >>> square((3, 3)), square((3, 2))
-    (3, (3, 2))
-    """
-    return sizes[0] if all(s == sizes[0] for s in sizes) else sizes
 
 
 @dataclass(frozen=True)
@@ -47,8 +36,8 @@ class Weight:
     array: str  # the parameter's name in our op's signature: "w"
     ours: str  # the last part of its name with us: "weight"
     theirs: str  # the last part of its name there: "kernel"
-    to: Callable[[Array], Array] = same
-    back: Callable[[Array], Array] = same
+    to: Callable[[Array], Array] = alike
+    back: Callable[[Array], Array] = alike
 
     def turned(self, rank: int) -> tuple[int, ...] | None:
         """The transposition that makes ours of theirs; None where both are alike."""
@@ -64,15 +53,111 @@ def permuted(*axes: int) -> dict[str, Callable[[Array], Array]]:
     return {"to": lambda a: a.transpose(order), "back": lambda a: a.transpose(inverse)}
 
 
+Fixed = Mapping[str, Any]
+"""Attributes of ours that go without saying: a value, or what makes it of where it stands (At)."""
+
+
 @dataclass(frozen=True)
 class LayerForm:
     """How an op that owns parameters (or is a plain module there) is a layer of a framework."""
 
     op: str
-    layer: str  # the class as emitted source spells it: "layers.Conv2D"
-    write: Callable[[Node], Mapping[str, Any] | None]
-    """Our node -> the constructor's keyword arguments, defaults left out; None when the layer would
-    mean something else, so that another form, or the call form, is taken."""
-    read: Callable[[Mapping[str, Any], tuple[int, ...]], Mapping[str, Any]] | None = None
-    """The layer's configuration and its input's shape -> our attributes."""
+    line: str
+    """``nn.Softmax(dim={axis})``; ``conv(...)`` where calls say all there is to say."""
     weights: tuple[Weight, ...] = ()
+    fixed: Fixed = field(default_factory=dict)
+    when: Callable[[Node], bool] = lambda node: True
+    """What else has to be so for it to be exact."""
+    rank: int | None = None
+    """Of its first array."""
+    settled: Fixed = field(default_factory=dict)
+    """What such a layer has where it makes no difference, as ``when`` sees to: read, not asked."""
+    beside: Callable[[Node], Mapping[str, Any]] = lambda node: {}
+    """Words that say nothing of the op, but of what is read of it."""
+
+    @cached_property
+    def layer(self) -> str:
+        """The class as emitted source spells it: "layers.Conv2D"."""
+        return self.line.partition("(")[0]
+
+    @cached_property
+    def words(self) -> Mapping[str, Any]:
+        """Its constructor's arguments: holes, and what is the same in every such layer."""
+        called = self.line.endswith(")") and not self.line.endswith("(...)")
+        found = pattern(self.line) if called else Pattern(self.line)
+        assert found is not None and not found.positional
+        return found.keywords
+
+    def write(self, node: Node) -> dict[str, Any] | None:
+        """The constructor's keyword arguments, defaults left out.
+
+        None where the layer would mean something else, so that another form, or the call form, is
+        taken.
+        """
+        op: Op = OPS[node.op]
+        at = At.node(op, node)
+        fits = self.rank is None or (at.x is not None and len(at.x.shape) == self.rank)
+        if not fits or not self.when(node):
+            return None
+        if self.line.endswith("(...)"):
+            return {}
+        try:
+            said = {k: w.said(at) if isinstance(w, Hole) else w for k, w in self.words.items()}
+        except NotTheirs:
+            return None
+        holes = {w.of for w in self.words.values() if isinstance(w, Hole)}
+        for name, value in node.attrs.items():
+            if name in holes or name in self.settled or (name in FREE and name not in self.fixed):
+                continue
+            wanted = self.fixed.get(name, op.defaults[name])
+            wanted = wanted(at) if callable(wanted) else wanted
+            if value is not wanted and value != wanted:
+                return None
+        return {k: v for k, v in said.items() if v is not MISSING} | dict(self.beside(node))
+
+    def read(
+        self, said: Mapping[str, Any], defaults: Mapping[str, Any], arrays: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Our attributes, from a layer's arguments; NotTheirs where it is more than this form says.
+
+        ``arrays`` has our op's arrays, None where the layer has none, as far as they are known.
+        """
+        op: Op = OPS[self.op]
+        for name in said.keys() - self.words.keys():
+            if name not in defaults or not same(said[name], defaults[name]):
+                raise NotTheirs(f"{self.layer}({name}={said[name]!r})")
+        stands = []
+        for name, word in self.words.items():
+            if not isinstance(word, Hole):
+                if not same(said.get(name), word):
+                    raise NotTheirs(f"{self.layer}({name}={said.get(name)!r})")
+            elif name in said or word.of in op.defaults:
+                item = said.get(name, word.default)
+                stands.append((word, tuple(item) if isinstance(item, list) else item))
+        return resolve(op, stands, arrays, {**self.fixed, **self.settled})
+
+
+FREE = (*CORNERS, "salt")
+"""What no layer says: whose gradient a tie is, unless it is fixed; which random numbers."""
+
+
+def by_rank(
+    op: str, line: str, ranks: Mapping[int, tuple[int, ...]], **more: Any
+) -> list[LayerForm]:
+    """A form for each number of axes: the sign # in its line."""
+    return [LayerForm(op, line.replace("#", str(n)), rank=r, **more)
+            for n, each in ranks.items() for r in each]  # fmt: skip
+
+
+SPATIAL = {1: (3,), 2: (4,), 3: (5,)}
+"""Ranks of images along so many axes."""
+FIRST, LAST = ("NCW", "NCHW", "NCDHW"), ("NWC", "NHWC", "NDHWC")
+CHANNELS_FIRST = {"layout": lambda at: FIRST[at.n - 1]}
+TURNED = permuted(1, 0)
+
+
+def weights(*names: str, **theirs: str) -> tuple[Weight, ...]:
+    """Weights that both sides keep alike; ``scale`` is called "weight" with us."""
+    ours = {"scale": "weight", "w": "weight", "b": "bias"}
+    both = dict.fromkeys(names, "") | theirs
+    return tuple(Weight(a, ours.get(a, a), t or ours.get(a, a)) for a, t in both.items())

@@ -20,35 +20,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from trivium.frameworks.ways import PARTS, WAYS, At, NotTheirs, Several
 from trivium.graph import OPS, Value
 from trivium.op import CORNERS, By, Op
 from trivium.shape import Dim
 
-
-class NotTheirs(ValueError):
-    """This value has no such form there, so the line does not serve."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a framework says an attribute: ours to theirs, and back."""
-
-    to: Callable[[Any], Any]
-    back: Callable[[Any], Any]
-
-
-def _one(axes: Any) -> Any:
-    if len(axes) != 1:
-        raise NotTheirs(f"one axis, not {axes}")
-    return axes[0]
-
-
-WAYS = {
-    "": Way(lambda v: v, lambda v: v),
-    "axes": Way(lambda v: v[0] if len(v) == 1 else v, lambda v: v if v != () else None),
-    "one": Way(_one, lambda v: (v,)),
-    "is_tanh": Way(lambda v: v == "tanh", lambda v: "tanh" if v else "none"),
-}
 MISSING: Any = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 
 
@@ -63,15 +39,32 @@ class Hole:
     before: str = ""
     """What goes with it where it is left out: ``, keepdim=``."""
 
-    def said(self, value: Any) -> Any:
-        """The value as the framework says it; MISSING where it is left out."""
-        said = WAYS[self.way].to(value)
+    @property
+    def of(self) -> str:
+        """The array or attribute that it is, or is about."""
+        return self.name.partition(".")[0]
+
+    def operand(self, op: Op) -> bool:
+        """Does an array itself stand there, and not what it says?"""
+        return not self.way and self.name in (*op.arrays, op.variadic)
+
+    def value(self, at: At) -> Any:
+        """What it is with us."""
+        part = self.name.partition(".")[2]
+        whole = at.attrs[self.of] if self.of in at.op.defaults else at.arrays[self.of]
+        if not part:
+            return whole
+        return PARTS[part](whole, at) if part in PARTS else whole.shape[int(part)]
+
+    def said(self, at: At) -> Any:
+        """What the framework says there; MISSING where it is left out."""
+        said = WAYS[self.way].to(self.value(at), at)
         return MISSING if self.default is not MISSING and said == self.default else said
 
 
 _HOLE = re.compile(
     r"(?P<before>(?:, )?(?:\w+=)?)(?P<star>\*?)"
-    r"\{(?P<name>\w+)(?:!(?P<way>\w+))?(?:\|(?P<default>[^}]*))?\}"
+    r"\{(?P<name>[\w.]+)(?:!(?P<way>\w+))?(?:\|(?P<default>[^}]*))?\}"
 )
 
 
@@ -224,10 +217,8 @@ class Vocabulary:
         found = pattern(whole(op, line)) if isinstance(line, str) else None
         if found is None:
             return None
-        filled = {
-            k: h.said(attrs[h.name]) if isinstance(h, Hole) else h
-            for k, h in found.keywords.items()
-        }
+        at = At(op, {}, attrs)
+        filled = {k: h.said(at) if isinstance(h, Hole) else h for k, h in found.keywords.items()}
         return Pattern(
             found.name, found.positional, {k: v for k, v in filled.items() if v is not MISSING}
         )
@@ -241,7 +232,7 @@ class Vocabulary:
         for piece in pieces(line):
             if isinstance(piece, str) or piece.name in names:
                 parts.append(piece if isinstance(piece, str) else names[piece.name])
-            elif (said := piece.said(attrs[piece.name])) is not MISSING:
+            elif (said := piece.said(At(op, {}, attrs))) is not MISSING:
                 parts += [piece.before, "*" * piece.star, repr(said)]
         return "".join(parts)
 
@@ -268,59 +259,100 @@ class Vocabulary:
     def read(self, call: Call, made: Made) -> Iterator[tuple[Op, dict[str, Any], dict[str, Any]]]:
         """The ops that a call is, each with its arrays and its attributes."""
         for op, fixed, wanted in self.lines.get(self.signs.get(call.name, call.name), ()):
-            found = self.match(wanted, call, made)
-            if found is not None and fits(op, found):
-                arrays = {k: v for k, v in found.items() if k not in op.defaults}
-                attrs = {k: v for k, v in found.items() if k in op.defaults}
+            stands: list[tuple[Hole, Any]] = []
+            if not self.match(wanted, call, made, stands):
+                continue
+            arrays = {h.name: item for h, item in stands if h.operand(op)}
+            try:
+                attrs = resolve(op, [(h, i) for h, i in stands if not h.operand(op)], arrays)
+            except NotTheirs:
+                continue
+            if fits(op, arrays | attrs):
                 yield op, arrays, fixed | attrs
 
-    def match(self, wanted: Pattern, call: Call, made: Made) -> dict[str, Any] | None:
-        """What stands in the holes, if this is such a call."""
+    def match(self, wanted: Pattern, call: Call, made: Made, stands: list[Any]) -> bool:
+        """Is this such a call? What stands in its holes goes into ``stands``."""
         call = _gathered(call, len(wanted.positional)) if _gathers(wanted, call) else call
         parts = dict(zip(call.order, wanted.positional, strict=False)) | dict(wanted.keywords)
-        found: dict[str, Any] = {}
         for beyond in wanted.positional[len(call.order) :]:  # x.sum() has no place for an axis
             if not isinstance(beyond, Hole) or beyond.default is MISSING:
-                return None
-            found[beyond.name] = WAYS[beyond.way].back(beyond.default)
+                return False
+            stands.append((beyond, beyond.default))
         for name in {**parts, **call.given}:
             has = name in call.given or name in call.defaults
             item = call.given.get(name, call.defaults.get(name))
             if name not in parts:
                 if name not in call.defaults or not same(item, call.defaults[name]):
-                    return None  # nobody names it, and it is not at its default
+                    return False  # nobody names it, and it is not at its default
                 continue
             part = parts[name]
-            if isinstance(part, Hole) and not has:
-                if part.default is MISSING:
-                    return None
+            if not has and isinstance(part, Hole) and part.default is not MISSING:
                 item = part.default
             elif not has:
-                return None
-            if not self.fill(part, item, made, found):
-                return None
-        return found
+                return False
+            if not self.stands(part, item, made, stands):
+                return False
+        return True
 
-    def fill(self, part: Any, item: Any, made: Made, found: dict[str, Any]) -> bool:
-        """Put an argument into the hole that stands in its place."""
+    def stands(self, part: Any, item: Any, made: Made, stands: list[Any]) -> bool:
+        """May an argument stand where this part does?"""
         match part:
-            case Hole(name=name, way=way):
-                try:
-                    found[name] = item if isinstance(item, Value) else WAYS[way].back(item)
-                except (TypeError, ValueError, LookupError):
-                    return False
+            case Hole():
+                stands.append((part, item))
                 return True
             case Pattern():
                 inner = made(item)
                 if inner is None or self.signs.get(inner.name, inner.name) != part.name:
                     return False
-                below = self.match(part, inner, made)
-                found |= below or {}
-                return below is not None
-            case [Hole(name=name)]:
-                found[name] = item
+                return self.match(part, inner, made, stands)
+            case [Hole() as hole]:
+                stands.append((hole, item))
                 return isinstance(item, (list, tuple))
         return not isinstance(item, Value) and same(item, part)
+
+
+def resolve(
+    op: Op,
+    stands: Sequence[tuple[Hole, Any]],
+    arrays: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The attributes that these words say; NotTheirs where they say none, or gainsay an array.
+
+    A word that goes by another attribute (a border by the stride) waits for it. ``fixed`` are those
+    that go without saying: values, or what makes them of the others.
+    """
+    attrs: dict[str, Any] = {}
+    at = At(op, arrays, attrs)
+    waiting: list[tuple[Hole | str, Any]] = [*(fixed or {}).items(), *stands]
+    while waiting:
+        later = []
+        for hole, item in waiting:
+            try:
+                if isinstance(hole, str):
+                    attrs[hole] = item(at) if callable(item) else item
+                elif hole.of not in op.defaults:
+                    if hole.of in arrays and not _told(hole, at, item):
+                        raise NotTheirs(f"{hole.name} is not {item}")
+                elif isinstance(item, Value):
+                    attrs[hole.of] = item  # fits() says whether it may be one
+                else:
+                    back = WAYS[hole.way].back(item, at)
+                    attrs.update(back if isinstance(back, Several) else {hole.of: back})
+            except KeyError:
+                later.append((hole, item))
+            except (TypeError, ValueError, LookupError) as error:
+                raise error if isinstance(error, NotTheirs) else NotTheirs(str(error)) from error
+        if len(later) == len(waiting):
+            raise NotTheirs(f"{later[0][0]} goes by what is not said")
+        waiting = later
+    return attrs
+
+
+def _told(hole: Hole, at: At, item: Any) -> bool:
+    """Does an array say the same? A kernel of (3, 3) may be called 3."""
+    value = hole.value(at)
+    return same(WAYS[hole.way].to(value, at), item) or (type(value) is tuple and same(value, item))
 
 
 def _gathers(wanted: Pattern, call: Call) -> bool:

@@ -10,7 +10,8 @@ import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.jax.helpers import HELPERS
-from trivium.frameworks.layer import LayerForm, Weight, square
+from trivium.frameworks.layer import LayerForm, weights
+from trivium.frameworks.ways import square
 from trivium.frameworks.writing.blocks import Block, Layer, leaf
 from trivium.frameworks.writing.code import (
     Code,
@@ -54,24 +55,19 @@ _LAYOUTS = ("NCW", "NCHW", "NCDHW")
 
 
 # -- layers: functions of (params, x) --------------------------------------------------------------
-def _form(op: str, exact: Any = lambda node: True, **names: str) -> LayerForm:
-    weights = tuple(Weight(array, name, name) for array, name in names.items())
-    return LayerForm(op, op, lambda node: {} if exact(node) else None, weights=weights)
-
-
 def _statistics(node: Node) -> bool:
     return node.inputs[3] is not None and node.inputs[3].kind == "state"
 
 
-FORMS = [
-    _form("conv", w="weight", b="bias"),
-    _form("linear", weight="weight", bias="bias"),
-    _form("batch_norm", _statistics, scale="weight", bias="bias", running_mean="running_mean",
-          running_var="running_var"),
-    _form("layer_norm", lambda node: len(node.inputs) > 1 and node.inputs[1] is not None,
-          scale="weight", bias="bias"),
-    _form("embedding", weight="weight"),
-    _form("rnn", **{n: n for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}),
+FORMS = [  # a layer is its arrays: calls say all else
+    LayerForm("conv", "conv(...)", weights("w", "b")),
+    LayerForm("linear", "linear(...)", weights("weight", "bias")),
+    LayerForm("batch_norm", "batch_norm(...)", when=_statistics,
+              weights=weights("scale", "bias", "running_mean", "running_var")),
+    LayerForm("layer_norm", "layer_norm(...)", weights("scale", "bias"),
+              when=lambda node: len(node.inputs) > 1 and node.inputs[1] is not None),
+    LayerForm("embedding", "embedding(...)", weights("weight")),
+    LayerForm("rnn", "rnn(...)", weights("weight_ih", "weight_hh", "bias_ih", "bias_hh")),
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.frameworks.layer import given, square
+from trivium.frameworks.ways import square
 from trivium.frameworks.writing.code import Code, Target, array_source, number
 from trivium.graph import Node, UnsupportedError, Value
 from trivium.shape import Dim
@@ -33,15 +33,12 @@ def _conv(target: Target, node: Node) -> Code:
     if a["groups"] != 1:
         what = "keras.ops.conv in groups, with a kernel that is no layer's"
         raise UnsupportedError(what, node.scope)
-    arguments = given(
-        strides=(square(a["stride"]), 1),
-        padding=("valid" if all(p == (0, 0) for p in a["padding"]) else "same", "valid"),
-        dilation_rate=(square(a["dilation"]), 1),
-    )
+    padding = "valid" if all(p == (0, 0) for p in a["padding"]) else "same"
+    words = (("strides", square(a["stride"]), 1), ("padding", padding, "valid"),
+             ("dilation_rate", square(a["dilation"]), 1))  # fmt: skip
     kernel: Code = ["ops.transpose(", *target.array(w), f", {(*range(2, n + 2), 1, 0)})"]
     code: Code = ["ops.conv(", *target.array(x), ", ", *kernel]
-    for key, value in arguments.items():
-        code.append(f", {key}={target.literal(value)}")
+    code += [f", {key}={target.literal(v)}" for key, v, default in words if v != default]
     return [*code, ")"] + ([" + ", *target.array(b)] if b is not None else [])
 
 

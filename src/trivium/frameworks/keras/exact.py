@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from trivium.frameworks.keras.layers import FORMS
-from trivium.frameworks.layer import LayerForm, Weight, given, permuted
-from trivium.graph import Node
+from trivium.frameworks.keras.layers import CELL, FORMS, NORM, STATISTICS, outputs_read
+from trivium.frameworks.layer import LayerForm, weights
+from trivium.graph import MODE, Node
 
 UNBIASED = '''
 @keras.saving.register_keras_serializable(package="trivium")
@@ -172,63 +171,27 @@ HELPERS = {
 }  # fmt: skip
 
 
-def _batch_norm(name: str, frozen: bool) -> LayerForm:
-    def write(node: Node) -> Mapping[str, Any] | None:
-        x, scale, bias = node.inputs[:3]
-        a = node.attrs
-        held = (v for v in (scale, bias) if v is not None and v.kind == "param")
-        trained = any(v.trainable for v in held)
-        if x is None or a["training"] is True:
-            return None
-        if frozen != (a["training"] is False) or (not trained if frozen else not a["unbiased"]):
-            return None
-        return given(
-            axis=(a["axis"] - len(x.shape), -1),
-            momentum=(round(1 - a["momentum"], 12), 0.99),
-            epsilon=(a["epsilon"], 1e-3),
-            center=(bias is not None, True),
-            scale=(scale is not None, True),
-        )
-
-    plain = next(f for f in FORMS if f.op == "batch_norm")
-
-    def read(config: Mapping[str, Any], shape: tuple[Any, ...]) -> Mapping[str, Any]:
-        assert plain.read is not None
-        attrs = plain.read(config, shape)
-        return {**attrs, "training": False} if frozen else {**attrs, "unbiased": True}
-
-    return LayerForm("batch_norm", name, write, read, plain.weights)
+def _unbiased(node: Node) -> bool:
+    return bool(node.attrs["unbiased"])
 
 
-def _two_biases(node: Node) -> Mapping[str, Any] | None:
-    graph = node.outputs[0].graph
-    read = {v for n in graph.nodes for v in n.inputs} | set(graph.results())
-    sequences, last = (v in read for v in node.outputs)
-    if len(node.inputs) < 5 or None in node.inputs:
-        return None
-    assert node.inputs[1] is not None
-    return {"units": node.inputs[1].shape[0]} | given(
-        activation=(node.attrs["activation"], "tanh"),
-        return_sequences=(sequences, False),
-        return_state=(sequences and last, False),
-    )
-
-
-def _read_two_biases(config: Mapping[str, Any], shape: tuple[Any, ...]) -> Mapping[str, Any]:
-    plain = next(f for f in FORMS if f.op == "rnn")
-    assert plain.read is not None
-    return plain.read({**config, **config["cell"]["config"]}, shape)
+def _frozen(node: Node) -> bool:
+    """Is something in it trained all the same? ``trainable=False`` would freeze that too."""
+    held = (v for v in node.inputs[1:3] if v is not None and v.kind == "param")
+    return any(v.trainable for v in held)
 
 
 EXACT = [
-    _batch_norm("UnbiasedBatchNormalization", frozen=False),
-    _batch_norm("FrozenBatchNormalization", frozen=True),
-    LayerForm("rnn", "TwoBiasRNNCell", _two_biases, _read_two_biases, (
-        Weight("weight_ih", "weight_ih", "cell.kernel", **permuted(1, 0)),
-        Weight("weight_hh", "weight_hh", "cell.recurrent_kernel", **permuted(1, 0)),
-        Weight("bias_ih", "bias_ih", "cell.bias"),
-        Weight("bias_hh", "bias_hh", "cell.recurrent_bias"))),
-    replace(next(f for f in FORMS if f.layer == "layers.MaxPooling3D"), layer="FirstMaxPooling3D"),
+    LayerForm("batch_norm", f"UnbiasedBatchNormalization({NORM})", STATISTICS,
+              {"training": MODE, "unbiased": True}),
+    LayerForm("batch_norm", f"FrozenBatchNormalization({NORM})", STATISTICS,
+              {"training": False}, when=_frozen, settled={"unbiased": False}),
+    LayerForm("rnn", "TwoBiasRNNCell(units={weight_ih.0}, activation={activation!gate|'tanh'})",
+              (*CELL, *weights(bias_hh="cell.recurrent_bias")), beside=outputs_read,
+              when=lambda node: len(node.inputs) == 5 and all(v is not None for v in node.inputs)),
+    replace(next(f for f in FORMS if f.layer == "layers.MaxPooling3D"),
+            line=next(f.line for f in FORMS if f.layer == "layers.MaxPooling3D").replace(
+                "layers.Max", "FirstMax")),
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -22,21 +23,36 @@ import numpy as np
 from trivium.dtype import DType, as_dtype
 from trivium.frameworks.keras import operations
 from trivium.frameworks.keras.exact import EXACT
-from trivium.frameworks.keras.layers import FORMS, NotPlain
+from trivium.frameworks.keras.layers import FORMS
 from trivium.frameworks.keras.operations import ACTIVATIONS
 from trivium.frameworks.keras.special import SPECIAL
 from trivium.frameworks.keras.symbolic import behind, called, nodes_kept, objective
 from trivium.frameworks.layer import LayerForm, Weight
+from trivium.frameworks.ways import NotTheirs
 from trivium.graph import MODE, OPS, Graph, GraphError, Node, UnsupportedError, Value, identifier
 from trivium.graph.check import check
 from trivium.nn.module import GraphModule, Spec
 from trivium.op import lift
 from trivium.shape import Dim, ShapeError
 
-PLAIN: dict[str, LayerForm] = {f.layer.removeprefix("layers."): f for f in FORMS if f.read}
-"""The forms that are read backwards, by the layer's class."""
-BROUGHT: dict[str, LayerForm] = {f"trivium>{f.layer}": f for f in EXACT}
-"""The forms of the subclasses that emitted source brings along, by their registered names."""
+PLAIN, BROUGHT = (
+    {name: [f for f in forms if f.layer == f"{room}{name}"]
+     for name in dict.fromkeys(f.layer.removeprefix(room) for f in forms)}
+    for forms, room in ((FORMS, "layers."), (EXACT, ""))
+)  # fmt: skip
+"""The forms by the class of the layer: Keras's own, and what emitted source brings along."""
+
+IDLE = re.compile(
+    "name|dtype|trainable|activation|cell|seed|synchronized|unroll|go_backwards|return_.*|"
+    ".*_(initializer|regularizer|constraint)"
+)
+"""Words that are no part of the arithmetic, or that are read beside it."""
+REMEDIES = {"Embedding": "pass the lengths or a mask explicitly"}
+
+
+class NotPlain(Exception):
+    """The layer does more than its form says; what its ``call`` does is followed instead."""
+
 
 REFUSED = {
     "Lambda": "write a Layer whose call uses keras.ops in its place",
@@ -275,7 +291,7 @@ class Reader:
         with self.graph.within(path), _placed(path, kind):
             name = kind if own else self.keras.saving.get_registered_name(type(layer))
             special = SPECIAL.get(name)
-            if special or form_of(self.keras, layer):
+            if special or forms_of(self.keras, layer):
                 if len(args) != 1 or any(v is not None for v in kwargs.values()):
                     raise UnsupportedError("further arguments of its call", path)
                 with contextlib.suppress(NotPlain):
@@ -383,14 +399,14 @@ class Reader:
     # -- layers ------------------------------------------------------------------------------------
     def plain(self, layer: Any, x: Value, path: str, training: bool) -> Any:
         """A layer of the table: one node, then its activation."""
-        form, config = form_of(self.keras, layer), layer.get_config()
-        assert form is not None and form.read is not None
-        attrs = dict(form.read(config, x.shape))  # type: ignore[arg-type]  # sizes may be open
+        forms, config = forms_of(self.keras, layer), layer.get_config()
+        form = forms[0]
         if form.op == "embedding" and x.dtype not in ("int32", "int64"):
             x = OPS["cast"](x, dtype=as_dtype("int32"))
         if form.op == "rnn" and config["go_backwards"]:
             x = OPS["flip"](x, axis=1)
         values = self.operands(form, layer, x, path)
+        attrs = self.words(forms, layer, dict(zip(OPS[form.op].arrays, values, strict=True)))
         if attrs.get("training") is MODE:
             attrs["training"] = training
         if form.op == "batch_norm":
@@ -401,6 +417,24 @@ class Reader:
             result = outputs[0] if config["return_sequences"] else outputs[1]
             return (result, outputs[1]) if config["return_state"] else result
         return self.activated(layer, outputs[0], path)
+
+    def words(self, forms: list[LayerForm], layer: Any, arrays: Mapping[str, Any]) -> Any:
+        """Our attributes of a layer, from its configuration."""
+        said: dict[str, Any] = {}
+        defaults: dict[str, Any] = {}
+        for part in (layer, layer.cell) if type(layer) is self.keras.layers.RNN else (layer,):
+            said |= part.get_config()
+            defaults |= _untold(part).get_config()
+        named = set().union(*(f.words for f in forms))
+        said = {k: v for k, v in said.items() if k in named or not IDLE.fullmatch(k)}
+        for form in forms:
+            try:
+                return form.read(said, defaults, arrays)
+            except NotTheirs as error:
+                why = error
+        if not forms[0].weights:
+            raise NotPlain from why
+        raise UnsupportedError(str(why), remedy=REMEDIES.get(type(layer).__name__, ""))
 
     def operands(self, form: LayerForm, layer: Any, x: Value, path: str) -> list[Value | None]:
         """The arrays of the op, in the order of its signature."""
@@ -438,14 +472,22 @@ class Reader:
         return y  # type: ignore[no-any-return]
 
 
-def form_of(keras: Any, layer: Any) -> LayerForm | None:
-    """The form by which a layer is read: Keras's own, or one that emitted source brings along."""
+def forms_of(keras: Any, layer: Any) -> list[LayerForm]:
+    """The forms by which a layer is read: Keras's own, or one that emitted source brings along."""
     kind = type(layer)
     if kind is keras.layers.RNN:
         kind = type(layer.cell)
     elif getattr(keras.layers, kind.__name__, None) is kind:
-        return PLAIN.get(kind.__name__)
-    return BROUGHT.get(keras.saving.get_registered_name(kind))
+        return PLAIN.get(kind.__name__, [])
+    return BROUGHT.get(keras.saving.get_registered_name(kind).removeprefix("trivium>"), [])
+
+
+def _untold(layer: Any) -> Any:
+    """A layer of its kind that is told no more than it must be: what it says is the default."""
+    wanted = inspect.signature(type(layer)).parameters.items()
+    must = {k: getattr(layer, k) for k, p in wanted
+            if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}  # fmt: skip
+    return type(layer)(**must, name=layer.name)
 
 
 # -- helpers ---------------------------------------------------------------------------------------

@@ -21,11 +21,12 @@ def separable(reader: Reader, layer: Any, x: Value, path: str, training: bool) -
     n = len(x.shape) - 2
     forms = {f.layer: f for f in FORMS}
     depthwise, pointwise = forms[f"layers.DepthwiseConv{n}D"], forms[f"layers.Conv{n}D"]
-    assert depthwise.read is not None
-    down = depthwise.read(layer.get_config() | {"groups": None}, x.shape)  # type: ignore[arg-type]
     first, second = f"{path}.depthwise", f"{path}.pointwise"
     with reader.graph.within(first):
         w = reader.weight(layer.depthwise_kernel, first, depthwise.weights[0])
+        config = layer.get_config()
+        said = {k: config[k] for k in depthwise.words if k != "use_bias"}
+        down = depthwise.read(said, {}, {"x": x, "w": w})
         (x,) = OPS["conv"].append(reader.graph, [x, w, None], down)
     with reader.graph.within(second):
         w = reader.weight(layer.pointwise_kernel, second, pointwise.weights[0])

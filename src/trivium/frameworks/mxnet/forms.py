@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from trivium.frameworks.layer import LayerForm, Weight, given, square
+from trivium.frameworks.layer import CHANNELS_FIRST, SPATIAL, LayerForm, by_rank, weights
 from trivium.frameworks.mxnet.cut import DETACHED
+from trivium.frameworks.ways import WAYS, array
 from trivium.graph import MODE, Graph, Node, Value
 
-_WEIGHT, _BIAS = Weight("w", "weight", "weight"), Weight("b", "bias", "bias")
-_RNN = {
-    "weight_ih": "i2h_weight",
-    "weight_hh": "h2h_weight",
-    "bias_ih": "i2h_bias",
-    "bias_hh": "h2h_bias",
-}
-
-
-def symmetric(padding: Any) -> Any:
-    """(low, high) pairs as MXNet's one number per axis; None when low and high differ."""
-    return tuple(a for a, _ in padding) if all(a == b for a, b in padding) else None
+WAYS["matrix"] = array(lambda x, at: len(x.shape) == 2)
 
 
 def often(value: Value) -> bool:
@@ -32,25 +19,6 @@ def often(value: Value) -> bool:
     may read it three times, hence four.
     """
     return sum(v is value for n in value.graph.nodes for v in n.inputs) >= 4
-
-
-# Input sizes are not said: Gluon learns them from the first batch, or from the parameters it loads.
-def _conv(rank: int) -> LayerForm:
-    def write(node: Node) -> Mapping[str, Any] | None:
-        x, w, b = (*node.inputs, None)[:3]
-        a = node.attrs
-        padding = symmetric(a["padding"])
-        if x is None or w is None or padding is None:
-            return None
-        if len(x.shape) != rank + 2 or a["layout"][1] != "C":
-            return None
-        return {"channels": w.shape[0], "kernel_size": square(w.shape[2:])} | given(
-            strides=(square(a["stride"]), 1), padding=(square(padding), 0),
-            dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1),
-            use_bias=(b is not None, True),
-        )  # fmt: skip
-
-    return LayerForm("conv", f"nn.Conv{rank}D", write, weights=(_WEIGHT, _BIAS))
 
 
 def bias_alone(node: Node) -> bool:
@@ -65,12 +33,9 @@ def bias_alone(node: Node) -> bool:
     )  # fmt: skip
 
 
-def _dense(node: Node) -> Mapping[str, Any] | None:
-    x, w, b = (*node.inputs, None)[:3]
-    if x is None or w is None or len(x.shape) < 2 or bias_alone(node):
-        return None
-    arguments = {"units": w.shape[0]} | given(use_bias=(b is not None, True))
-    return arguments | given(flatten=(len(x.shape) == 2, True))
+def _dense(node: Node) -> bool:
+    x = node.inputs[0]
+    return x is not None and len(x.shape) > 1 and not bias_alone(node)
 
 
 def applications(graph: Graph, state: Value | None) -> list[Node]:
@@ -81,108 +46,60 @@ def applications(graph: Graph, state: Value | None) -> list[Node]:
     ]  # fmt: skip
 
 
-def _batch_norm(name: str, unbiased: bool, repeated: bool = False) -> LayerForm:
-    def write(node: Node) -> Mapping[str, Any] | None:
-        scale, bias, state = node.inputs[1:4]
-        a = node.attrs
-        training = a["training"]
-        if training is True or (a["unbiased"] if training is MODE else False) != unbiased:
-            return None
-        if repeated != (len(applications(node.outputs[0].graph, state)) > 1):
-            return None
-        word = {"unbiased": True} if repeated and unbiased else {}
-        return word | given(
-            axis=(a["axis"], 1), momentum=(round(1 - a["momentum"], 12), 0.9),
-            epsilon=(a["epsilon"], 1e-5), center=(bias is not None, True),
-            scale=(scale is not None, True), use_global_stats=(training is False, False),
-        )  # fmt: skip
+def _batch_norm(name: str, unbiased: bool | None, words: str = "") -> LayerForm:
+    """``unbiased`` None: said by a word; without training there is no difference."""
 
-    names = dict(
-        scale="weight", bias="bias", running_mean="running_mean", running_var="running_var"
+    def fits(node: Node) -> bool:
+        again = len(applications(node.outputs[0].graph, node.inputs[3])) > 1
+        corrected = node.attrs["unbiased"] and node.attrs["training"] is MODE
+        return again if unbiased is None else not again and corrected == unbiased
+
+    line = (
+        f"{name}({words}axis={{axis|1}}, momentum={{momentum!rest|0.9}}, epsilon={{epsilon|1e-5}}, "
+        "center={bias!there|True}, scale={scale!there|True}, "
+        "use_global_stats={training!frozen|False})"
     )
-    theirs = dict(scale="gamma", bias="beta")
-    weights = tuple(Weight(k, v, theirs.get(k, v)) for k, v in names.items())
-    return LayerForm("batch_norm", name, write, weights=weights)
+    held = weights("running_mean", "running_var", scale="gamma", bias="beta")
+    settled = {} if unbiased is None else {"unbiased": unbiased}
+    return LayerForm("batch_norm", line, held, when=fits, settled=settled)
 
 
-def _layer_norm(node: Node) -> Mapping[str, Any] | None:
-    _, scale, bias = (*node.inputs, None, None)[:3]
-    if scale is None or node.attrs["axes"] != 1:
-        return None
-    return given(epsilon=(node.attrs["epsilon"], 1e-5), center=(bias is not None, True))
+_WINDOW = ("pool_size={kernel!each}, strides={stride!steps|None}, "
+           "padding={padding!symmetric|0}")  # fmt: skip
+_GATES = {"weight_ih": "i2h_weight", "weight_hh": "h2h_weight", "bias_ih": "i2h_bias",
+          "bias_hh": "h2h_bias"}  # fmt: skip
 
-
-def _embedding(node: Node) -> Mapping[str, Any] | None:
-    w = node.inputs[0]
-    return None if w is None else {"input_dim": w.shape[0], "output_dim": w.shape[1]}
-
-
-def _rnn(node: Node) -> Mapping[str, Any] | None:
-    w = node.inputs[2]
-    if w is None:
-        return None
-    return {"hidden_size": w.shape[0], "activation": node.attrs["activation"], "layout": "NTC"}
-
-
-def _pool(rank: int, op: str) -> LayerForm:
-    def write(node: Node) -> Mapping[str, Any] | None:
-        a = node.attrs
-        padding = symmetric(a["padding"])
-        plain = set(a.get("dilation", (1,))) == {1} and a["layout"][1] == "C"
-        if len(a["kernel"]) != rank or padding is None or not plain:
-            return None
-        arguments = {"pool_size": square(a["kernel"])} | given(
-            strides=(square(a["stride"]), square(a["kernel"])), padding=(square(padding), 0)
-        )
-        counted = a.get("include_pad", True) or not any(padding)
-        return arguments | given(count_include_pad=(counted, True))
-
-    return LayerForm(op, f"nn.{op[:3].capitalize()}Pool{rank}D", write)
-
-
-def _global_average(node: Node) -> Mapping[str, Any] | None:
-    x = node.inputs[0]
-    images = x is not None and len(x.shape) == 4
-    return {} if images and node.attrs == {"axis": (2, 3), "keepdims": True} else None
-
-
-def _dropout(node: Node) -> Mapping[str, Any] | None:
-    return {"rate": node.attrs["rate"]} if node.attrs["training"] is MODE else None
-
-
-def _activation(op: str, name: str) -> LayerForm:
-    return LayerForm(op, "nn.Activation", lambda node: {"activation": name})
-
-
-def _softmax(node: Node) -> Mapping[str, Any] | None:
-    last = node.attrs["axis"] == len(node.out.shape) - 1
-    return {"function": "softmax"} if last else None
-
-
+# Input sizes are not said: Gluon learns them from the first batch, or from the parameters it loads.
 FORMS = [
-    *(_conv(n) for n in (1, 2, 3)),
-    LayerForm("linear", "nn.Dense", _dense,
-              weights=(Weight("weight", "weight", "weight"), Weight("bias", "bias", "bias"))),
-    _batch_norm("nn.BatchNorm", False),
-    _batch_norm("UnbiasedBatchNorm", True),
-    *(_batch_norm("RepeatedBatchNorm", unbiased, repeated=True) for unbiased in (False, True)),
-    LayerForm("layer_norm", "nn.LayerNorm", _layer_norm,
-              weights=(Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))),
-    LayerForm("embedding", "nn.Embedding", _embedding,
-              weights=(Weight("weight", "weight", "weight"),)),
+    *by_rank("conv", "nn.Conv#D(channels={w.0}, kernel_size={w.kernel!each}, "
+             "strides={stride!each|1}, padding={padding!symmetric|0}, dilation={dilation!each|1}, "
+             "groups={groups|1}, use_bias={b!there|True})",
+             SPATIAL, weights=weights("w", "b"), fixed=CHANNELS_FIRST),
+    LayerForm("linear", "nn.Dense(units={weight.0}, use_bias={bias!there|True}, "
+              "flatten={x!matrix|True})", weights("weight", "bias"), when=_dense),
+    _batch_norm("nn.BatchNorm", False), _batch_norm("UnbiasedBatchNorm", True),
+    _batch_norm("RepeatedBatchNorm", None, "unbiased={unbiased|False}, "),
+    LayerForm("layer_norm", "nn.LayerNorm(epsilon={epsilon|1e-5}, center={bias!there|True})",
+              weights(scale="gamma", bias="beta"),
+              when=lambda node: len(node.inputs) > 1 and node.inputs[1] is not None),
+    LayerForm("embedding", "nn.Embedding(input_dim={weight.0}, output_dim={weight.1})",
+              weights("weight")),
     # save_parameters writes the parameters of a fused network as if it were unfused.
-    LayerForm("rnn", "gluon.rnn.RNN", _rnn,
-              weights=tuple(Weight(k, k, f"_unfused.0.{v}") for k, v in _RNN.items())),
-    *(_pool(n, op) for op in ("max_pool", "avg_pool") for n in (1, 2, 3)),
-    LayerForm("mean", "nn.GlobalAvgPool2D", _global_average),
-    LayerForm("flatten", "nn.Flatten", lambda node: {} if node.attrs["start"] == 1 else None),
-    LayerForm("dropout", "nn.Dropout", _dropout),
-    LayerForm("gelu", "nn.GELU", lambda node: {} if node.attrs["approximate"] == "none" else None),
-    LayerForm("silu", "nn.Swish", lambda node: {}),
-    LayerForm("leaky_relu", "nn.LeakyReLU", lambda node: {"alpha": node.attrs["slope"]}),
-    _activation("relu", "relu"), _activation("tanh", "tanh"), _activation("sigmoid", "sigmoid"),
-    LayerForm("softplus", "Softplus", lambda node: {}),
-    LayerForm("softmax", "nn.HybridLambda", _softmax),
+    LayerForm("rnn", "gluon.rnn.RNN(hidden_size={weight_hh.0}, activation={activation!gate}, "
+              "layout='NTC')", weights(**{k: f"_unfused.0.{v}" for k, v in _GATES.items()})),
+    *by_rank("max_pool", f"nn.MaxPool#D({_WINDOW})", SPATIAL,
+             fixed=CHANNELS_FIRST | {"dilation": lambda at: (1,) * at.n}),
+    *by_rank("avg_pool", f"nn.AvgPool#D({_WINDOW}, count_include_pad={{include_pad!counted|True}})",
+             SPATIAL, fixed=CHANNELS_FIRST),
+    LayerForm("mean", "nn.GlobalAvgPool2D()", rank=4, fixed={"axis": (2, 3), "keepdims": True}),
+    LayerForm("flatten", "nn.Flatten()", fixed={"start": 1}),
+    LayerForm("dropout", "nn.Dropout(rate={rate})"),
+    LayerForm("gelu", "nn.GELU()"), LayerForm("silu", "nn.Swish()"),
+    LayerForm("leaky_relu", "nn.LeakyReLU(alpha={slope})"),
+    *(LayerForm(op, f"nn.Activation(activation='{op}')") for op in ("relu", "tanh", "sigmoid")),
+    LayerForm("softplus", "Softplus()"),
+    LayerForm("softmax", "nn.HybridLambda(function='softmax')",
+              fixed={"axis": lambda at: len(at.x.shape) - 1}),
 ]  # fmt: skip
 
 _UNBIASED = '''

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trivium.frameworks.layer import square
-from trivium.frameworks.tensorflow.layers import in_volumes, pool_arguments
+from trivium.frameworks.tensorflow.layers import FORMS
+from trivium.frameworks.ways import square
 from trivium.frameworks.writing.blocks import leaf
 from trivium.frameworks.writing.code import Code, Flag, Target, array_source, joined
 from trivium.frameworks.writing.functional import (
@@ -43,13 +43,13 @@ def conv(target: Target, node: Node) -> Code:
 
 def pool(target: Target, node: Node) -> Code:
     """``tf.nn.max_pool2d`` where there is nothing to pad."""
-    arguments = pool_arguments(node)
-    sizes: list[Code] = [[target.literal(arguments.pop(k))] for k in ("kernel", "stride")]
-    x = target.array(node.inputs[0])
-    name = f"{node.op}3d" if in_volumes(node) else node.op
-    if "dilation" in arguments and in_volumes(node):
+    form = next((f for f in FORMS if f.op == node.op and f.write(node) is not None), None)
+    if form is None:
         what = "TensorFlow source of a dilated max_pool of volumes, with other ties"
         raise UnsupportedError(what, node.scope)
+    name, arguments = form.layer, form.write(node) or {}
+    sizes: list[Code] = [[target.literal(arguments.pop(k))] for k in ("kernel", "stride")]
+    x = target.array(node.inputs[0])
     if not arguments and name == node.op:
         return call(f"tf.nn.{node.op}{len(node.attrs['kernel'])}d", x, *sizes, ['"VALID"'])
     more: Code = [Keyword(k, v) for k, v in arguments.items()]

@@ -127,10 +127,10 @@ class TensorFlow(Calls):
 
     def constructor(self, form: LayerForm, arguments: dict[str, Any]) -> Code:
         """Functions stand without a call; pools as functions with their numbers filled in."""
-        if form.layer.islower() and "(" not in form.layer:
-            return [form.layer]
         code = super().constructor(form, arguments)
-        return [f"{form.layer}, ", *code[2:]] if "(" in form.layer else code
+        if form.op.endswith("_pool"):
+            return [f"partial({form.layer}, ", *code[2:]]
+        return code if "(" in form.line else [form.layer]
 
     def call(self, layer: Layer, member: Member) -> list[Statement]:
         """``self.bn1(x, training=training)``; an RNN gives all outputs and the last."""

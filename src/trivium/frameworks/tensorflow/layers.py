@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from trivium.frameworks.layer import LayerForm, Weight, given, permuted, square
+from trivium.frameworks.layer import LAST, TURNED, LayerForm, Weight, permuted, weights
+from trivium.frameworks.ways import WAYS, NotTheirs, Way, each, square
 from trivium.frameworks.writing.blocks import leaf, parent
 from trivium.frameworks.writing.functional import plain_padding
 from trivium.graph import MODE, OPS, Node
 
-Write = Callable[[Node], Mapping[str, Any] | None]
+
+class Name(str):
+    """Text that stands in source as it is: ``tf.nn.relu``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+ACTIVATIONS = {
+    "relu": "tf.nn.relu", "tanh": "tf.tanh", "sigmoid": "tf.sigmoid", "silu": "tf.nn.silu",
+    "softplus": "tf.nn.softplus",
+}  # fmt: skip
+
+
+def _function(name: str) -> Name:
+    if name not in ACTIVATIONS:
+        raise NotTheirs(name)
+    return Name(ACTIVATIONS[name])
+
+
+def _pairs(value: Any, n: int) -> Any:
+    return tuple((p, p) for p in each(value, n)) if isinstance(value, int) else value
+
+
+WAYS |= {
+    "function": Way(lambda v, at: _function(v),
+                    lambda v, at: next(k for k, f in ACTIVATIONS.items() if f == v)),
+    "plainly": Way(lambda v, at: plain_padding(v), lambda v, at: _pairs(v, at.n)),
+}  # fmt: skip
 
 
 def owned(form: LayerForm, node: Node) -> bool:
@@ -43,166 +73,65 @@ def _depthwise(node: Node) -> bool:
     )
 
 
-def _conv(node: Node) -> Mapping[str, Any] | None:
-    _, w, b = (*node.inputs, None)[:3]
-    a = node.attrs
-    assert w is not None
-    arguments: dict[str, Any] = {"in_channels": w.shape[1] * a["groups"], "channels": w.shape[0]}
-    settings = given(
-        stride=(square(a["stride"]), 1),
-        padding=(plain_padding(a["padding"]), 0),
-        bias=(b is not None, True),
-    )
-    if _plainly(node):
-        return arguments | {"kernel_size": square(w.shape[2:])} | settings
-    more = given(dilation=(square(a["dilation"]), 1), groups=(a["groups"], 1))
-    return arguments | {"kernel_size": w.shape[2:]} | settings | more
-
-
-def _conv_depthwise(node: Node) -> Mapping[str, Any] | None:
-    if not _depthwise(node):
-        return None
-    arguments = dict(_conv(node) or {})
-    del arguments["in_channels"], arguments["groups"]
-    return arguments | {"kernel_size": square(arguments["kernel_size"])}
-
-
-def _conv_of(name: str, rank: int, fits: Callable[[Node], bool]) -> LayerForm:
-    def write(node: Node) -> Mapping[str, Any] | None:
-        return _conv(node) if len(node.attrs["stride"]) == rank and fits(node) else None
-
-    axes = (*range(2, rank + 2), 1, 0)
-    return LayerForm(
-        "conv", name, write, weights=(Weight("w", "weight", "kernel", **permuted(*axes)), _BIAS)
-    )
-
-
-def _dense(node: Node) -> Mapping[str, Any]:
-    w = node.inputs[1]
-    assert w is not None
-    bias = len(node.inputs) > 2 and node.inputs[2] is not None
-    return {"inputs": w.shape[1], "units": w.shape[0]} | given(bias=(bias, True))
-
-
-def _batch_norm(node: Node) -> Mapping[str, Any] | None:
-    x, scale, bias, mean, _ = node.inputs
-    a = node.attrs
-    if x is None or mean is None or mean.kind != "state" or a["axis"] != len(x.shape) - 1:
-        return None
-    return {"channels": x.shape[-1]} | given(
-        decay=(round(1 - a["momentum"], 12), 0.9), epsilon=(a["epsilon"], 1e-5),
-        unbiased=(a["unbiased"], True),
-        scale=(scale is not None, True), center=(bias is not None, True),
-    )  # fmt: skip
-
-
-def _layer_norm(node: Node) -> Mapping[str, Any] | None:
-    x, scale, bias = (*node.inputs, None, None)[:3]
-    if x is None or scale is None:
-        return None
-    shape = scale.shape[0] if len(scale.shape) == 1 else scale.shape
-    return {"shape": shape} | given(
-        epsilon=(node.attrs["epsilon"], 1e-5), center=(bias is not None, True)
-    )
-
-
-def _embedding(node: Node) -> Mapping[str, Any] | None:
-    w = node.inputs[0]
-    return None if w is None else {"count": w.shape[0], "width": w.shape[1]}
-
-
-class Name(str):
-    """Text that stands in source as it is: ``tf.nn.relu``."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-ACTIVATIONS = {
-    "relu": "tf.nn.relu", "tanh": "tf.tanh", "sigmoid": "tf.sigmoid", "silu": "tf.nn.silu",
-    "softplus": "tf.nn.softplus",
-}  # fmt: skip
-
-
-def _rnn(node: Node) -> Mapping[str, Any] | None:
-    w, bias_ih, bias_hh = node.inputs[1], *(*node.inputs, None, None)[3:5]
-    name = ACTIVATIONS.get(node.attrs["activation"])
-    if w is None or name is None:
-        return None
-    return {"inputs": w.shape[1], "units": w.shape[0]} | given(
-        activation=(Name(name), "tf.tanh"), bias=(bias_ih is not None, True),
-        recurrent_bias=(bias_hh is not None, False),
-    )  # fmt: skip
-
-
-def pool_arguments(node: Node) -> dict[str, Any]:
-    """kernel, stride and what is not plain."""
-    a = node.attrs
-    padding = plain_padding(a["padding"])
-    return {"kernel": square(a["kernel"]), "stride": square(a["stride"])} | given(
-        padding=(padding, 0), dilation=(square(a.get("dilation", (1,))), 1),
-        include_pad=(a.get("include_pad", True) or padding == 0, True),
-    )  # fmt: skip
-
-
 def in_volumes(node: Node) -> bool:
     """Is it a max pool along three axes, whose ties TensorFlow treats unlike others?"""
     return node.op == "max_pool" and len(node.attrs["kernel"]) == 3
 
 
-def _volumes(node: Node) -> Mapping[str, Any] | None:
-    arguments = pool_arguments(node)
-    return arguments if in_volumes(node) and "dilation" not in arguments else None
+def _kernel(*axes: int) -> tuple[Weight, ...]:
+    return Weight("w", "weight", "kernel", **permuted(*axes)), *weights("b")
 
 
-def _only(exact: bool) -> Mapping[str, Any] | None:
-    return {} if exact else None
+def _stated(node: Node) -> bool:
+    """Are the statistics states of the model?"""
+    mean = node.inputs[3]
+    return mean is not None and mean.kind == "state"
 
 
-def _dropout(node: Node) -> Mapping[str, Any] | None:
-    return {"rate": node.attrs["rate"]} if node.attrs["training"] is MODE else None
-
-
-_BIAS = Weight("b", "bias", "bias")
-_TABLE = Weight("weight", "weight", "embeddings")
-_NORM = (Weight("scale", "weight", "gamma"), Weight("bias", "bias", "beta"))
-_MOVING = (
-    Weight("running_mean", "running_mean", "moving_mean"),
-    Weight("running_var", "running_var", "moving_variance"),
-)
-_TURNED = permuted(1, 0)
-_RNN = (
-    Weight("weight_ih", "weight_ih", "kernel", **_TURNED),
-    Weight("weight_hh", "weight_hh", "recurrent_kernel", **_TURNED),
-    Weight("bias_ih", "bias_ih", "bias"),
-    Weight("bias_hh", "bias_hh", "recurrent_bias"),
-)
+_LAST = {"layout": lambda at: LAST[at.n - 1]}
+_ONE = {"dilation": lambda at: (1,) * at.n}
+_MOVED = "stride={stride!each|1}, padding={padding!plainly|0}, bias={b!there|True}"
+_CONV = ("Conv(in_channels={w.in}, channels={w.0}, kernel_size={w.kernel}, "
+         f"{_MOVED}, dilation={{dilation!each|1}}, groups={{groups|1}})")  # fmt: skip
+_POOL = "kernel={kernel!each}, stride={stride!each}, padding={padding!plainly|0}"
+NORM = weights(scale="gamma", bias="beta")
 
 FORMS = [
-    LayerForm(
-        "conv", "DepthwiseConv2d", _conv_depthwise,
-        weights=(Weight("w", "weight", "kernel", **permuted(2, 3, 0, 1)), _BIAS),
-    ),
-    _conv_of("Conv2d", 2, lambda node: _plainly(node)),
-    _conv_of("Conv", 2, lambda node: not _plainly(node) and not _depthwise(node)),
-    _conv_of("Conv", 1, lambda node: True),
-    _conv_of("Conv", 3, lambda node: True),
-    LayerForm(
-        "linear", "Dense", _dense,
-        weights=(Weight("weight", "weight", "kernel", **_TURNED), Weight("bias", "bias", "bias")),
-    ),
-    LayerForm("batch_norm", "BatchNorm", _batch_norm, weights=(*_NORM, *_MOVING)),
-    LayerForm("layer_norm", "LayerNorm", _layer_norm, weights=_NORM),
-    LayerForm("embedding", "Embedding", _embedding, weights=(_TABLE,)),
-    LayerForm("rnn", "RNN", _rnn, weights=_RNN),
-    *(LayerForm(op, name, lambda node: {}) for op, name in ACTIVATIONS.items()),
-    LayerForm("gelu", "tf.nn.gelu", lambda node: _only(node.attrs["approximate"] == "none")),
-    LayerForm("flatten", "flatten", lambda node: _only(node.attrs["start"] == 1)),
-    LayerForm("dropout", "Dropout", _dropout),
-    LayerForm("max_pool", "partial(max_pool3d", _volumes),
-    LayerForm("max_pool", "partial(max_pool",
-              lambda node: None if in_volumes(node) else pool_arguments(node)),
-    LayerForm("avg_pool", "partial(avg_pool", pool_arguments),
+    LayerForm("conv", f"DepthwiseConv2d(channels={{w.0}}, kernel_size={{w.kernel!each}}, {_MOVED})",
+              _kernel(2, 3, 0, 1), _LAST | _ONE | {"groups": lambda at: at.x.shape[-1]},
+              when=_depthwise, rank=4),
+    LayerForm("conv", "Conv2d(in_channels={w.in}, channels={w.0}, kernel_size={w.kernel!each}, "
+              f"{_MOVED})", _kernel(2, 3, 1, 0), _LAST | _ONE | {"groups": 1}, when=_plainly,
+              rank=4),
+    LayerForm("conv", _CONV, _kernel(2, 3, 1, 0), _LAST, rank=4,
+              when=lambda node: not _plainly(node) and not _depthwise(node)),
+    LayerForm("conv", _CONV, _kernel(2, 1, 0), _LAST, rank=3),
+    LayerForm("conv", _CONV, _kernel(2, 3, 4, 1, 0), _LAST, rank=5),
+    LayerForm("linear", "Dense(inputs={weight.1}, units={weight.0}, bias={bias!there|True})",
+              (Weight("weight", "weight", "kernel", **TURNED), *weights("bias"))),
+    LayerForm("batch_norm", "BatchNorm(channels={x.last}, decay={momentum!rest|0.9}, "
+              "epsilon={epsilon|1e-5}, unbiased={unbiased|True}, scale={scale!there|True}, "
+              "center={bias!there|True})",
+              (*NORM, *weights(running_mean="moving_mean", running_var="moving_variance")),
+              {"axis": lambda at: len(at.x.shape) - 1}, settled={"training": MODE}, when=_stated),
+    LayerForm("layer_norm", "LayerNorm(shape={scale.shape!square}, epsilon={epsilon|1e-5}, "
+              "center={bias!there|True})", NORM, {"axes": lambda at: len(at.arrays["scale"].shape)},
+              when=lambda node: len(node.inputs) > 1 and node.inputs[1] is not None),
+    LayerForm("embedding", "Embedding(count={weight.0}, width={weight.1})",
+              weights(weight="embeddings")),
+    LayerForm("rnn", "RNN(inputs={weight_ih.1}, units={weight_ih.0}, "
+              "activation={activation!function|'tf.tanh'}, bias={bias_ih!there|True}, "
+              "recurrent_bias={bias_hh!there|False})",
+              (Weight("weight_ih", "weight_ih", "kernel", **TURNED),
+               Weight("weight_hh", "weight_hh", "recurrent_kernel", **TURNED),
+               *weights(bias_ih="bias", bias_hh="recurrent_bias"))),
+    *(LayerForm(op, name) for op, name in ACTIVATIONS.items()),
+    LayerForm("gelu", "tf.nn.gelu"),
+    LayerForm("flatten", "flatten", fixed={"start": 1}),
+    LayerForm("dropout", "Dropout(rate={rate})"),
+    LayerForm("max_pool", f"max_pool3d({_POOL})", fixed=_LAST | _ONE, when=in_volumes),
+    LayerForm("max_pool", f"max_pool({_POOL}, dilation={{dilation!each|1}})", fixed=_LAST,
+              when=lambda node: not in_volumes(node)),
+    LayerForm("avg_pool", f"avg_pool({_POOL}, include_pad={{include_pad!counted|True}})",
+              fixed=_LAST),
 ]  # fmt: skip

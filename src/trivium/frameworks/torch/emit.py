@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from trivium.dtype import DType
-from trivium.frameworks.layer import LayerForm, square
+from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.torch.classes import attribute, class_source
-from trivium.frameworks.torch.layers import FORMS, HELPERS, symmetric
+from trivium.frameworks.torch.layers import FORMS, HELPERS
+from trivium.frameworks.ways import square, symmetric
 from trivium.frameworks.writing.blocks import Layer
 from trivium.frameworks.writing.code import (
     Code,
@@ -95,7 +96,11 @@ def _conv(target: Target, node: Node) -> Code:
             code += [", "] * bool(i) + target.array(v)
     for key, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
         value = (
-            symmetric(a[key]) if key == "padding" else a[key] if key == "groups" else square(a[key])
+            square(symmetric(a[key]))
+            if key == "padding"
+            else a[key]
+            if key == "groups"
+            else square(a[key])
         )
         if value != default:
             code.append(f", {key}={target.literal(value)}")
@@ -119,7 +124,7 @@ def _pool(target: Target, node: Node) -> Code:
     if a["stride"] != a["kernel"]:
         code.append(f", stride={square(a['stride'])}")
     if any(p != (0, 0) for p in a["padding"]):
-        code.append(f", padding={symmetric(a['padding'])}")
+        code.append(f", padding={square(symmetric(a['padding']))}")
         if word == "avg" and not a["include_pad"]:
             code.append(", count_include_pad=False")
     if a.get("dilation", (1,) * n) != (1,) * n:

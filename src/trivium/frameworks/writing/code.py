@@ -17,6 +17,7 @@ import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.layer import LayerForm
+from trivium.frameworks.ways import At
 from trivium.frameworks.words import MISSING, pieces
 from trivium.frameworks.writing.blocks import Layer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
@@ -195,11 +196,11 @@ class Target:
             elif piece.name == op.variadic:
                 for i, v in enumerate(node.inputs):
                     code += [", "] * bool(i) + self.array(v)
-            elif piece.name in op.arrays:
+            elif piece.operand(op):
                 value = arrays.get(piece.name)
                 bare = value is not None and self.bare(node, value, infix)
                 code += number(self, value) or self.array(value) if bare else self.array(value)
-            elif (said := piece.said(node.attrs[piece.name])) is not MISSING:
+            elif (said := piece.said(At.node(op, node))) is not MISSING:
                 parts = [self.attribute(s) for s in (said if piece.star else (said,))]
                 code += [piece.before, *joined(parts)]
         return _without_trailing_none(code)
