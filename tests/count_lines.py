@@ -22,7 +22,7 @@ READING = {"read.py", "open.py", "operators.py", "operations.py", "network.py", 
            "symbolic.py", "special.py", "files.py", "load.py", "params.py", "exported.py",
            "exporting.py", "modes.py", "aten.py", "aten_math.py", "aten_nn.py", "aten_shape.py",
            "sizes.py", "shapes.py", "lines.py", "primitives.py"}  # fmt: skip
-BOTH = {"layers.py", "words.py", "layer.py", "arrays.py", "__init__.py"}
+BOTH = {"layers.py", "words.py", "ways.py", "layer.py", "arrays.py", "__init__.py"}
 RUNNING = {"run.py", "runner.py", "made.py", "watch.py"}
 
 
