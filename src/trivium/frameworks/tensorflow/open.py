@@ -1,0 +1,94 @@
+"""A TensorFlow function, module or SavedModel, and our reading of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trivium.frameworks.tensorflow.read import read
+from trivium.frameworks.tensorflow.run import Foreign, load_tensorflow
+from trivium.graph import UnsupportedError
+from trivium.nn.module import Module
+
+REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile"}
+"""What reaches out of the graph: loading a file runs its initializers."""
+
+
+def opened(model: Any, *examples: Any, signature: str | None = None) -> tuple[Any, Module]:
+    """What can be called, with the variables that it holds, and our reading of it."""
+    tf, name = load_tensorflow(), ""
+    if isinstance(model, (str, Path)):
+        model, name = _loaded(tf, Path(model)), Path(model).stem
+    function, specs = _callable(tf, model, signature, name)
+    given = examples or specs
+    if given is None:
+        raise ValueError("the sizes of a function are those of its examples: pass one of each input")
+    variables = dict(_variables(tf.train.TrackableView(model), model, (), set()))
+    module, held = read(function, variables, *given, name=name or _name(model))
+    return Foreign(function, held), module
+
+
+def _name(model: Any) -> str:
+    found = getattr(model, "__name__", type(model).__name__).strip("<>_")
+    return found if found.isidentifier() else "model"
+
+
+def _loaded(tf: Any, path: Path) -> Any:
+    """A SavedModel, once what it would do is known: loading it restores numbers, in a graph."""
+    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
+    from tensorflow.python.framework import op_def_registry
+
+    path = path if path.suffix != ".pb" else path.parent
+    file = path / "saved_model.pb"
+    if not file.is_file():
+        raise UnsupportedError(f"{path} without a saved_model.pb", remedy="name the folder that "
+                               "tf.saved_model.save wrote")  # fmt: skip
+    try:
+        proto = SavedModel.FromString(file.read_bytes())
+    except Exception as error:
+        raise UnsupportedError(f"{file} that is no SavedModel: {error}") from error
+    for graph in (m.graph_def for m in proto.meta_graphs):
+        for node in (*graph.node, *(n for f in graph.library.function for n in f.node_def)):
+            called = {f.signature.name for f in graph.library.function}
+            known = node.op in called or op_def_registry.get(node.op) is not None
+            if node.op in REFUSED or not known:
+                raise UnsupportedError(f"the operator {node.op} in {file}", node.name,
+                                       "save the model without it")  # fmt: skip
+    return tf.saved_model.load(path)
+
+
+def _callable(tf: Any, model: Any, signature: str | None, where: str) -> tuple[Callable[..., Any], Any]:
+    """What is to be read, and the types that it says it takes."""
+    signatures = dict(getattr(model, "signatures", None) or {})
+    listed = ", ".join(sorted(signatures)) or "none"
+    if signature is None and len(signatures) > 1:
+        raise UnsupportedError(f"a SavedModel with the signatures {listed}", where,
+                               "say which: signature=...")  # fmt: skip
+    if signature is not None and signature not in signatures:
+        raise UnsupportedError(f"no signature {signature!r}", where, f"there are: {listed}")
+    if signature is None and callable(model):
+        whole = model.__call__ if isinstance(model, tf.__internal__.tracking.AutoTrackable) else model
+        return whole, getattr(whole, "input_signature", None)
+    if not signatures:
+        raise UnsupportedError(f"a {type(model).__name__} that cannot be called, without a "
+                               "signature", where, "give it a __call__ that is a tf.function")  # fmt: skip
+    concrete = signatures[signature or next(iter(signatures))]
+    arguments = concrete.structured_input_signature[1]
+
+    def called(*inputs: Any) -> Any:
+        return concrete(**dict(zip(arguments, inputs, strict=True)))
+
+    return called, tuple(arguments.values())
+
+
+def _variables(view: Any, item: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[Any]:
+    """Every variable that hangs on an object, by its path: "layers.0.kernel"."""
+    if id(item) in seen:
+        return
+    seen.add(id(item))
+    if hasattr(item, "handle") and hasattr(item, "trainable"):
+        yield ".".join(path), item
+    elif hasattr(item, "_trackable_children"):
+        for name, child in view.children(item).items():
+            yield from _variables(view, child, (*path, name), seen)
