@@ -314,6 +314,6 @@ OUT: dict[str, Callable[..., Any]] = {name: globals()[f"to_{name}"] for name in 
 
 __all__ = [
     "OUT", "SOURCES", "as_module", "emit", "framework_of", "from_jax", "from_keras", "from_mxnet",
-    "from_onnx", "from_tensorflow", "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
-    "to_tensorflow", "to_torch", "verify",
+    "from_onnx", "from_tensorflow", "from_torch", "graph_of", "to_jax", "to_keras",
+    "to_mxnet", "to_onnx", "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

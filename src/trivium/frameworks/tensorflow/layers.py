@@ -8,7 +8,7 @@ from typing import Any
 from trivium.frameworks.layer import LayerForm, Weight, given, permuted, square
 from trivium.frameworks.writing.blocks import leaf, parent
 from trivium.frameworks.writing.functional import plain_padding
-from trivium.graph import MODE, OPS, Node
+from trivium.graph import MODE, OPS, Graph, Node
 
 Write = Callable[[Node], Mapping[str, Any] | None]
 
@@ -206,3 +206,23 @@ FORMS = [
               lambda node: None if in_volumes(node) else pool_arguments(node)),
     LayerForm("avg_pool", "partial(avg_pool", pool_arguments),
 ]  # fmt: skip
+
+
+def named(graph: Graph) -> dict[str, str]:
+    """Call the parameters of what is a layer as ours are: those new names, to those before."""
+    uses, before = graph.uses(), dict[str, str]()
+    for node in graph.nodes:
+        form = next((f for f in FORMS if f.op == node.op and f.weights), None)
+        arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
+        weights = form.weights if form else ()
+        held = {w.ours: v for w in weights if (v := arrays.get(w.array)) is not None}
+        if any(v.kind not in ("param", "state") or uses[v] != [node] for v in held.values()):
+            continue
+        paths = {parent(v.name) for v in held.values()}
+        path = paths.pop() if len(paths) == 1 and "" not in paths else node.op
+        others = {v.name for v in set(graph.inputs) - set(held.values())}
+        while any(f"{path}.{ours}" in others for ours in held):
+            path += "_"
+        for ours, v in held.items():
+            before[f"{path}.{ours}"], v.name = v.name, f"{path}.{ours}"
+    return before

@@ -29,6 +29,10 @@ _LAYERS = {
 """What the source has as layers, and people write."""
 
 
+_ANY = Hole("")
+"""Sizes and places, which are others for other types."""
+
+
 class Line(NamedTuple):
     """An op, the attributes that it has wherever this is found, and the call that it is."""
 
@@ -40,7 +44,8 @@ class Line(NamedTuple):
     @property
     def plain(self) -> bool:
         """Is it one operator, whose attributes are the op's?"""
-        return not self.fixed and not any(isinstance(v, Call) for v in self.call.given.values())
+        parts = self.call.given.values()
+        return not self.fixed and not any(isinstance(v, Call) or v is _ANY for v in parts)
 
 
 @functools.cache
@@ -71,7 +76,7 @@ def _opened(item: Any, attrs: Mapping[str, Any], free: set[str]) -> Any:
         if not isinstance(item, Hole) and value is not None and alike(item, value):
             free.add(name)
             return Hole(name)
-    return item
+    return _ANY if isinstance(item, np.ndarray) and item.ndim and item.dtype.kind != "f" else item
 
 
 _kept: dict[Any, Call | None] = {}
@@ -87,12 +92,15 @@ def traced(op: Op, text: str, attrs: Mapping[str, Any], types: Any) -> Call | No
 
 def _traced(op: Op, text: str, attrs: Mapping[str, Any], types: Any) -> Call | None:
     tf, graph = load_tensorflow(), Graph()
-    held = {a: graph.input("data", *t, name=a) for a, t in zip(op.arrays, types, strict=False) if t}
+    held = {a: graph.input("data", t.dtype, t.shape, a)
+            for a, t in zip(op.arrays, types, strict=False) if t}  # fmt: skip
     specs = [tf.TensorSpec([None if isinstance(s, Dim) else s for s in v.shape], str(v.dtype))
              for v in held.values()]  # fmt: skip
     walk, names = Walk(graph), {a: a if a in held else "None" for a in op.arrays}
     try:
         full, _ = op.settle(types, attrs)
+        full |= {k: (v,) if isinstance(full[k], tuple) and isinstance(v, int) else v
+                 for k, v in attrs.items() if v is not None}  # as it was said: -1  # fmt: skip
         source = f"lambda {', '.join(held)}: {filled(text, names, full)}"
         function = tf.function(eval(source, {"tf": tf}), autograph=False)  # our declaration
         (out,) = walk.run(function.get_concrete_function(*specs).graph, list(held.values()))
@@ -114,7 +122,7 @@ def _traced(op: Op, text: str, attrs: Mapping[str, Any], types: Any) -> Call | N
 def match(wanted: Any, item: Any, calls: Mapping[Value, Call], found: dict[str, Any]) -> bool:
     """Is it such a call? What stands in the holes goes to ``found``."""
     if isinstance(wanted, Hole):
-        return alike(found.setdefault(wanted.name, item), item)
+        return wanted is _ANY or alike(found.setdefault(wanted.name, item), item)
     if isinstance(wanted, Call):
         call = calls.get(item) if isinstance(item, Value) else item
         return isinstance(call, Call) and call.name == wanted.name and all(

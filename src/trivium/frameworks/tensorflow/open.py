@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trivium.frameworks.tensorflow.layers import named
+from trivium.frameworks.tensorflow.modes import joined
 from trivium.frameworks.tensorflow.read import read
 from trivium.frameworks.tensorflow.run import Foreign, load_tensorflow
 from trivium.graph import UnsupportedError
-from trivium.nn.module import Module
+from trivium.graph.check import check
+from trivium.nn.module import GraphModule, Module
 
 REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile"}
 """What reaches out of the graph: loading a file runs its initializers."""
@@ -17,16 +22,26 @@ REFUSED = {"PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile"}
 
 def opened(model: Any, *examples: Any, signature: str | None = None) -> tuple[Any, Module]:
     """What can be called, with the variables that it holds, and our reading of it."""
-    tf, name = load_tensorflow(), ""
+    tf, name = load_tensorflow(), _name(model)
     if isinstance(model, (str, Path)):
         model, name = _loaded(tf, Path(model)), Path(model).stem
     function, specs = _callable(tf, model, signature, name)
     given = examples or specs
     if given is None:
-        raise ValueError("the sizes of a function are those of its examples: pass one of each input")
+        raise ValueError("a function learns its sizes from data: pass one example of each input")
     variables = dict(_variables(tf.train.TrackableView(model), model, (), set()))
-    module, held = read(function, variables, *given, name=name or _name(model))
-    return Foreign(function, held), module
+    graph, held = read(function, variables, *given, name=name)
+    if "training" in inspect.signature(function).parameters:
+        trains = functools.partial(function, training=True)
+        other, more = read(trains, variables, *given, name=f"{name}, training=True")
+        held |= more
+        graph = joined(graph, other, {n: v.numpy() for n, v in held.items()})
+    elif graph.updates:
+        raise UnsupportedError("a variable that a call assigns", name, "assign where training=True")
+    theirs = {n: n for n in held} | named(graph)
+    ours = {v.name: held[theirs[v.name]] for v in graph.of_kind("param", "state")}
+    values = {n: v.numpy() for n, v in ours.items()}
+    return Foreign(function, ours), GraphModule(check(graph), values, theirs)
 
 
 def _name(model: Any) -> str:
@@ -58,7 +73,7 @@ def _loaded(tf: Any, path: Path) -> Any:
     return tf.saved_model.load(path)
 
 
-def _callable(tf: Any, model: Any, signature: str | None, where: str) -> tuple[Callable[..., Any], Any]:
+def _callable(tf: Any, model: Any, signature: str | None, where: str) -> tuple[Any, Any]:
     """What is to be read, and the types that it says it takes."""
     signatures = dict(getattr(model, "signatures", None) or {})
     listed = ", ".join(sorted(signatures)) or "none"
@@ -68,11 +83,12 @@ def _callable(tf: Any, model: Any, signature: str | None, where: str) -> tuple[C
     if signature is not None and signature not in signatures:
         raise UnsupportedError(f"no signature {signature!r}", where, f"there are: {listed}")
     if signature is None and callable(model):
-        whole = model.__call__ if isinstance(model, tf.__internal__.tracking.AutoTrackable) else model
-        return whole, getattr(whole, "input_signature", None)
+        own = isinstance(model, tf.__internal__.tracking.AutoTrackable)
+        function = model.__call__ if own else model
+        return function, getattr(function, "input_signature", None)
     if not signatures:
-        raise UnsupportedError(f"a {type(model).__name__} that cannot be called, without a "
-                               "signature", where, "give it a __call__ that is a tf.function")  # fmt: skip
+        what = f"a {type(model).__name__} that cannot be called, without a signature"
+        raise UnsupportedError(what, where, "give it a __call__ that is a tf.function")
     concrete = signatures[signature or next(iter(signatures))]
     arguments = concrete.structured_input_signature[1]
 

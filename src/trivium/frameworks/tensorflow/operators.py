@@ -49,7 +49,7 @@ def _read(at: Any, variable: Held, dtype: Any) -> Any:
 
 
 @operator("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")
-def _assign(at: Any, variable: Held, item: Any, dtype: Any) -> Any:
+def _assign(at: Any, variable: Held, item: Any) -> Any:
     old, new = at.became.get(variable.value, variable.value), at.value(item)
     by = {"AssignAddVariableOp": "add", "AssignSubVariableOp": "subtract"}.get(at.op.type)
     at.became[variable.value] = OPS[by](old, new) if by else new
@@ -65,7 +65,7 @@ def _gather(at: Any, variable: Held, rows: Any, dtype: Any) -> Any:
 
 # -- the same numbers, elsewhere -------------------------------------------------------------------
 @operator("Cast")
-def _cast(at: Any, x: Any, DstT: Any) -> Any:  # noqa: N803  (its name there)
+def _cast(at: Any, x: Any, DstT: Any) -> Any:
     if isinstance(x, Value):
         return x if x.dtype == DstT else OPS["cast"](x, dtype=as_dtype(DstT))
     _require(at, x.ndim == 0, f"the sizes {x}")
@@ -199,6 +199,11 @@ def _extremum(at: Any, x: Value, axes: Any, keep_dims: bool = False) -> Any:
     return OPS[name](x, axis=axis, keepdims=keep_dims, ties="share") if axis else x
 
 
+@operator("Erfc")
+def _erfc(at: Any, x: Value) -> Any:
+    return 1.0 - OPS["erf"](x)
+
+
 # -- images ----------------------------------------------------------------------------------------
 _LAYOUTS = {"NHWC": "NHWC", "NCHW": "NCHW", "NDHWC": "NDHWC", "NCDHW": "NCDHW"}
 
@@ -215,7 +220,7 @@ def _window(at: Any, x: Value, kernel: Any, strides: Any, padding: str, dilation
     stride, dilation, sizes = (tuple(s[inner]) for s in (strides, dilations, x.shape))
     pads = [(0, 0)] * n
     if padding == "EXPLICIT":
-        pads = list(itertools.batched(explicit_paddings, 2))[inner]
+        pads = list(zip(explicit_paddings[::2], explicit_paddings[1::2], strict=True))[inner]
     if padding == "SAME":
         spread = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
         known = all(s == 1 or isinstance(z, int) for s, z in zip(stride, sizes, strict=True))
@@ -231,7 +236,7 @@ def _conv(at: Any, x: Value, w: Any, strides: Any, padding: str, dilations: Any 
           explicit_paddings: Any = (), data_format: str = "") -> Any:  # fmt: skip
     kernel, n = at.value(w), len(x.shape) - 2
     layout = data_format or ("NHWC" if n == 2 else "NDHWC")
-    attrs = _window(at, x, kernel.shape[: len(x.shape) - 2], strides, padding, dilations, explicit_paddings, layout)
+    attrs = _window(at, x, kernel.shape[:n], strides, padding, dilations, explicit_paddings, layout)
     groups = x.shape[layout.index("C")] // kernel.shape[n]
     turned = OPS["transpose"](kernel, axes=(n + 1, n, *range(n)))
     return OPS["conv"](x, turned, groups=groups, **attrs)
@@ -241,9 +246,9 @@ def _conv(at: Any, x: Value, w: Any, strides: Any, padding: str, dilations: Any 
 def _depthwise(at: Any, x: Value, w: Any, strides: Any, padding: str, dilations: Any = (),
                explicit_paddings: Any = (), data_format: str = "NHWC") -> Any:  # fmt: skip
     kernel = at.value(w)
-    attrs = _window(at, x, kernel.shape[: len(x.shape) - 2], strides, padding, dilations, explicit_paddings,
-                    data_format)  # fmt: skip
     height, width, channels, times = kernel.shape
+    attrs = _window(at, x, (height, width), strides, padding, dilations, explicit_paddings,
+                    data_format)  # fmt: skip
     turned = OPS["transpose"](kernel, axes=(2, 3, 0, 1))
     if times != 1:
         turned = OPS["reshape"](turned, shape=(channels * times, 1, height, width))
@@ -267,8 +272,12 @@ def _pool(at: Any, x: Value, ksize: Any, strides: Any, padding: str, explicit_pa
 def _batch_norm(at: Any, x: Value, scale: Any, offset: Any, mean: Any, variance: Any,
                 epsilon: float = 1e-4, data_format: str = "NHWC", is_training: bool = True,
                 exponential_avg_factor: float = 1.0) -> Any:  # fmt: skip
-    _require(at, not is_training, "is_training=True")
-    held = [at.value(v) for v in (scale, offset, mean, variance)]
-    attrs = {"training": False, "axis": data_format.index("C"), "epsilon": epsilon}
-    y, *_ = OPS["batch_norm"](x, *held, **attrs)
-    return [y, held[2], held[3], *at.nobody()[3:]]
+    attrs = {"training": is_training, "axis": data_format.index("C"), "epsilon": epsilon}
+    held = [at.value(v) for v in (scale, offset)]
+    if is_training:  # what it says of the batch is what running statistics of no memory become
+        _require(at, exponential_avg_factor == 1, f"{exponential_avg_factor=}")
+        none = OPS["full"](shape=held[0].shape, value=0.0, dtype=x.dtype)
+        found = OPS["batch_norm"](x, *held, none, none, momentum=1.0, unbiased=True, **attrs)
+    else:
+        found = OPS["batch_norm"](x, *held, at.value(mean), at.value(variance), **attrs)
+    return [*found, *at.nobody()[3:]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,27 +13,37 @@ from trivium.frameworks.tensorflow.operators import HANDLERS
 from trivium.frameworks.tensorflow.run import load_tensorflow
 from trivium.frameworks.tensorflow.sizes import Held
 from trivium.frameworks.tensorflow.walk import Walk, told
-from trivium.frameworks.words import Call, takes
+from trivium.frameworks.words import Call
 from trivium.graph import OPS, Graph, Type, UnsupportedError, Value
-from trivium.graph.check import check
-from trivium.nn.module import GraphModule
 from trivium.op import Op
 from trivium.shape import Dim, Size, axis_name
 from trivium.transforms.replay import prune
 
 
 def read(function: Callable[..., Any], variables: Mapping[str, Any], *examples: Any,
-         name: str = "model") -> tuple[GraphModule, dict[str, Any]]:  # fmt: skip
-    """``function(*examples)`` as a module, and the variables that it reads, by their names.
+         name: str = "model") -> tuple[Graph, dict[str, Any]]:  # fmt: skip
+    """``function(*examples)`` as a Graph, and the variables that it reads, by their names.
 
-    ``variables`` has names for those that hang on the function's object; others are called as they
-    call themselves.
-
-    The first size of the examples is open where the function takes any. A variable that is not
-    trainable is frozen, or a state where a batch norm keeps its statistics in it.
+    The first size of the examples is open where the function takes any. ``variables`` has names for
+    those that hang on the function's object; others are called as they call themselves. One that
+    is not trainable is frozen.
     """
     tf = load_tensorflow()
-    concrete = _concrete(tf, function, examples)
+    kinds = [(tuple(x.shape), x.dtype) for x in examples]
+    first = next((shape[0] for shape, _ in kinds if shape), None)
+    opened = [(None, *shape[1:]) if shape and shape[0] == first else shape for shape, _ in kinds]
+    for shapes in (opened, [shape for shape, _ in kinds]):
+        specs = [tf.TensorSpec(s, dtype) for s, (_, dtype) in zip(shapes, kinds, strict=True)]
+        try:
+            return _read(tf, _concrete(tf, function, specs), variables, name)
+        except UnsupportedError as error:  # perhaps a size that it asks about
+            refused = error
+    raise refused
+
+
+def _read(
+    tf: Any, concrete: Any, variables: Mapping[str, Any], name: str
+) -> tuple[Graph, dict[str, Any]]:
     graph, inside = Graph(name), concrete.graph
     captured = concrete.captured_inputs
     reader = Reader(graph)
@@ -52,10 +61,10 @@ def read(function: Callable[..., Any], variables: Mapping[str, Any], *examples: 
     with graph:
         graph.outputs = [reader.value(v) for v in reader.run(inside, items)]
     _nested(graph, inside.structured_outputs)
+    graph.updates = dict(reader.became)
     prune(graph)
     reader.settled()
-    taken = {h.value.name: h.variable for h in held.values()}
-    return GraphModule(check(graph), {n: v.numpy() for n, v in taken.items()}), taken
+    return graph, {h.value.name: h.variable for h in held.values()}
 
 
 def _nested(graph: Graph, structure: Any) -> None:
@@ -81,23 +90,14 @@ def _declared(graph: Graph, name: str, variable: Any) -> tuple[Value, Any]:
                        graph.unused(name), train), variable  # fmt: skip
 
 
-def _concrete(tf: Any, function: Any, examples: Sequence[Any]) -> Any:
-    """The function traced on these types, its batch open if it can be."""
-    kinds = [(tuple(x.shape), x.dtype) for x in examples]
-    first = next((shape[0] for shape, _ in kinds if shape), None)
-    fixed = [tf.TensorSpec(shape, dtype) for shape, dtype in kinds]
-    opened = [
-        tf.TensorSpec((None, *shape[1:]) if shape and shape[0] == first else shape, dtype)
-        for shape, dtype in kinds
-    ]
-    with contextlib.suppress(Exception):  # a size that it asks about: it is read for this one
-        return tf.function(lambda *xs: function(*xs)).get_concrete_function(*opened)
+def _concrete(tf: Any, function: Any, specs: Sequence[Any]) -> Any:
     try:
-        return tf.function(lambda *xs: function(*xs)).get_concrete_function(*fixed)
+        return tf.function(lambda *xs: function(*xs)).get_concrete_function(*specs)
     except Exception as error:
         line = str(error).strip().partition("\n")[0]
-        raise UnsupportedError(f"a function that TensorFlow cannot trace: {line}", remedy="examples"
-                               " are what tf.function takes, one for each input") from error  # fmt: skip
+        remedy = "examples are what tf.function takes, one for each input"
+        what = f"a function that TensorFlow cannot trace: {line}"
+        raise UnsupportedError(what, remedy=remedy) from error
 
 
 def _shape(tensor: Any) -> tuple[Size, ...]:
@@ -131,7 +131,7 @@ class Reader(Walk):
 
     def settled(self) -> None:
         """Raise where a result needs what nobody made sense of."""
-        read = [v for node in self.graph.nodes for v in node.inputs] + self.graph.outputs
+        read = [v for node in self.graph.nodes for v in node.inputs] + self.graph.results()
         for value in read:
             if value in self.unknown:
                 raise self.unknown[value]
@@ -147,7 +147,7 @@ class Reader(Walk):
         if item.dtype == object and item.ndim:
             made = OPS["stack"](*map(self.value, item), axis=0)
         elif item.ndim == 0 or (flat.size > 1 and (flat == flat[0]).all()):
-            number = flat[0] if item.dtype == object else flat[0].item()
+            number = flat[0] if item.dtype == object else _said(flat[:1].reshape(()))
             made = OPS["full"](shape=item.shape, value=number, dtype=as_dtype(kind))
         else:
             made = OPS["constant"](value=item)
@@ -169,7 +169,7 @@ class Reader(Walk):
             if not line.plain and not self.confirmed(line, attrs, kinds, call, arrays):
                 continue
             try:
-                attrs, (out, *_) = op.settle(kinds, attrs)
+                attrs, _ = op.settle(kinds, attrs)
             except (TypeError, ValueError):
                 continue
             result = op(*self.operands(op, arrays), **attrs)
@@ -188,7 +188,7 @@ class Reader(Walk):
         beside = op.promotes and any(isinstance(a, Value) for a in arrays.values())
         return [
             None if n not in arrays
-            else arrays[n].item() if beside and _is_number(arrays[n]) else self.value(arrays[n])
+            else _said(arrays[n]) if beside and _is_number(arrays[n]) else self.value(arrays[n])
             for n in op.arrays
         ]  # fmt: skip
 

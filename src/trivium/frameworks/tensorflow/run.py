@@ -42,9 +42,10 @@ class Foreign:
     def __init__(self, function: Any, held: Mapping[str, Any]):
         self.function, self.held = function, held
         self.variables = tuple(held.values())
+        self.__signature__ = inspect.signature(function)  # whether it asks if it trains
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self.function(*inputs)
+    def __call__(self, *inputs: Any, **mode: bool) -> Any:
+        return self.function(*inputs, **mode)
 
 
 def foreign(model: Foreign, module: Any) -> TensorflowRunner:

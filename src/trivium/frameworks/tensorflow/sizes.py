@@ -53,7 +53,8 @@ def known(items: Any) -> Any:
 
 
 def index(rank: int, begin: Any, end: Any, strides: Any, begin_mask: int = 0, end_mask: int = 0,
-          ellipsis_mask: int = 0, new_axis_mask: int = 0, shrink_axis_mask: int = 0) -> list[Any]:  # fmt: skip
+          ellipsis_mask: int = 0, new_axis_mask: int = 0,
+          shrink_axis_mask: int = 0) -> list[Any]:  # fmt: skip
     """What a StridedSlice takes, as Python writes it between brackets: slices, places, None."""
     parts: list[Any] = []
     places = range(len(begin))
@@ -76,7 +77,7 @@ def _sliced(x: Any, begin: Any, end: Any, strides: Any, **masks: Any) -> Any:
     return x[tuple(index(x.ndim, begin.tolist(), end.tolist(), strides.tolist(), **masks))]
 
 
-def _cast(x: Any, DstT: str, **_: Any) -> Any:  # noqa: N803  (its name there)
+def _cast(x: Any, DstT: str, **_: Any) -> Any:
     if x.dtype == object:
         return x if "int" in DstT else None
     return x.astype(DstT)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType, as_dtype
-from trivium.frameworks.tensorflow.sizes import Held, fold
+from trivium.frameworks.tensorflow.sizes import fold
 from trivium.frameworks.words import Call
 from trivium.graph import Graph, Type, UnsupportedError, Value
 from trivium.shape import Dim
@@ -45,7 +45,9 @@ class Walk:
     def operator(self, op: Any, given: list[Any]) -> Sequence[Any]:
         """What one operator gives."""
         if op.type in CALLED:
-            return self.run(op.graph._get_function(op.get_attr("f").name).graph, given)
+            inside = op.graph._get_function(op.get_attr("f").name).graph
+            # TensorFlow adds outputs to what was differentiated.
+            return self.run(inside, given)[: len(op.outputs)]
         if op.type in IDLE or op.type in SILENT:
             return given[: len(op.outputs)]
         attrs = {a.name: plain(op.get_attr(a.name)) for a in op.op_def.attr
@@ -73,8 +75,9 @@ class Walk:
 
     def nobody(self) -> list[Value]:
         """Values that nothing here makes."""
-        types = [Type(self.dtype(t), tuple(Dim("batch") if s is None else s for s in t.shape))
-                 for t in self.op.outputs]  # fmt: skip
+        sizes = [() if t.shape.rank is None else t.shape for t in self.op.outputs]
+        types = [Type(self.dtype(t), tuple(Dim("batch") if s is None else s for s in shape))
+                 for t, shape in zip(self.op.outputs, sizes, strict=True)]  # fmt: skip
         return [Value(self.graph, t, None, i) for i, t in enumerate(types)]
 
     def dtype(self, tensor: Any) -> DType:
@@ -104,13 +107,10 @@ def _needed(traced: Any) -> Iterator[Any]:
 
 def fits(kind: Type, tensor: Any) -> bool:
     """Is this the type of a tensor, whose sizes may be unknown there?"""
-    alike = kind.dtype == tensor.dtype.name
-    if tensor.shape.rank is None:
-        return alike
-    return alike and len(kind.shape) == len(tensor.shape) and all(
-        b is None or a == b or isinstance(a, Dim)
-        for a, b in zip(kind.shape, tensor.shape, strict=True)
-    )  # fmt: skip
+    sizes = kind.shape if tensor.shape.rank is None else tuple(tensor.shape)
+    alike = (b is None or a == b or isinstance(a, Dim)
+             for a, b in zip(kind.shape, sizes, strict=False))  # fmt: skip
+    return kind.dtype == str(tensor.dtype.name) and len(kind.shape) == len(sizes) and all(alike)
 
 
 def plain(value: Any) -> Any:
@@ -132,8 +132,8 @@ def _inferred(op_def: Any) -> set[str]:
 def told(op: Any, attrs: Mapping[str, Any]) -> dict[str, Any]:
     """The attributes that are not at their default."""
     defaults = {a.name: a.default_value for a in op.op_def.attr if a.HasField("default_value")}
-    return {k: v for k, v in attrs.items()
-            if k not in defaults or (said := _default(defaults[k])) is None or v != said}  # fmt: skip
+    said = {k: _default(v) for k, v in defaults.items()}
+    return {k: v for k, v in attrs.items() if said.get(k) is None or v != said[k]}
 
 
 def _default(value: Any) -> Any:
