@@ -21,7 +21,7 @@ HERE = Path(tv.__file__).parent / "frameworks"
 READING = {"read.py", "open.py", "operators.py", "operations.py", "network.py", "symbol.py",
            "symbolic.py", "special.py", "files.py", "load.py", "params.py", "exported.py",
            "exporting.py", "modes.py", "aten.py", "aten_math.py", "aten_nn.py", "aten_shape.py",
-           "sizes.py", "shapes.py", "lines.py", "primitives.py"}  # fmt: skip
+           "sizes.py", "shapes.py", "lines.py", "primitives.py", "walk.py"}  # fmt: skip
 BOTH = {"layers.py", "words.py", "ways.py", "layer.py", "arrays.py", "__init__.py"}
 RUNNING = {"run.py", "runner.py", "made.py", "watch.py"}
 

@@ -69,7 +69,7 @@ _SHAPE = click.option(
 def _model(spec: str, run: bool = False) -> Any:
     """The model that an argument means; a file to ``run`` stays a path."""
     path = Path(spec)
-    if path.is_dir():
+    if path.is_dir() and not (path / "saved_model.pb").exists():
         raise click.ClickException(f"{spec} is a folder. {MODEL}")
     if path.exists() and run:
         return path

