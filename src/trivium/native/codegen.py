@@ -14,6 +14,7 @@ from trivium.native.function import Env, NestFunction, arrays
 from trivium.native.index import Var
 from trivium.native.ir import Module, V, type_of, vector
 from trivium.native.microkernel import Tiles
+from trivium.native.nest import FOLDS
 from trivium.native.schedule import Plan
 
 
@@ -286,7 +287,8 @@ class Writer(NestFunction):
         self.store(spot)
 
     def _join(self, x: V, y: V, dtype: DType) -> V:
-        op = {"sum": "add", "max": "maximum", "min": "minimum"}[self.nest.kind]
+        op = FOLDS[self.nest.kind]
+        assert op is not None
         if dtype == "bool":
             return self.b.op("or" if self.nest.kind == "max" else "and", x, y)
         return operate(self.b, op, [x, y], dtype, dtype)

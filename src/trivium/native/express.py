@@ -19,7 +19,8 @@ _ARITHMETIC = {"add": "add", "subtract": "sub", "multiply": "mul"}
 _COMPARE = {"equal": "oeq eq eq", "not_equal": "une ne ne", "less": "olt slt ult",
             "less_equal": "ole sle ule", "greater": "ogt sgt ugt",
             "greater_equal": "oge sge uge"}  # fmt: skip
-_FUNCTIONS = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "pow"}
+FUNCTIONS = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "pow"}
+"""Instructions on floating numbers that ``vecmath`` writes."""
 
 
 def memory_type(dtype: DType) -> str:
@@ -303,7 +304,7 @@ def operate(b: Function, op: str, x: list[V], source: DType, dtype: DType) -> V:
     """One elementwise op; ``source``: its (last) argument's dtype, ``dtype``: the result's."""
     if op == "cast":
         return convert(b, x[0], source, dtype)
-    if op in _FUNCTIONS:
+    if op in FUNCTIONS:
         return vecmath.call(b, op, *x)
     return _OPERATIONS[op](b, x, source)
 
@@ -405,6 +406,10 @@ _OPERATIONS: dict[str, Callable[[Function, list[V], DType], V]] = {
     "logical_not": lambda b, x, d: b.op("xor", x[0], Function.const(x[0].type, 1)),
     "where": lambda b, x, d: b.select(x[0], x[1], x[2]),
 }
+
+
+INSTRUCTIONS = (_OPERATIONS.keys() - {"beats"}) | FUNCTIONS | {"cast"}
+"""What the engine computes on each place, each by the name of the op that it is."""
 
 
 def convert(b: Function, x: V, source: DType, dtype: DType) -> V:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType
+from trivium.graph import OPS
 from trivium.native.index import ZERO, Index, Var
 
 
@@ -100,15 +101,16 @@ class Expr:
 
     def __init__(self, op: str, dtype: DType, args: tuple[Expr, ...], extra: Any):
         self.op, self.dtype, self.args, self.extra = op, dtype, args, extra
-        self.cost: int = _COST.get(op, 1) + sum(a.cost for a in args)
+        own = _COST[op] if op in _COST else OPS[op].cost
+        self.cost: float = own + sum(a.cost for a in args)
         self.loads: int = (op in ("load", "gather")) + sum(a.loads for a in args)
         # An int64 that surely fits in 32 bits is computed in 32: lanes are precious.
         self.small = _is_small(self)
 
 
-_COST = {"load": 1, "const": 0, "iota": 1, "acc": 0, "exp": 12, "log": 14, "log1p": 20, "tanh": 16,
-         "expm1": 18, "erf": 24, "sigmoid": 16, "pow": 40, "divide": 4, "sqrt": 6, "gather": 8,
-         "cast": 1, "guard": 2, "philox": 200}  # fmt: skip
+_COST = {"load": 1, "const": 0, "iota": 1, "acc": 0, "gather": 8, "guard": 2, "beats": 1}
+FOLDS: dict[str, str | None] = {"sum": "add", "max": "maximum", "min": "minimum", "argmax": None}
+"""The kinds of reduction, each the op that it is, and the instruction that joins two of them."""
 
 
 def _is_small(e: Expr) -> bool:
@@ -278,7 +280,7 @@ class Nest:
         return int(np.prod([v.extent for v in (*self.loops, *self.reduce)], dtype=np.int64))
 
     @property
-    def work(self) -> int:
+    def work(self) -> float:
         """About how many cycles of one core's scalar unit it takes."""
         inner = self.body.cost + 1 if self.body is not None else 0
         outs = int(np.prod([v.extent for v in self.loops], dtype=np.int64))
