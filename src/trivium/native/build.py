@@ -213,7 +213,7 @@ class Build:
                 b.do(f"call void {call.ref}({pool}, ptr @phase_{i}, {args}, {tasks})")
             else:
                 b.call(f"phase_{i}", "void", [args, V("i64", "0")])
-            if any(p.nest.name.startswith("check_") for p in phase.plans):
+            if any(p.nest.watches for p in phase.plans):
                 self._stop_on_errors(b, args)
         b.finish()
 

@@ -19,7 +19,7 @@ from trivium.native import meaning, reductions
 from trivium.native.groups import Groups
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.meaning import is_fold, is_product, is_view
-from trivium.native.nest import Axis, Buffer, Expr, Exprs, Nest, Store, parts
+from trivium.native.nest import Acc, Axis, Buffer, Expr, Exprs, Nest, Store, parts
 from trivium.native.prepare import is_relaid
 
 TWICE: meaning.At = (Index({}, -1),)  # a reduction's result that is read at two places
@@ -258,7 +258,7 @@ class Fusion:
         if any(v.extent == 0 for v in over):  # no tap reaches these places: an empty sum
             zero = self.make.const(0, heavy.dtype)
             for s in stores:
-                s.value = self.make.rewrite(s.value, lambda e: zero if e.op == "acc" else None)
+                s.value = self.make.rewrite(s.value, lambda e: zero if isinstance(e, Acc) else None)
             self.work.append(Nest(_label(heavy), loops, stores, unit=unit))
             return
         self.work.append(Nest(_label(heavy), loops, stores, kind, over, body, unit=unit))
@@ -266,7 +266,7 @@ class Fusion:
     def _emit_alone(self, heavy: Value, roots: Sequence[Value]) -> None:
         """The reduction by itself, then its followers as maps."""
         assert heavy.node is not None
-        buffer, acc = self._new(heavy), self.make.make("acc", heavy.dtype)
+        buffer, acc = self._new(heavy), self.make.acc(heavy.dtype)
         for loops, at in reductions.pieces(heavy.node, heavy.shape):
             self._reduction(heavy, loops, at, [Store(buffer, at, acc)])
         for r in roots:
@@ -278,7 +278,7 @@ class Fusion:
         """``v`` at a place: from memory if it is there, else written out."""
         stored = v in self.buffers or v in self.realised or v in self.owner
         if stored and v not in self.fresh:
-            return self.make.make("load", v.dtype, (), (self._stored(v), at))
+            return self.make.load(self._stored(v), at, v.dtype)
         return self.expand(v, at)
 
     def expand(self, v: Value, at: meaning.At) -> Expr:
@@ -288,7 +288,7 @@ class Fusion:
                 self.acc_at = TWICE
             else:
                 self.acc_at = at
-            return self.make.make("acc", v.dtype)
+            return self.make.acc(v.dtype)
         node = v.node
         assert node is not None, v
         if node.op == "constant" and v.size != 1:
@@ -331,14 +331,14 @@ class Fusion:
         self.checks.append(f"{node.op}{where}: an index is out of range for {what}")
         over = [Var(f"r{k}", s) for k, s in enumerate(indices.shape)]
         value = self.read(indices, tuple(map(Index.of, over)))
-        make, const = self.make.make, self.make.const
+        make, const = self.make.apply, self.make.const
         wide = value if value.dtype == dt.int64 else make("cast", dt.int64, [value])
         below = make("less", dt.bool_, [wide, const(low, dt.int64)])
         above = make("greater_equal", dt.bool_, [wide, const(high, dt.int64)])
         body = make("cast", dt.int32, [make("logical_or", dt.bool_, [below, above])])
         at = (Index({}, len(self.checks) - 1),)
-        store = Store(self.errors, at, make("acc", dt.int32))
-        self.work.append(Nest(f"check_{node.op}", [], [store], "max", over, body))
+        store = Store(self.errors, at, self.make.acc(dt.int32))
+        self.work.append(Nest(f"check_{node.op}", [], [store], "max", over, body, watches=True))
 
 
 def _size(v: Any) -> int:

@@ -19,7 +19,7 @@ from trivium.dtype import DType
 from trivium.graph import OPS, Node, Type, Value
 from trivium.native.express import FUNCTIONS, INSTRUCTIONS
 from trivium.native.index import ZERO, Index, Var
-from trivium.native.nest import FOLDS, Condition, Expr, Exprs
+from trivium.native.nest import FOLDS, Condition, Const, Expr, Exprs, Load
 from trivium.op import Op
 from trivium.traits import REDUCTION
 
@@ -141,17 +141,18 @@ def _each(make: Exprs, node: Node, at: At, read: Read) -> Expr:
 
 def arithmetic(make: Exprs, op: str, dtype: DType, args: Sequence[Expr]) -> Expr:
     """An elementwise op on expressions, folded where all are constants."""
-    if all(a.op == "const" for a in args):
-        values = [np.asarray(a.extra) for a in args]
+    numbers = [a.value for a in args if isinstance(a, Const)]
+    if len(numbers) == len(args):
+        values = list(map(np.asarray, numbers))
         attrs = {"dtype": dtype} if op == "cast" else {}
         with np.errstate(all="ignore"):
             return make.const(OPS[op].evaluate(values, attrs)[0], dtype)
     if op == "cast" and args[0].dtype == dtype:
         return args[0]
-    zero = args[-1].op == "const" and not args[-1].extra
+    zero = isinstance(args[-1], Const) and not args[-1].value
     if op == "greater" and zero and args[0].op == "cast" and args[0].args[0].dtype == dt.bool_:
         return args[0].args[0]  # a bool made a number, asked whether it is more than 0
-    return make.make(op, dtype, args)
+    return make.apply(op, dtype, args)
 
 
 @meaning("stop_gradient")
@@ -188,8 +189,8 @@ def number(make: Exprs, index: Index, dtype: DType) -> Expr:
     known = index.as_int()
     if known is not None:
         return make.const(known, dtype)
-    wide = make.make("iota", dt.int64, (), index)
-    return wide if dtype == dt.int64 else make.make("cast", dtype, [wide])
+    wide = make.iota(index, dt.int64)
+    return wide if dtype == dt.int64 else make.apply("cast", dtype, [wide])
 
 
 @meaning("one_hot")
@@ -198,7 +199,7 @@ def _one_hot(make: Exprs, node: Node, at: At, read: Read) -> Expr:
     chosen = read(indices, at[:-1])
     place = number(make, at[-1], dt.int64)
     if chosen.dtype != dt.int64:
-        chosen = make.make("cast", dt.int64, [chosen])
+        chosen = make.apply("cast", dt.int64, [chosen])
     hit = arithmetic(make, "equal", dt.bool_, [chosen, place])
     return arithmetic(make, "cast", node.out.dtype, [hit])
 
@@ -210,18 +211,17 @@ def _take(make: Exprs, node: Node, at: At, read: Read) -> Expr:
     axis, rank = node.attrs["axis"], len(indices.shape)
     chosen = read(indices, at[axis : axis + rank])
     if chosen.dtype != dt.int64:
-        chosen = make.make("cast", dt.int64, [chosen])
+        chosen = make.apply("cast", dt.int64, [chosen])
     size = x.shape[axis]
     low, high = make.const(0, dt.int64), make.const(size, dt.int64)
     below = arithmetic(make, "less", dt.bool_, [chosen, low])
     wrapped = arithmetic(make, "add", dt.int64, [chosen, high])
     chosen = arithmetic(make, "where", dt.int64, [below, wrapped, chosen])
     source = read(x, (*at[:axis], ZERO, *at[axis + rank :]))
-    if source.op != "load":
+    if not isinstance(source, Load):
         raise TypeError("take reads an array in memory")
-    buffer, place = source.extra
-    places = tuple(None if i == axis else p for i, p in enumerate(place))
-    return make.make("gather", x.dtype, [chosen], (buffer, places))
+    places = tuple(None if i == axis else p for i, p in enumerate(source.at))
+    return make.gather(source.buffer, places, chosen)
 
 
 @meaning("transpose")
@@ -286,7 +286,7 @@ def guarded(make: Exprs, conditions: Sequence[Condition], value: Expr, other: Ex
             real.append((index, low, high))
     if not real:
         return value
-    return make.make("guard", value.dtype, [value, other], tuple(real))
+    return make.guard(tuple(real), value, other)
 
 
 @meaning("pad")
@@ -362,9 +362,10 @@ def _written_out(make: Exprs, node: Node, at: At, read: Read) -> Expr:
 
 
 def _first_largest(make: Exprs, items: Sequence[Expr]) -> Expr:
-    best, place = items[0], make.const(0, dt.int64)
+    best = items[0]
+    place: Expr = make.const(0, dt.int64)
     for k, item in enumerate(items[1:], 1):
-        better = make.make("beats", dt.bool_, [item, best])
+        better = make.apply("beats", dt.bool_, [item, best])
         best = arithmetic(make, "where", best.dtype, [better, item, best])
         place = arithmetic(make, "where", dt.int64, [better, make.const(k, dt.int64), place])
     return place

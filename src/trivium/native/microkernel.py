@@ -255,13 +255,13 @@ class Tile:
 
     def _address(self, f: Factor, row: tuple[int, ...]) -> tuple[V, tuple[int, ...]]:
         spot = Place(self.b, self.t.w.pointers, self.env | self._row_env(row))
-        kind, (pointer, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
+        kind, (pointer, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.at)
         return self.b.gep(kind, pointer, spot.scalar(flat)), row
 
     def _column(self, j: int) -> V:
         """One vector of B."""
         f, spot = self.t.f, Place(self.b, self.t.w.pointers, self.env)
-        kind, (start, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
+        kind, (start, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.at)
         return self._vector(kind, self.b.gep(kind, start, spot.scalar(flat)), j)
 
     def _mask(self, j: int) -> V | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -97,54 +97,209 @@ Condition = tuple[Index, int, Any]  # low <= index < high
 class Expr:
     """A number at a place. Equal ones are one object: made by :class:`Exprs` only."""
 
-    __slots__ = ("args", "cost", "dtype", "extra", "loads", "op", "small")
+    __slots__ = ("args", "cost", "dtype", "loads", "small")
+    own_cost: float = 1
+    reads = False
+    op = ""  # the instruction, of what is one
 
-    def __init__(self, op: str, dtype: DType, args: tuple[Expr, ...], extra: Any):
-        self.op, self.dtype, self.args, self.extra = op, dtype, args, extra
-        own = _COST[op] if op in _COST else OPS[op].cost
-        self.cost: float = own + sum(a.cost for a in args)
-        self.loads: int = (op in ("load", "gather")) + sum(a.loads for a in args)
+    def __init__(self, dtype: DType, args: tuple[Expr, ...]):
+        self.dtype, self.args = dtype, args
+        self.cost: float = self.own_cost + sum(a.cost for a in args)
+        self.loads: int = self.reads + sum(a.loads for a in args)
         # An int64 that surely fits in 32 bits is computed in 32: lanes are precious.
-        self.small = _is_small(self)
+        self.small = dtype.numpy == np.int64 and self._fits()
+
+    def own(self) -> tuple[Any, ...]:
+        """What it has beside its arguments, in the order that its class takes it."""
+        return ()
+
+    def moved(self, change: Callable[[Index], Index]) -> tuple[Any, ...]:
+        """As :meth:`own`, with every Index changed."""
+        return self.own()
+
+    def indices(self, flat: bool) -> Iterable[Index]:
+        """The Indices in it; not ``flat``: positions in logical axes."""
+        return ()
+
+    def _fits(self) -> bool:
+        return False
 
 
-_COST = {"load": 1, "const": 0, "iota": 1, "acc": 0, "gather": 8, "guard": 2, "beats": 1}
+class Const(Expr):
+    """A number of NumPy's."""
+
+    __slots__ = ("value",)
+    own_cost = 0
+
+    def __init__(self, dtype: DType, args: tuple[Expr, ...], value: Any):
+        self.value = value
+        super().__init__(dtype, args)
+
+    def own(self) -> tuple[Any, ...]:
+        return (self.value,)
+
+    def _fits(self) -> bool:
+        return bool(abs(self.value) < 2**30)
+
+
+class Acc(Expr):
+    """What the nest reduces."""
+
+    __slots__ = ()
+    own_cost = 0
+
+
+class Read(Expr):
+    """An element of an array."""
+
+    __slots__ = ("at", "buffer")
+    reads = True
+
+    def __init__(self, dtype: DType, args: tuple[Expr, ...], buffer: Buffer, at: Any):
+        self.buffer, self.at = buffer, at
+        super().__init__(dtype, args)
+
+    def own(self) -> tuple[Any, ...]:
+        return self.buffer, self.at
+
+    def moved(self, change: Callable[[Index], Index]) -> tuple[Any, ...]:
+        return self.buffer, tuple(i if i is None else change(i) for i in self.at)
+
+
+class Load(Read):
+    """The element at a place."""
+
+    __slots__ = ()
+
+    def indices(self, flat: bool) -> Iterable[Index]:
+        return [self.buffer.flat(self.at)] if flat else self.at
+
+    def _fits(self) -> bool:
+        return bool(self.buffer.dtype != "int64")
+
+
+class Gather(Read):
+    """The element at a place of which one index, None in ``at``, is the argument."""
+
+    __slots__ = ()
+    own_cost = 8
+
+    def indices(self, flat: bool) -> Iterable[Index]:
+        return [i for i in self.at if i is not None]  # never joined: one is unknown
+
+
+class Iota(Expr):
+    """An Index as a number."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, dtype: DType, args: tuple[Expr, ...], index: Index):
+        self.index = index
+        super().__init__(dtype, args)
+
+    def own(self) -> tuple[Any, ...]:
+        return (self.index,)
+
+    def moved(self, change: Callable[[Index], Index]) -> tuple[Any, ...]:
+        return (change(self.index),)
+
+    def indices(self, flat: bool) -> Iterable[Index]:
+        return [self.index]
+
+    def _fits(self) -> bool:
+        low, high = self.index.bounds()
+        return low > -(2**30) and high < 2**30
+
+
+class Guard(Expr):
+    """The first argument where all conditions hold, else the second."""
+
+    __slots__ = ("conditions",)
+    own_cost = 2
+
+    def __init__(self, dtype: DType, args: tuple[Expr, ...], conditions: tuple[Condition, ...]):
+        self.conditions = conditions
+        super().__init__(dtype, args)
+
+    def own(self) -> tuple[Any, ...]:
+        return (self.conditions,)
+
+    def moved(self, change: Callable[[Index], Index]) -> tuple[Any, ...]:
+        return (tuple((change(i), low, high) for i, low, high in self.conditions),)
+
+    def indices(self, flat: bool) -> Iterable[Index]:
+        return [i for i, _, _ in self.conditions]
+
+    def _fits(self) -> bool:
+        return all(a.small for a in self.args)
+
+
+class Apply(Expr):
+    """An instruction on the arguments."""
+
+    __slots__ = ("op",)
+
+    def __init__(self, dtype: DType, args: tuple[Expr, ...], op: str):
+        self.op = op
+        super().__init__(dtype, args)
+
+    @property
+    def own_cost(self) -> float:  # type: ignore[override]
+        """As its op says."""
+        return OPS[self.op].cost if self.op in OPS else 1
+
+    def own(self) -> tuple[Any, ...]:
+        return (self.op,)
+
+    def _fits(self) -> bool:
+        return self.op == "where" and self.args[1].small and self.args[2].small
+
+
+E = TypeVar("E", bound=Expr)
 FOLDS: dict[str, str | None] = {"sum": "add", "max": "maximum", "min": "minimum", "argmax": None}
 """The kinds of reduction, each the op that it is, and the instruction that joins two of them."""
 
 
-def _is_small(e: Expr) -> bool:
-    if e.dtype.numpy != np.int64:
-        return False
-    if e.op == "const":
-        return bool(abs(e.extra) < 2**30)
-    if e.op == "iota":
-        low, high = e.extra.bounds()
-        return bool(low > -(2**30) and high < 2**30)
-    if e.op == "load":
-        return bool(e.extra[0].dtype != "int64")
-    if e.op == "where":
-        return e.args[1].small and e.args[2].small
-    return e.op == "guard" and all(a.small for a in e.args)
-
-
 class Exprs:
-    """Makes expressions, one object for equal ones, and folds constants."""
+    """Makes expressions, one object for equal ones."""
 
     def __init__(self) -> None:
-        self._made: dict[Any, Expr] = {}
+        self._made: dict[Any, Any] = {}
 
-    def make(self, op: str, dtype: DType, args: Sequence[Expr] = (), extra: Any = None) -> Expr:
-        """The expression of this operator on these arguments."""
-        key = (op, str(dtype), tuple(map(id, args)), _hashable(extra))
+    def _one(self, kind: type[E], dtype: DType, args: Sequence[Expr], *own: Any) -> E:
+        key = (kind, str(dtype), tuple(map(id, args)), *map(_hashable, own))
         if key not in self._made:
-            self._made[key] = Expr(op, dtype, tuple(args), extra)
-        return self._made[key]
+            self._made[key] = kind(dtype, tuple(args), *own)
+        made: E = self._made[key]
+        return made
 
-    def const(self, value: Any, dtype: DType) -> Expr:
+    def apply(self, op: str, dtype: DType, args: Sequence[Expr]) -> Apply:
+        """An instruction on these arguments."""
+        return self._one(Apply, dtype, args, op)
+
+    def const(self, value: Any, dtype: DType) -> Const:
         """A number."""
-        exact = dtype.numpy.type(value)
-        return self.make("const", dtype, (), exact)
+        return self._one(Const, dtype, (), dtype.numpy.type(value))
+
+    def acc(self, dtype: DType) -> Acc:
+        """What the nest reduces."""
+        return self._one(Acc, dtype, ())
+
+    def load(self, buffer: Buffer, at: tuple[Index, ...], dtype: DType | None = None) -> Load:
+        """An element; ``dtype`` where it is kept in a narrower one."""
+        return self._one(Load, dtype or buffer.dtype, (), buffer, at)
+
+    def gather(self, buffer: Buffer, at: tuple[Index | None, ...], chosen: Expr) -> Gather:
+        """An element at a place of which one index is a number."""
+        return self._one(Gather, buffer.dtype, (chosen,), buffer, at)
+
+    def iota(self, index: Index, dtype: DType) -> Iota:
+        """An Index as a number."""
+        return self._one(Iota, dtype, (), index)
+
+    def guard(self, conditions: tuple[Condition, ...], value: Expr, other: Expr) -> Guard:
+        """``value`` where all conditions hold, else ``other``."""
+        return self._one(Guard, value.dtype, (value, other), conditions)
 
     def rewrite(self, e: Expr, change: Callable[[Expr], Expr | None],
                 done: dict[int, Expr] | None = None) -> Expr:  # fmt: skip
@@ -155,7 +310,7 @@ class Exprs:
             if new is None:
                 args = [self.rewrite(a, change, done) for a in e.args]
                 same = all(a is b for a, b in zip(args, e.args, strict=True))
-                new = e if same else self.make(e.op, e.dtype, args, e.extra)
+                new = e if same else self._one(type(e), e.dtype, args, *e.own())
             done[id(e)] = new
         return done[id(e)]
 
@@ -164,24 +319,12 @@ class Exprs:
         """``e`` with every Index in it changed."""
         if id(e) not in done:
             args = [self.map_indices(a, change, done) for a in e.args]
-            done[id(e)] = self.make(e.op, e.dtype, args, _mapped(e.extra, change))
+            done[id(e)] = self._one(type(e), e.dtype, args, *e.moved(change))
         return done[id(e)]
 
 
-def _mapped(extra: Any, change: Callable[[Index], Index]) -> Any:
-    if isinstance(extra, Index):
-        return change(extra)
-    if isinstance(extra, tuple):
-        return tuple(_mapped(x, change) for x in extra)
-    return extra
-
-
-def _hashable(extra: Any) -> Any:
-    if isinstance(extra, np.generic):
-        return extra.tobytes()  # nan is nan, and 0.0 is not -0.0
-    if isinstance(extra, tuple):
-        return tuple(map(_hashable, extra))
-    return id(extra) if isinstance(extra, Buffer) else extra
+def _hashable(item: Any) -> Any:
+    return item.tobytes() if isinstance(item, np.generic) else item  # nan is nan, 0.0 not -0.0
 
 
 def parts(e: Expr) -> Iterable[Expr]:
@@ -223,14 +366,15 @@ class Nest:
     partial: int = 0  # > 0: sums over ``batch`` go to partial sums of so many images each
     unit: str = ""
     stale: set[Buffer] = field(default_factory=set)  # read as they were before being updated
+    watches: bool = False  # it only looks for indices out of range, before anything is changed
 
     def exprs(self) -> list[Expr]:
         """Everything that is computed."""
         return [s.value for s in self.stores] + ([self.body] if self.body is not None else [])
 
-    def reads(self) -> list[Expr]:
+    def reads(self) -> list[Read]:
         """Every load (and gather), each once."""
-        found = {id(p): p for e in self.exprs() for p in parts(e) if p.op in ("load", "gather")}
+        found = {id(p): p for e in self.exprs() for p in parts(e) if isinstance(p, Read)}
         return list(found.values())
 
     def indices(self, flat: bool = True) -> list[Index]:
@@ -240,14 +384,7 @@ class Nest:
         """
         out = [i for s in self.stores for i in ([s.buffer.flat(s.at)] if flat else s.at)]
         for e in {id(p): p for x in self.exprs() for p in parts(x)}.values():
-            if e.op == "load":
-                out += [e.extra[0].flat(e.extra[1])] if flat else e.extra[1]
-            elif e.op == "iota":
-                out.append(e.extra)
-            elif e.op == "guard":
-                out += [c[0] for c in e.extra]
-            elif e.op == "gather":
-                out += [i for i in e.extra[1] if i is not None]  # never joined: one is unknown
+            out += e.indices(flat)
         return out
 
     def bare(self, make: Exprs) -> None:
@@ -291,7 +428,7 @@ class Nest:
 _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "equal": "==",
           "not_equal": "!=", "less": "<", "less_equal": "<=", "greater": ">",
           "greater_equal": ">=", "logical_and": "&", "logical_or": "|"}  # fmt: skip
-_LEAVES = ("const", "load", "iota", "acc")
+_LEAVES = (Const, Load, Iota, Acc)
 
 
 class _Printer:
@@ -310,7 +447,7 @@ class _Printer:
 
     def show(self, e: Expr) -> str:
         """The expression, or the name that it was given."""
-        if e.op in _LEAVES or id(e) not in self.twice:
+        if isinstance(e, _LEAVES) or id(e) not in self.twice:
             return self._text(e)
         if id(e) not in self.names:
             text = self._text(e)
@@ -319,28 +456,27 @@ class _Printer:
         return self.names[id(e)]
 
     def _text(self, e: Expr) -> str:
-        match e.op:
-            case "const":
-                return f"{e.extra}"
-            case "load":
-                place = ", ".join(map(str, e.extra[1])) or "()"
-                return f"{e.extra[0]}[{place}]"
-            case "iota":
-                return f"({e.extra})"
-            case "acc":
-                return "acc"
-            case "guard":
-                tests = " and ".join(map(_test, e.extra))
+        match e:
+            case Const():
+                return f"{e.value}"
+            case Load():
+                return f"{e.buffer}[{', '.join(map(str, e.at)) or '()'}]"
+            case Iota():
+                return f"({e.index})"
+            case Guard():
+                tests = " and ".join(map(_test, e.conditions))
                 return f"({self.show(e.args[0])} if {tests} else {self.show(e.args[1])})"
-        args = [self.show(a) for a in e.args]
-        if e.op in _INFIX and len(args) == 2:
-            return f"({args[0]} {_INFIX[e.op]} {args[1]})"
-        if e.op == "gather":
-            places = iter(args)
-            at = ", ".join(str(i) if i is not None else next(places) for i in e.extra[1])
-            return f"{e.extra[0]}[{at}]"
-        name = e.dtype if e.op == "cast" else e.op
-        return f"{name}({', '.join(map(_bare, args))})"
+            case Gather():
+                (place,) = map(self.show, e.args)
+                at = ", ".join(place if i is None else str(i) for i in e.at)
+                return f"{e.buffer}[{at}]"
+            case Apply():
+                args = [self.show(a) for a in e.args]
+                if e.op in _INFIX and len(args) == 2:
+                    return f"({args[0]} {_INFIX[e.op]} {args[1]})"
+                name = e.dtype if e.op == "cast" else e.op
+                return f"{name}({', '.join(map(_bare, args))})"
+        return "acc"
 
 
 def _bare(text: str) -> str:

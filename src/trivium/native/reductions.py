@@ -69,7 +69,7 @@ def reduction(make: Exprs, node: Node, at: At, read: Read) -> tuple[str, list[Va
 
 
 def _times(make: Exprs, x: Expr, y: Expr) -> Expr:
-    return make.make("multiply", x.dtype, [x, y])
+    return make.apply("multiply", x.dtype, [x, y])
 
 
 @product("matmul")
