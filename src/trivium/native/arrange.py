@@ -81,8 +81,9 @@ def arrange(fused: Fused, target: Target) -> list[Phase]:
                 lay_alike(nest)
                 planned.append((nest, plan(nest, fused.make, target)))
                 continue
-            planned += [(copy, plan(copy, fused.make, target)) for copy in tiled[1]]
-            planned.append((nest, tiled[0]))
+            tiles, copies = tiled
+            planned += [(copy, plan(copy, fused.make, target)) for copy in copies]
+            planned.append((tiles.nest, tiles))
     return _phases(planned)
 
 

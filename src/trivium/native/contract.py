@@ -84,7 +84,11 @@ def is_product(nest: Nest) -> bool:
 
 
 def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | None:
-    """A plan for a sum of products, and the copies it wants made before. None: not this way."""
+    """A plan for a sum of products, and the copies it wants made before. None: not this way.
+
+    The plan's nest is a copy of ``nest`` that reads those; ``nest`` itself goes on reading what
+    it did.
+    """
     if not is_product(nest) or not nest.loops:
         return None
     _lay_out(nest)
@@ -109,7 +113,7 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
         return None
     copies: list[Nest] = []
     _open_layout(nest, a, b, vec)
-    before = (nest.body, nest.stores, nest.loops, nest.reduce)
+    nest = replace(nest)
     if not _in_line(b, vec):
         made = _relaid(nest, make, b, vec)
         if made is None:
@@ -129,7 +133,6 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
         padded = _padded(nest, make, a)
         again = tile(nest, make, target) if padded is not None else None
         if padded is None or again is None:
-            nest.body, nest.stores, nest.loops, nest.reduce = before
             return None
         return again[0], [*copies, padded, *again[1]]
     copies += _packed(nest, make, made_plan, a, b, {c.stores[0].buffer for c in copies})
