@@ -15,9 +15,10 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.native import contract
+from trivium.native.expr import Axis, Buffer, Expr, Gather, Load, Read, parts
 from trivium.native.fuse import Fused, Kernel
 from trivium.native.index import Index, Var
-from trivium.native.nest import Axis, Buffer, Expr, Gather, Load, Nest, Read, Store, parts
+from trivium.native.nest import Nest, Store
 from trivium.native.schedule import Plan, lay_alike, plan
 from trivium.native.target import Target
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trivium.dtype import DType
+from trivium.native.expr import FOLDS
 from trivium.native.express import Place, neutral, operate
 from trivium.native.function import Env, NestFunction, arrays
 from trivium.native.index import Var
 from trivium.native.ir import Module, V, type_of, vector
 from trivium.native.microkernel import Tiles
-from trivium.native.nest import FOLDS
 from trivium.native.schedule import Plan
 
 

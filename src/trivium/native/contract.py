@@ -13,19 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from trivium.native.expr import Axis, Buffer, Condition, Const, Expr, Exprs, Guard, Load
 from trivium.native.index import Index, Var
-from trivium.native.nest import (
-    Axis,
-    Buffer,
-    Condition,
-    Const,
-    Expr,
-    Exprs,
-    Guard,
-    Load,
-    Nest,
-    Store,
-)
+from trivium.native.nest import Nest, Store
 from trivium.native.schedule import Plan, by_stride, collapse, split_parts
 from trivium.native.target import Target
 

@@ -11,9 +11,9 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.native import vecmath
+from trivium.native.expr import Apply, Buffer, Condition, Const, Expr, Gather, Guard, Iota, Load
 from trivium.native.index import Index, Part, Var
 from trivium.native.ir import Function, V, type_of, vector
-from trivium.native.nest import Apply, Buffer, Condition, Const, Expr, Gather, Guard, Iota, Load
 
 _ARITHMETIC = {"add": "add", "subtract": "sub", "multiply": "mul"}
 _COMPARE = {"equal": "oeq eq eq", "not_equal": "une ne ne", "less": "olt slt ult",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from trivium.native.expr import Buffer, Load
 from trivium.native.express import Place, neutral
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.ir import Function, Module, V, type_of, vector
-from trivium.native.nest import Buffer, Load, Nest
+from trivium.native.nest import Nest
 from trivium.native.schedule import Plan
 
 Env = dict[Var, V | int]

@@ -16,10 +16,11 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import Graph, Node, Value, identifier
 from trivium.native import meaning, reductions
+from trivium.native.expr import Acc, Axis, Buffer, Expr, Exprs, parts
 from trivium.native.groups import Groups
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.meaning import is_fold, is_product, is_view
-from trivium.native.nest import Acc, Axis, Buffer, Expr, Exprs, Nest, Store, parts
+from trivium.native.nest import Nest, Store
 from trivium.native.prepare import is_relaid
 
 TWICE: meaning.At = (Index({}, -1),)  # a reduction's result that is read at two places

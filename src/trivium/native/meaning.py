@@ -17,9 +17,9 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.graph import OPS, Node, Type, Value
+from trivium.native.expr import FOLDS, Condition, Const, Expr, Exprs, Load
 from trivium.native.express import FUNCTIONS, INSTRUCTIONS
 from trivium.native.index import ZERO, Index, Var
-from trivium.native.nest import FOLDS, Condition, Const, Expr, Exprs, Load
 from trivium.op import Op
 from trivium.traits import REDUCTION
 

@@ -11,11 +11,11 @@ import contextlib
 import itertools
 
 from trivium.native.contract import Factor, factors
+from trivium.native.expr import Condition
 from trivium.native.express import Place, memory_type
 from trivium.native.function import Env, NestFunction
 from trivium.native.index import Index, Var
 from trivium.native.ir import Function, V, type_of, vector
-from trivium.native.nest import Condition
 
 Kind = tuple[V | None, int, bool]
 UNROLL = 16  # multiply-adds that a step of the innermost loop should have at least

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from trivium.graph import OPS, Graph, Node, Value
+from trivium.native.expr import FOLDS
 from trivium.native.meaning import is_fold, is_image
-from trivium.native.nest import FOLDS
 from trivium.op import Op
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import inline, prune, replay

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trivium.graph import Graph, Node, Value
+from trivium.native.expr import Condition, Expr, Exprs
 from trivium.native.index import Index, Var
 from trivium.native.meaning import (
     PRODUCTS,
@@ -29,7 +30,6 @@ from trivium.native.meaning import (
     spatial,
     unreduced,
 )
-from trivium.native.nest import Condition, Expr, Exprs
 from trivium.traits import MOVEMENT
 
 SMALL = 9  # a reduction over so few is written out where it is read

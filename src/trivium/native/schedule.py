@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trivium.native.expr import Buffer, Exprs, Load
 from trivium.native.index import Index, Part, Var
-from trivium.native.nest import Buffer, Exprs, Load, Nest
+from trivium.native.nest import Nest
 from trivium.native.target import Target
 
 PIECES = 16  # a loop that cannot be shared out into so many pieces is divided
