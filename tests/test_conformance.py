@@ -5,6 +5,7 @@ the op names its torch form. Nothing here names an op that keeps the rules: a ne
 being declared with cases.
 """
 
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,15 +15,17 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from trivium.dtype import DType
+from trivium.dtype import DType, as_dtype
 from trivium.frameworks.words import Hole, pieces
-from trivium.graph import OPS, Graph, Value
+from trivium.graph import OPS, Graph, Node, Value
 from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.op import Case, Op
+from trivium.traits import CONTRACTION, FAMILIES, MOVEMENT, REDUCTION
 from trivium.transforms.decompose import decompose
 from trivium.transforms.grad import gradient
 from trivium.transforms.replay import replay, specialize
+from trivium.transforms.simplify import simplify
 
 # Outputs through which no gradient flows, on purpose.
 NO_GRADIENT = {
@@ -176,6 +179,217 @@ def test_what_works_on_each_place_minds_no_order(op: Op, case: Case) -> None:
     mixed = [a.reshape(-1)[order] for a in arrays]
     (got,) = op.evaluate(mixed, node.attrs)
     np.testing.assert_array_equal(got, whole.reshape(-1)[order])
+
+
+# -- what an op says it is like --------------------------------------------------------------------
+FAMILY = {f: [p for p in CASES if p.values[0].family == f] for f in FAMILIES}
+
+
+def placed(node: Node, arrays: list[Any]) -> list[Any]:
+    """The arrays as the node takes them, None where one is left out."""
+    given = iter(arrays)
+    return [None if v is None else next(given) for v in node.inputs]
+
+
+def axes_of(attrs: Any) -> tuple[int, ...]:
+    return (attrs["axis"],) if isinstance(attrs["axis"], int) else attrs["axis"]
+
+
+@pytest.mark.parametrize(("op", "case"), FAMILY[REDUCTION])
+def test_a_reduction_makes_one_number_along_its_axes(op: Op, case: Case) -> None:
+    """Its shape says so; and each result depends on the numbers of its own row alone."""
+    node, (x,) = one_node(op, case).nodes[-1], draw(case)
+    axes = axes_of(node.attrs)
+    kept = [1 if i in axes else s for i, s in enumerate(x.shape)]
+    if not node.attrs.get("keepdims"):
+        kept = [s for i, s in enumerate(x.shape) if i not in axes]
+    (whole,) = op.evaluate([x], node.attrs)
+    assert list(whole.shape) == kept
+    for axis in set(range(x.ndim)) - set(axes):
+        other = x.copy()
+        other[(slice(None),) * axis + (0,)] *= -3
+        (got,) = op.evaluate([other], node.attrs)
+        at = axis if node.attrs.get("keepdims") else axis - sum(a < axis for a in axes)
+        rest = (slice(None),) * at + (slice(1, None),)
+        np.testing.assert_array_equal(got[rest], whole[rest])
+
+
+@pytest.mark.parametrize(("op", "case"), FAMILY[MOVEMENT])
+def test_a_movement_computes_nothing(op: Op, case: Case) -> None:
+    node = one_node(op, case).nodes[-1]
+    arrays = draw(case)
+    numbers = [a for a in arrays if a.dtype.kind == "f"]
+    for a in numbers:  # numbers that come from nowhere else
+        a[...] = np.random.default_rng(a.size).permutation(a.size).reshape(a.shape) + 1000.5
+    (out,) = op.evaluate(arrays, node.attrs)
+    known = [a.reshape(-1) for a in numbers] + [np.array([node.attrs.get("value", 1000.5)])]
+    assert set(out.reshape(-1)) <= set(np.concatenate(known))
+
+
+@pytest.mark.parametrize(("op", "case"), FAMILY[CONTRACTION])
+def test_a_contraction_is_linear_in_both(op: Op, case: Case) -> None:
+    node, arrays = one_node(op, case).nodes[-1], draw(case)
+    full = placed(node, arrays)
+    x, y, *bias = full
+    nothing = [b if b is None else 0 * b for b in bias]
+    (once,) = op.evaluate([x, y, *nothing], node.attrs)
+    for a, b in ((2 * x, y), (x, 2 * y)):
+        np.testing.assert_allclose(op.evaluate([a, b, *nothing], node.attrs)[0], 2 * once)
+    assert np.abs(op.evaluate([0 * x, y, *nothing], node.attrs)[0]).max() == 0
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[0].axes is not None])
+def test_axes_are_followed(op: Op, case: Case) -> None:
+    """Arrays laid otherwise, and the result laid back: the same as before."""
+    node, arrays = one_node(op, case).nodes[-1], draw(case)
+    rank, full = arrays[0].ndim, placed(node, arrays)
+    plain = op.evaluate(full, node.attrs)
+    assert op.axes is not None
+    for order in itertools.permutations(range(rank)):
+        attrs, lies = op.axes(node.attrs, order)
+        laid = [a.transpose(order) if a is not None and a.ndim == rank else a for a in full]
+        found = op.evaluate(laid, attrs)
+        back = found[0].transpose([lies.index(i) for i in range(len(lies))])
+        for got, want in zip((back, *found[1:]), plain, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("op", "case"), [p for p in CASES if p.values[0].images and "layout" in p.values[0].defaults]
+)
+def test_images_lie_as_their_layout_says(op: Op, case: Case) -> None:
+    node, arrays = one_node(op, case).nodes[-1], draw(case)
+    full = placed(node, arrays)
+    layout = node.attrs["layout"]
+    rank = len(layout)
+    other = "NC" + layout[1:-1] if layout[-1] == "C" else "N" + layout[2:] + "C"
+    order = tuple(layout.index(a) for a in other)
+    laid = [
+        a.transpose(order) if name in op.images else a
+        for a, name in zip(full, op.names(full), strict=True)
+    ]
+    (plain,) = op.evaluate(full, node.attrs)
+    (found,) = op.evaluate(laid, node.attrs | {"layout": other})
+    if not op.makes_kernel:
+        plain = plain.transpose((*order, *range(rank, plain.ndim)))
+    np.testing.assert_allclose(found, plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[0].around is not None])
+def test_padding_stands_for_a_number(op: Op, case: Case) -> None:
+    node, arrays = one_node(op, case).nodes[-1], draw(case)
+    x, *more = placed(node, arrays)
+    sides, it = [], iter(node.attrs["padding"])
+    for a in node.attrs["layout"]:
+        sides.append((0, 0) if a in "NC" else next(it))
+    padded = np.pad(x, sides, constant_values=op.around)
+    none = tuple((0, 0) for _ in node.attrs["padding"])
+    (want,) = op.evaluate([x, *more], node.attrs)
+    (got,) = op.evaluate([padded, *more], node.attrs | {"padding": none})
+    np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
+
+
+def likely(value: Any, x: Any) -> list[Any]:
+    """Values of an attribute with which an op might do nothing."""
+    found = [value, (), x.shape, False, x.ndim - 1, tuple(range(x.ndim)), (0,) * x.ndim]
+    return [*found, 0.0, as_dtype(x.dtype)]
+
+
+IDLE = [op for op in ALL if op.idle is not None]
+
+
+@pytest.mark.parametrize("op", IDLE, ids=lambda op: op.name)
+def test_what_is_idle_leaves_its_array_as_it_is(op: Op) -> None:
+    assert op.idle is not None
+    count = 0
+    for c in op.cases:
+        arrays = draw(c, tv.float64)
+        x, names = arrays[0], list(c.attrs) or ["axis"]
+        for several in itertools.product(*(likely(c.attrs.get(n), x) for n in names[:3])):
+            changed = c.attrs | dict(zip(names, several, strict=False))
+            try:
+                graph = one_node(op, Case(c.arrays, changed))
+                graph = specialize(graph, floating=tv.float64)
+                node = graph.nodes[-1]
+                types = [v if v is None else v.type for v in node.inputs]
+                idle = op.idle(*types, **node.attrs)
+            except (TypeError, ValueError, IndexError, AttributeError):
+                continue
+            if idle:
+                count += 1
+                (y,) = op.evaluate(placed(node, arrays), node.attrs)
+                np.testing.assert_array_equal(y, x)
+    assert count, f"{op.name} is never idle"
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if "axis" in p.values[0].defaults])
+def test_nothing_is_left_out_that_does_something(op: Op, case: Case) -> None:
+    """Along no axis a sum is what is summed; a variance is 0 there."""
+    try:
+        graph = one_node(op, Case(case.arrays, case.attrs | {"axis": ()}))
+    except (TypeError, ValueError, LookupError):
+        return
+    arrays = draw(case)
+    for got, want in zip(
+        *(Interpreter(g, tv.float64)(*arrays) for g in (simplify(graph), graph)), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+BOUNDED = [p for p in CASES if p.values[0].bounds]
+
+
+@pytest.mark.parametrize(("op", "case"), BOUNDED)
+def test_places_out_of_bounds_are_an_error_everywhere(op: Op, case: Case) -> None:
+    graph, arrays = one_node(op, case), draw(case, tv.float32)
+    node = graph.nodes[-1]
+    for name, bounds in op.bounds.items():
+        at = op.arrays.index(name)
+        low, high, what = bounds(*(v.type for v in node.inputs if v is not None), **node.attrs)
+        for wrong, fits in ((low - 1, False), (low, True), (high - 1, True), (high, False)):
+            given = [a.copy() for a in arrays]
+            given[at].reshape(-1)[-1] = wrong
+            for run in (Interpreter(graph), tv.compile(op_with(op, case))):
+                if fits:
+                    run(*given)
+                    continue
+                with pytest.raises(IndexError, match=f"out of range for {what}"):
+                    run(*given)
+
+
+def op_with(op: Op, case: Case) -> Any:
+    return lambda *arrays: op(*arrays, **case.attrs)
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[0].gives is not None])
+def test_numbers_are_what_an_op_says_it_gives(op: Op, case: Case) -> None:
+    node = one_node(op, case).nodes[-1]
+    assert op.gives is not None
+    low, high = op.gives(*(v.type for v in node.inputs if v is not None), **node.attrs)
+    rng = np.random.default_rng(0)
+    shapes = [s.shape for s in case.arrays if s is not None]
+    found = [op.evaluate([rng.standard_normal(s) for s in shapes], node.attrs) for _ in range(100)]
+    assert {int(n) for (y,) in found for n in y.reshape(-1)} == set(range(low, high))
+
+
+@pytest.mark.parametrize(("op", "case"), [p for p in CASES if p.values[0].random])
+def test_random_numbers_follow_their_key(op: Op, case: Case) -> None:
+    node, arrays = one_node(op, case).nodes[-1], draw(case)
+    at = op.arrays.index(op.random)
+    other = [a + np.uint64(1) if i == at else a for i, a in enumerate(arrays)]
+    once, again, changed = (op.evaluate(a, node.attrs)[0] for a in (arrays, arrays, other))
+    np.testing.assert_array_equal(once, again)
+    assert (node.attrs.get("training") is False) == np.array_equal(once, changed)
+
+
+@pytest.mark.parametrize("op", [op for op in ALL if op.drops], ids=lambda op: op.name)
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_what_drops_does_so_as_often_as_it_says(op: Op, rate: float) -> None:
+    x, key = np.ones((100, 1000)), np.array([3, 5], np.uint64)
+    attrs = op.normalize([], {op.drops: rate, "training": True})
+    (y,) = op.evaluate([x, key], attrs)
+    assert abs((y == 0).mean() - rate) < 0.01
+    np.testing.assert_allclose(y[y != 0], 1 / (1 - rate))
 
 
 @each_case

@@ -16,7 +16,7 @@ FILES = sorted((SRC / "trivium").rglob("*.py"))
 # From the ground up. One line is one storey; rooms of a storey between which there is a wall do not
 # import each other, and a room is a file or a folder of this name.
 STOREYS: list[list[set[str]]] = [
-    [{"dtype", "shape", "atomic", "recent", "framework"}],
+    [{"dtype", "shape", "atomic", "recent", "framework", "traits"}],
     [{"operators"}],
     [{"graph"}],
     [{"op"}],

@@ -28,9 +28,9 @@ from trivium.native import program, run
 from trivium.native.build import Build, assemble
 from trivium.native.run import NativeFunction, NativeTrainer
 from trivium.native.target import TARGETS, host
+from trivium.nn.parameter import captured
 from trivium.op import Case, Op
 from trivium.shape import ShapeError
-from trivium.train.fit import captured
 from trivium.transforms.grad import pullback
 from trivium.transforms.step import training_step
 
@@ -383,11 +383,34 @@ def test_labels_out_of_range_stop_the_step_before_it_changes_anything() -> None:
     before = {n: a.copy() for n, a in model.state_dict().items()}
     with pytest.raises(IndexError, match="label 3 is out of range for 3 classes"):
         step(x, y + 1)
-    with pytest.raises(IndexError, match="one_hot: an index is out of range for 3 entries"):
+    with pytest.raises(IndexError, match="one_hot: an index is out of range for 3 classes"):
         step._trainer.step([x, y + 1], 0.1)  # the engine's own, for indices that are computed
     for name, value in model.state_dict().items():
         assert value.tobytes() == before[name].tobytes()
     assert np.isfinite(step(x, y))
+
+
+def test_a_place_among_more_than_there_are_classes_is_out_of_range() -> None:
+    """That argmax gives places says nothing unless they are places among these."""
+    x = np.eye(4, 5, dtype=np.float32)
+    for classes in (5, 7):
+        fast = tv.compile(lambda x, n=classes: tv.one_hot(tv.argmax(x, axis=1), classes=n))
+        assert np.asarray(fast(x)).shape == (4, classes)
+        assert "max" not in fast.source.replace("argmax", "")
+    with pytest.raises(IndexError, match="out of range for 3 classes"):
+        tv.compile(lambda x: tv.one_hot(tv.argmax(x, axis=1), classes=3))(x)
+
+
+def test_what_is_turned_after_a_sum() -> None:
+    """Views follow a reduction into its nest only where every place is met once."""
+    x = np.random.default_rng(0).standard_normal((6, 5, 4)).astype(np.float32)
+    for view in (
+        lambda y: tv.flip(y, axis=0),
+        lambda y: y[1:5],
+        lambda y: tv.broadcast_to(y, shape=(3, 6, 5)),
+        lambda y: tv.flip(y.T, axis=(0, 1)),
+    ):
+        agree(graph_of(lambda x, f=view: f(tv.relu(tv.sum(x, axis=2))) + 1, x), [x], 4e-6)
 
 
 def test_an_index_that_is_computed_is_checked_too() -> None:

@@ -14,9 +14,9 @@ from typing import Any
 from trivium.dtype import as_dtype
 from trivium.graph import OPS, Graph, Node, Type, Value
 from trivium.interpret import Interpreter
-from trivium.op import Check
 from trivium.recent import Recent
 from trivium.shape import Dim, bind, subs
+from trivium.traits import Check
 from trivium.transforms.replay import prune, replay
 
 

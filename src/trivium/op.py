@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,11 +23,11 @@ from trivium.framework import FRAMEWORKS
 from trivium.graph import OPS, Graph, GraphError, Operators, Type, Value, current
 from trivium.recent import Recent
 from trivium.shape import Dim, ShapeError, broadcast, possible
+from trivium.traits import Traits
 
 BODIES = 64  # of a composite, for as many different types and attributes
 Rule = Callable[..., Any]
-Check = Callable[..., None]
-"""``check(numbers, types, attrs)`` raises where one input cannot hold such numbers."""
+_TRAITS = {f.name for f in fields(Traits)}
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def comparison(*types: Type, **_: Any) -> Type:
 
 
 @dataclass(eq=False)
-class Op:
+class Op(Traits):
     """One op, whole. Calling it applies it: to a Value it adds a node, to a Tensor it computes."""
 
     name: str
@@ -147,8 +148,6 @@ class Op:
     normal: Rule | None
     lowerings: dict[str, str | Refused | By]
     cases: list[Case]
-    random: bool
-    checks: dict[str, Check]
     arrays: list[str] = field(default_factory=list)
     required: int = 0
     variadic: str | None = None
@@ -168,6 +167,7 @@ class Op:
             else:
                 self.arrays.append(p.name)
                 self.required += p.default is p.empty
+        self.checks = {n: partial(self._inside, n) for n in self.bounds} | dict(self.checks)
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
@@ -190,10 +190,21 @@ class Op:
         for name, check in self.checks.items():
             check(arrays[self.arrays.index(name)], types, attrs)
 
+    def _inside(self, name: str, places: Any, types: Sequence[Any], attrs: Any) -> None:
+        # Out of bounds: torch raises, jnp.take fills NaN, MXNet clips. We raise.
+        low, high, what = self.bounds[name](*types, **attrs)
+        if places.size and (places.min() < low or places.max() >= high):
+            wrong = places[(places < low) | (places >= high)].ravel()[0]
+            raise IndexError(f"{self.name}: index {wrong} is out of range for {what}")
+
     def lowering(self, framework: str, attrs: Mapping[str, Any]) -> str | Refused | None:
         """What is declared of a framework's form of this op, with these attributes."""
         form = self.lowerings.get(framework)
         return form.lines.get(attrs[form.attribute]) if isinstance(form, By) else form
+
+    def names(self, values: Sequence[Any]) -> list[str]:
+        """What each of so many arrays is called in the signature."""
+        return self.arrays + [self.variadic or ""] * (len(values) - len(self.arrays))
 
     # -- applying ------------------------------------------------------------------------------
     def __call__(self, *args: Any, **attrs: Any) -> Any:
@@ -316,13 +327,15 @@ class Op:
             return self.rule in _EACH_PLACE
         body = self.body(types, attrs)
         return len(body.outputs) == 1 and all(
-            (n.op == "full" and n.out.shape == ())
+            (n.op == "full" and n.out.shape in ((), body.outputs[0].shape))
             or OPS[n.op].elementwise([None if v is None else v.type for v in n.inputs], n.attrs)
             for n in body.nodes
         )
 
     def evaluate(self, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The outputs on NumPy arrays; attributes normalized, no Dims left."""
+        for name in self.bounds:
+            self._inside(name, arrays[self.arrays.index(name)], arrays, attrs)
         if self.numpy is not None or not self.is_composite:
             result = (self.numpy or self.function)(*arrays, **attrs)
             return result if isinstance(result, tuple) else (result,)
@@ -420,18 +433,18 @@ def _declare(
     vjp: Rule | None = None,
     normal: Rule | None = None,
     cases: Sequence[Case] = (),
-    random: bool = False,
-    checks: Mapping[str, Check] | None = None,
     name: str = "",
-    **lowerings: str | Refused | By,
+    **more: Any,
 ) -> Callable[[Callable[..., Any]], Op]:
+    traits = {k: more.pop(k) for k in _TRAITS & more.keys()}
+    lowerings: dict[str, str | Refused | By] = more
     if wrong := lowerings.keys() - set(FRAMEWORKS):
         raise TypeError(f"no framework {', '.join(wrong)}")
 
     def declare(function: Callable[..., Any]) -> Op:
         op = Op(
             name or function.__name__, function, is_composite, rule, promotes, numpy, vjp, normal,
-            dict(lowerings), list(cases), random, dict(checks or {}),
+            lowerings, list(cases), **traits,
         )  # fmt: skip
         if op.name in OPS:
             raise TypeError(f"op {op.name} is declared twice")
@@ -446,8 +459,8 @@ def primitive(rule: Rule = elementwise, **record: Any) -> Callable[[Callable[...
 
     ``rule`` gives the types of the outputs, ``promotes`` says that inputs are cast to one dtype,
     ``vjp`` the gradient, ``normal`` the spelled-out attributes, ``cases`` the conformance cases,
-    ``checks`` by array what numbers it may hold (asked before any engine has them), and each
-    framework's keyword one line of its source (or the name of the ONNX operator).
+    each framework's keyword one line of its source (or the name of the ONNX operator), and what
+    :class:`Traits` names what the op is like.
     """
     return _declare(False, rule=rule, **record)
 

@@ -210,17 +210,29 @@ class Vocabulary:
     def __init__(self, framework: str, signs: Mapping[str, str] | None = None,
                  spelled: Callable[[str], str] = str):  # fmt: skip
         self.signs = signs or {}  # "add": "+", what its graphs call a sign, or otherwise
-        self.lines: dict[str, list[tuple[Op, dict[str, Any], Pattern]]] = {}
-        self.framework = framework
+        self.framework, self._spelled = framework, spelled
         self.why: Exception | None = None  # what an op said of the last call that no line took
-        for op, fixed, line in lines(framework):
+        self._known: Any = None
+        self._lines: dict[str, list[tuple[Op, dict[str, Any], Pattern]]] = {}
+
+    @property
+    def lines(self) -> dict[str, list[tuple[Op, dict[str, Any], Pattern]]]:
+        """By word; what was declared since they were last asked for is among them."""
+        if self._known != (known := (len(OPS), next(reversed(OPS)))):
+            self._known, self._lines = known, self._learnt()
+        return self._lines
+
+    def _learnt(self) -> dict[str, list[tuple[Op, dict[str, Any], Pattern]]]:
+        learnt: dict[str, list[tuple[Op, dict[str, Any], Pattern]]] = {}
+        for op, fixed, line in lines(self.framework):
             if (found := pattern(whole(op, line))) is not None:
-                word = found.name if found.name in SIGNS.values() else spelled(found.name)
+                word = found.name if found.name in SIGNS.values() else self._spelled(found.name)
                 if op.variadic:
                     found = replace(found, positional=tuple(_many(op, p) for p in found.positional))
-                self.lines.setdefault(word, []).append((op, fixed, found))
-        for known in self.lines.values():
-            known.sort(key=lambda line: -_depth(line[2]))  # what says more comes first
+                learnt.setdefault(word, []).append((op, fixed, found))
+        for of_a_word in learnt.values():
+            of_a_word.sort(key=lambda line: -_depth(line[2]))  # what says more comes first
+        return learnt
 
     def says(self, op: Op, attrs: Mapping[str, Any]) -> Pattern | None:
         """The call that is an op with these attributes, what stands in its holes filled in."""
@@ -407,7 +419,6 @@ def takes(op: Op, values: Sequence[Any], attrs: Mapping[str, Any]) -> None:
         op.settle([None if v is None else v.type for v in values], attrs)
 
 
-@functools.cache
 def lines(framework: str) -> tuple[tuple[Op, dict[str, Any], str], ...]:
     """Every line of a framework: the op, the attributes that it stands for, the text."""
     found: list[tuple[Op, dict[str, Any], str]] = []

@@ -15,9 +15,10 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.native import contract
+from trivium.native.expr import Axis, Buffer, Expr, Gather, Load, Read, parts
 from trivium.native.fuse import Fused, Kernel
 from trivium.native.index import Index, Var
-from trivium.native.nest import Axis, Buffer, Expr, Nest, Store, parts
+from trivium.native.nest import Nest, Store
 from trivium.native.schedule import Plan, lay_alike, plan
 from trivium.native.target import Target
 
@@ -41,7 +42,7 @@ class Phase:
     @property
     def checks(self) -> bool:
         """Does it only look for indices out of range?"""
-        return bool(self.plans) and _is_check(self.plans[0].nest)
+        return bool(self.plans) and self.plans[0].nest.watches
 
     def buffers(self) -> set[Buffer]:
         """Every array that it touches."""
@@ -49,13 +50,13 @@ class Phase:
             return {*self.kernel.reads, *self.kernel.writes}
         found: set[Buffer] = set()
         for p in self.plans:
-            found |= {s.buffer for s in p.nest.stores} | {e.extra[0] for e in p.nest.reads()}
+            found |= {s.buffer for s in p.nest.stores} | {e.buffer for e in p.nest.reads()}
         return found
 
 
 def reads(w: Work) -> set[Buffer]:
     """The arrays that it reads."""
-    return set(w.reads) if isinstance(w, Kernel) else {e.extra[0] for e in w.reads()}
+    return set(w.reads) if isinstance(w, Kernel) else {e.buffer for e in w.reads()}
 
 
 def writes(w: Work) -> set[Buffer]:
@@ -81,16 +82,13 @@ def arrange(fused: Fused, target: Target) -> list[Phase]:
                 lay_alike(nest)
                 planned.append((nest, plan(nest, fused.make, target)))
                 continue
-            planned += [(copy, plan(copy, fused.make, target)) for copy in tiled[1]]
-            planned.append((nest, tiled[0]))
+            tiles, copies = tiled
+            planned += [(copy, plan(copy, fused.make, target)) for copy in copies]
+            planned.append((tiles.nest, tiles))
     return _phases(planned)
 
 
 # -- what follows on what --------------------------------------------------------------------------
-def _same_place(a: Store, e: Expr) -> bool:
-    return a.buffer is e.extra[0] and a.at == e.extra[1]
-
-
 def _merged(fused: Fused) -> list[Work]:
     """Maps over the same places become one nest, when nothing between them minds."""
     out: list[Work] = []
@@ -120,11 +118,11 @@ def _joins(a: Nest, b: Nest) -> bool:
         return False
     env = dict(zip(b.loops, map(Index.of, a.loops), strict=True))
     for e in b.reads():
-        if e.extra[0] in writes(a):
-            if e.op != "load":
+        if e.buffer in writes(a):
+            if not isinstance(e, Load):
                 return False
-            at = tuple(i.replace(env) for i in e.extra[1])
-            if not any(s.buffer is e.extra[0] and s.at == at for s in a.stores):
+            at = tuple(i.replace(env) for i in e.at)
+            if not any(s.buffer is e.buffer and s.at == at for s in a.stores):
                 return False
     return not writes(b) & (reads(a) | writes(a))
 
@@ -137,7 +135,7 @@ def _join(fused: Fused, a: Nest, b: Nest) -> None:
     done: dict[int, Expr] = {}
 
     def change(e: Expr) -> Expr | None:
-        return stored.get((e.extra[0], e.extra[1])) if e.op == "load" else None
+        return stored.get((e.buffer, e.at)) if isinstance(e, Load) else None
 
     for s in b.stores:
         a.stores.append(Store(s.buffer, s.at, fused.make.rewrite(s.value, change, done)))
@@ -185,8 +183,7 @@ def _update_in_place(fused: Fused, work: list[Work]) -> None:
 def _copying(fused: Fused, source: Buffer, to: Buffer) -> Nest:
     loops = [Var("ijklmnpq"[i % 8], s) for i, s in enumerate(to.shape)]
     at = tuple(map(Index.of, loops))
-    load = fused.make.make("load", to.dtype, (), (source, at))
-    return Nest("update", loops, [Store(to, at, load)])
+    return Nest("update", loops, [Store(to, at, fused.make.load(source, at))])
 
 
 def _in_step(nest: Nest, state: Buffer, new: Buffer) -> bool:
@@ -194,12 +191,9 @@ def _in_step(nest: Nest, state: Buffer, new: Buffer) -> bool:
     (store,) = (s for s in nest.stores if s.buffer is new)
     if len({id(s.buffer) for s in nest.stores}) != len(nest.stores):
         return False
-    inside = (
-        [] if nest.body is None else [p for p in parts(nest.body) if p.op in ("load", "gather")]
-    )
-    if any(e.extra[0] is state for e in inside):
+    if nest.body is not None and state in _read_in(nest.body):
         return False
-    return all(e.extra[1] == store.at for e in nest.reads() if e.extra[0] is state)
+    return all(e.at == store.at for e in nest.reads() if e.buffer is state)
 
 
 def _reaches(start: Work, goals: Sequence[Work], readers: Mapping[Buffer, Sequence[Work]],
@@ -225,10 +219,11 @@ def _rename(fused: Fused, work: list[Work], old: Buffer, new: Buffer) -> None:
     done: dict[int, Expr] = {}
 
     def change(e: Expr) -> Expr | None:
-        if e.op in ("load", "gather") and e.extra[0] is old:
-            args = [fused.make.rewrite(a, change, done) for a in e.args]
-            return fused.make.make(e.op, e.dtype, args, (new, e.extra[1]))
-        return None
+        if not isinstance(e, Read) or e.buffer is not old:
+            return None
+        if isinstance(e, Load):
+            return fused.make.load(new, e.at, e.dtype)
+        return fused.make.gather(new, e.at, fused.make.rewrite(e.args[0], change, done))
 
     for w in work:
         if isinstance(w, Kernel):
@@ -270,12 +265,16 @@ def _by_rows(nest: Nest, v: Var) -> bool:
     """Is a row of what is read reduced to one number?"""
     if nest.body is None:
         return False
-    loads = [e for e in nest.reads() if e.op == "gather" or v in _vars(e)]
-    return all(e.op == "load" and e.extra[1][0] == Index.of(v) for e in loads)
+    reads = [e for e in nest.reads() if not isinstance(e, Load) or v in _vars(e)]
+    return all(isinstance(e, Load) and e.at[0] == Index.of(v) for e in reads)
 
 
-def _vars(load: Expr) -> set[Var]:
-    return {v for i in load.extra[1] for v in i.vars()}
+def _vars(load: Load) -> set[Var]:
+    return {v for i in load.at for v in i.vars()}
+
+
+def _loads(body: Expr) -> list[Load]:
+    return [e for e in parts(body) if isinstance(e, Load)]
 
 
 def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
@@ -301,24 +300,24 @@ def _in_groups(fused: Fused, w: Nest) -> list[Nest]:
     env = dict(zip(w.loops, map(Index.of, loops), strict=True))
     body = fused.make.map_indices(w.body, lambda i: i.replace(env), {})
     at = (Index.of(n) // group, *map(Index.of, loops))
-    acc = fused.make.make("acc", w.body.dtype)
+    acc = fused.make.acc(w.body.dtype)
     rest = [v for v in w.reduce if v is not n]
     first = Nest(w.name, [n, *loops], [Store(part, at, acc)], "sum", rest, body, n, group, w.unit,
                  w.stale & _read_in(body))  # fmt: skip
     g = Var("g", groups)
-    w.body = fused.make.make("load", part.dtype, (), (part, (Index.of(g), *map(Index.of, w.loops))))
+    w.body = fused.make.load(part, (Index.of(g), *map(Index.of, w.loops)))
     w.reduce = [g]
     return [first, w]
 
 
 def _in_line(body: Expr, v: Var) -> bool:
     """Does a factor lie side by side along this variable?"""
-    flats = [e.extra[0].flat(e.extra[1]) for e in parts(body) if e.op == "load" and e.extra[0].axes]
+    flats = [e.buffer.flat(e.at) for e in _loads(body) if e.buffer.axes]
     return any(i.affine_in(v) and i.coefficient(v) == 1 for i in flats)
 
 
 def _read_in(e: Expr) -> set[Buffer]:
-    return {p.extra[0] for p in parts(e) if p.op in ("load", "gather")}
+    return {p.buffer for p in parts(e) if isinstance(p, Read)}
 
 
 def _position(store: Store, v: Var) -> int:
@@ -336,11 +335,11 @@ def _summed(nest: Nest) -> Var | None:
     """The reduced variable that is the first axis of everything that is summed."""
     found: set[Var] = set()
     assert nest.body is not None
-    for e in parts(nest.body):
-        if e.op == "gather":
-            return None
-        if e.op == "load" and set(e.extra[1][0].vars() if e.extra[1] else ()) & set(nest.reduce):
-            index = e.extra[1][0]
+    if any(isinstance(e, Gather) for e in parts(nest.body)):
+        return None
+    for e in _loads(nest.body):
+        index = e.at[0] if e.at else Index({})
+        if index.vars() & set(nest.reduce):
             v = next(iter(index.terms))
             if not isinstance(v, Var) or index != Index.of(v):
                 return None
@@ -348,8 +347,7 @@ def _summed(nest: Nest) -> Var | None:
     if len(found) != 1:
         return None
     n = found.pop()
-    loads = (e for e in parts(nest.body) if e.op == "load")
-    elsewhere = any(n in i.vars() for e in loads for i in e.extra[1][1:])
+    elsewhere = any(n in i.vars() for e in _loads(nest.body) for i in e.at[1:])
     return None if elsewhere else n
 
 
@@ -378,9 +376,9 @@ def _aligned(p: Plan, written: set[Buffer]) -> bool:
     n = p.nest.batch
     assert n is not None
     return all(
-        e.op == "load" and e.extra[1] and e.extra[1][0] == Index.of(n)
+        isinstance(e, Load) and e.at and e.at[0] == Index.of(n)
         for e in p.nest.reads()
-        if e.extra[0] in written
+        if e.buffer in written
     ) and not ({s.buffer for s in p.nest.stores} & written)
 
 
@@ -439,7 +437,7 @@ def _phases(planned: list[tuple[Work, Plan | None]]) -> list[Phase]:
 
 
 def _is_check(w: Work) -> bool:
-    return isinstance(w, Nest) and w.name.startswith("check_")
+    return isinstance(w, Nest) and w.watches
 
 
 def _small(p: Plan) -> bool:

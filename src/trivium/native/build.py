@@ -10,9 +10,10 @@ from trivium.dtype import as_dtype
 from trivium.graph import Graph, Node
 from trivium.native import codegen
 from trivium.native.arrange import Phase, arrange
+from trivium.native.expr import Axis, Buffer
 from trivium.native.fuse import Fused, Fusion
 from trivium.native.ir import Function, Module, V
-from trivium.native.nest import Axis, Buffer, printed
+from trivium.native.nest import printed
 from trivium.native.prepare import prepared
 from trivium.native.target import Target
 
@@ -213,7 +214,7 @@ class Build:
                 b.do(f"call void {call.ref}({pool}, ptr @phase_{i}, {args}, {tasks})")
             else:
                 b.call(f"phase_{i}", "void", [args, V("i64", "0")])
-            if any(p.nest.name.startswith("check_") for p in phase.plans):
+            if any(p.nest.watches for p in phase.plans):
                 self._stop_on_errors(b, args)
         b.finish()
 

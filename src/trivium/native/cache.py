@@ -46,11 +46,14 @@ def folder() -> Path | None:
 
 @functools.cache
 def _version() -> str:
-    """Of this compiler: its own source, and LLVM's release."""
+    """Of this compiler: its own source, that of the ops and transforms, and LLVM's release."""
     from importlib.metadata import version
 
     digest = hashlib.sha256(version("llvmlite").encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    house = Path(__file__).parents[1]
+    rooms = ("native", "ops", "transforms")
+    files = [p for room in rooms for p in sorted((house / room).glob("*.py"))]
+    for path in [*files, house / "op.py", house / "traits.py"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

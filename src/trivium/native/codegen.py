@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from trivium.dtype import DType
+from trivium.native.expr import FOLDS
 from trivium.native.express import Place, neutral, operate
 from trivium.native.function import Env, NestFunction, arrays
 from trivium.native.index import Var
@@ -286,7 +287,8 @@ class Writer(NestFunction):
         self.store(spot)
 
     def _join(self, x: V, y: V, dtype: DType) -> V:
-        op = {"sum": "add", "max": "maximum", "min": "minimum"}[self.nest.kind]
+        op = FOLDS[self.nest.kind]
+        assert op is not None
         if dtype == "bool":
             return self.b.op("or" if self.nest.kind == "max" else "and", x, y)
         return operate(self.b, op, [x, y], dtype, dtype)

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from trivium.native.expr import Axis, Buffer, Condition, Const, Expr, Exprs, Guard, Load
 from trivium.native.index import Index, Var
-from trivium.native.nest import Axis, Buffer, Condition, Expr, Exprs, Nest, Store
+from trivium.native.nest import Nest, Store
 from trivium.native.schedule import Plan, by_stride, collapse, split_parts
 from trivium.native.target import Target
 
@@ -27,23 +28,22 @@ APART, WAYS = 4096, 8
 class Factor:
     """One of the two factors: a load, and the conditions under which it is not zero."""
 
-    load: Expr
+    load: Load
     conditions: tuple[Condition, ...]
 
     @property
     def buffer(self) -> Buffer:
         """Where it is read."""
-        buffer: Buffer = self.load.extra[0]
-        return buffer
+        return self.load.buffer
 
     def flat(self) -> Index:
         """Its position in memory."""
-        return self.buffer.flat(self.load.extra[1])
+        return self.buffer.flat(self.load.at)
 
     def vars(self) -> set[Var]:
         """The variables it depends on."""
         found: set[Var] = set()
-        for index in (*self.load.extra[1], *(c[0] for c in self.conditions)):
+        for index in (*self.load.at, *(c[0] for c in self.conditions)):
             found |= index.vars()
         return found
 
@@ -55,9 +55,9 @@ def factors(body: Expr | None) -> tuple[Factor, Factor] | None:
     out = []
     for e in body.args:
         conditions: tuple[Condition, ...] = ()
-        if e.op == "guard" and e.args[1].op == "const" and e.args[1].extra == 0:
-            conditions, e = e.extra, e.args[0]
-        if e.op != "load":
+        if isinstance(e, Guard) and isinstance(zero := e.args[1], Const) and zero.value == 0:
+            conditions, e = e.conditions, e.args[0]
+        if not isinstance(e, Load):
             return None
         out.append(Factor(e, conditions))
     return out[0], out[1]
@@ -74,7 +74,11 @@ def is_product(nest: Nest) -> bool:
 
 
 def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | None:
-    """A plan for a sum of products, and the copies it wants made before. None: not this way."""
+    """A plan for a sum of products, and the copies it wants made before. None: not this way.
+
+    The plan's nest is a copy of ``nest`` that reads those; ``nest`` itself goes on reading what
+    it did.
+    """
     if not is_product(nest) or not nest.loops:
         return None
     _lay_out(nest)
@@ -99,7 +103,7 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
         return None
     copies: list[Nest] = []
     _open_layout(nest, a, b, vec)
-    before = (nest.body, nest.stores, nest.loops, nest.reduce)
+    nest = replace(nest)
     if not _in_line(b, vec):
         made = _relaid(nest, make, b, vec)
         if made is None:
@@ -119,7 +123,6 @@ def tile(nest: Nest, make: Exprs, target: Target) -> tuple[Plan, list[Nest]] | N
         padded = _padded(nest, make, a)
         again = tile(nest, make, target) if padded is not None else None
         if padded is None or again is None:
-            nest.body, nest.stores, nest.loops, nest.reduce = before
             return None
         return again[0], [*copies, padded, *again[1]]
     copies += _packed(nest, make, made_plan, a, b, {c.stores[0].buffer for c in copies})
@@ -166,7 +169,7 @@ def _open_layout(nest: Nest, a: Factor, b: Factor, vec: Var) -> None:
         if f is not b:
             continue
         axes: list[Axis] = []
-        at = b.load.extra[1]
+        at = b.load.at
         inner = [*by_stride(a.flat(), nest.reduce), vec]
         for v in [*(v for v in nest.loops if v not in inner), *inner]:
             for axis, index in enumerate(at):
@@ -181,7 +184,7 @@ def _open_layout(nest: Nest, a: Factor, b: Factor, vec: Var) -> None:
 
 def _relaid(nest: Nest, make: Exprs, b: Factor, vec: Var) -> Nest | None:
     """A copy of B in which ``vec`` is contiguous; the nest reads the copy from now on."""
-    at = b.load.extra[1]
+    at = b.load.at
     axis = next((i for i, index in enumerate(at) if index.coefficient(vec)), None)
     if axis is None or nest.iterations < 8 * b.buffer.size:
         return None
@@ -202,20 +205,20 @@ def _copied(nest: Nest, make: Exprs, f: Factor, axes: tuple[Axis, ...]) -> Nest:
     copy.axes = axes
 
     def change(e: Expr) -> Expr | None:
-        return make.make("load", e.dtype, (), (copy, e.extra[1])) if e is old else None
+        return make.load(copy, old.at) if e is old else None
 
     assert nest.body is not None
     nest.body = make.rewrite(nest.body, change)
     finer = max(source, copy, key=lambda x: len(x.axes or ()))
     loops, place = finer.walk()
-    load = make.make("load", source.dtype, (), (source, place))
+    load = make.load(source, place)
     stale = nest.stale & {source}
     return Nest("copy", loops, [Store(copy, place, load)], unit=nest.unit, stale=stale)
 
 
 def _padded(nest: Nest, make: Exprs, f: Factor) -> Nest | None:
     """A copy of a factor with the zeros around it that its conditions stand for."""
-    at, source = f.load.extra[1], f.buffer
+    at, source = f.load.at, f.buffer
     low, size = [0] * len(at), list(source.shape)
     for index, start, stop in f.conditions:
         axis = next((k for k, i in enumerate(at) if i == index), None)
@@ -233,12 +236,11 @@ def _padded(nest: Nest, make: Exprs, f: Factor) -> Nest | None:
         return None
     copy = Buffer(f"{source.name}_padded", source.dtype, tuple(size), "arena")
     copy.axes = tuple(Axis(x.axis, 1, size[x.axis]) for x in axes)
-    old, zero = f.load, make.make("const", source.dtype, (), 0)
+    old, zero = f.load, make.const(0, source.dtype)
 
     def change(e: Expr) -> Expr | None:
-        if e.op == "guard" and e.args[0] is old:
-            moved = tuple(i - least for i, least in zip(at, low, strict=True))
-            return make.make("load", e.dtype, (), (copy, moved))
+        if isinstance(e, Guard) and e.args[0] is old:
+            return make.load(copy, tuple(i - least for i, least in zip(at, low, strict=True)))
         return None
 
     assert nest.body is not None
@@ -246,8 +248,7 @@ def _padded(nest: Nest, make: Exprs, f: Factor) -> Nest | None:
     loops, place = copy.walk()
     here = tuple(i + least for i, least in zip(place, low, strict=True))
     inside = tuple((i, 0, n) for i, n, m in zip(here, source.shape, size, strict=True) if n != m)
-    load = make.make("load", source.dtype, (), (source, here))
-    value = make.make("guard", source.dtype, (load, zero), inside)
+    value = make.guard(inside, make.load(source, here), zero)
     batch = loops[0] if nest.batch is not None and at[0] == Index.of(nest.batch) else None
     return Nest("pad", loops, [Store(copy, place, value)], batch=batch, unit=nest.unit,
                 stale=nest.stale & {source})  # fmt: skip

@@ -11,15 +11,16 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.native import vecmath
+from trivium.native.expr import Apply, Buffer, Condition, Const, Expr, Gather, Guard, Iota, Load
 from trivium.native.index import Index, Part, Var
 from trivium.native.ir import Function, V, type_of, vector
-from trivium.native.nest import Buffer, Condition, Expr
 
 _ARITHMETIC = {"add": "add", "subtract": "sub", "multiply": "mul"}
 _COMPARE = {"equal": "oeq eq eq", "not_equal": "une ne ne", "less": "olt slt ult",
             "less_equal": "ole sle ule", "greater": "ogt sgt ugt",
             "greater_equal": "oge sge uge"}  # fmt: skip
-_FUNCTIONS = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "pow"}
+FUNCTIONS = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "pow"}
+"""Instructions on floating numbers that ``vecmath`` writes."""
 
 
 def memory_type(dtype: DType) -> str:
@@ -139,20 +140,21 @@ class Place:
 
     def _emit(self, e: Expr, mask: V | None) -> V:
         b = self.b
-        if e.op == "const":
-            return self._const(e)
-        if e.op == "acc":
+        match e:
+            case Const():
+                return self._const(e)
+            case Load():
+                return self._load(e, mask)
+            case Iota():
+                x = self.lane_values(e.index) if self.spread(e.index) else self.scalar(e.index)
+                return b.cast("trunc", x, "i32") if e.small else b.cast("sext", x, "i64")
+            case Guard():
+                return self._guard(e, mask)
+            case Gather():
+                return self._gather(e, mask)
+        if not isinstance(e, Apply):
             assert self.acc is not None
             return self.acc
-        if e.op == "load":
-            return self._load(e, mask)
-        if e.op == "iota":
-            x = self.lane_values(e.extra) if self.spread(e.extra) else self.scalar(e.extra)
-            return b.cast("trunc", x, "i32") if e.small else b.cast("sext", x, "i64")
-        if e.op == "guard":
-            return self._guard(e, mask)
-        if e.op == "gather":
-            return self._gather(e, mask)
         args = [self.emit(a, mask) for a in e.args]
         lanes = max(a.lanes for a in args)
         args = [b.splat(a, lanes) for a in args]
@@ -161,14 +163,14 @@ class Place:
                     for a, x in zip(args, e.args, strict=True)]  # fmt: skip
         return operate(b, e.op, args, e.args[-1].dtype, e.dtype)
 
-    def _const(self, e: Expr) -> V:
+    def _const(self, e: Const) -> V:
         if e.dtype == dt.bool_:
-            return V("i1", "true" if e.extra else "false")
-        return Function.const("i32" if e.small else type_of(e.dtype), e.extra)
+            return V("i1", "true" if e.value else "false")
+        return Function.const("i32" if e.small else type_of(e.dtype), e.value)
 
-    def _guard(self, e: Expr, mask: V | None) -> V:
+    def _guard(self, e: Guard, mask: V | None) -> V:
         b = self.b
-        condition = self.holds(e.extra)
+        condition = self.holds(e.conditions)
         lanes = max(condition.lanes, mask.lanes if mask else 0)
         inner = b.splat(condition, lanes)
         if mask is not None:
@@ -180,9 +182,9 @@ class Place:
         value, other = b.splat(value, lanes), b.splat(other, lanes)
         return b.select(b.splat(condition, lanes) if condition.lanes else condition, value, other)
 
-    def _load(self, e: Expr, mask: V | None) -> V:
-        buffer: Buffer = e.extra[0]
-        pointer, flat = self.where(buffer, e.extra[1])
+    def _load(self, e: Load, mask: V | None) -> V:
+        buffer = e.buffer
+        pointer, flat = self.where(buffer, e.at)
         b, kind, size = self.b, memory_type(buffer.dtype), buffer.dtype.numpy.itemsize
         if not self.spread(flat):
             at = self.scalar(flat)
@@ -212,9 +214,9 @@ class Place:
         name = f"llvm.masked.gather.v{n}{_short(kind)}.v{n}p0"
         return b.call(name, type, [where, V("i32", str(size)), mask, V(type, "zeroinitializer")])
 
-    def _gather(self, e: Expr, mask: V | None) -> V:
+    def _gather(self, e: Gather, mask: V | None) -> V:
         """One index comes from memory; it was checked before, and is kept inside all the same."""
-        b, (buffer, place) = self.b, e.extra
+        b, buffer, place = self.b, e.buffer, e.at
         axis = place.index(None)
         chosen = self.emit(e.args[0], mask)
         chosen = b.cast("sext", chosen, "i64")
@@ -303,7 +305,7 @@ def operate(b: Function, op: str, x: list[V], source: DType, dtype: DType) -> V:
     """One elementwise op; ``source``: its (last) argument's dtype, ``dtype``: the result's."""
     if op == "cast":
         return convert(b, x[0], source, dtype)
-    if op in _FUNCTIONS:
+    if op in FUNCTIONS:
         return vecmath.call(b, op, *x)
     return _OPERATIONS[op](b, x, source)
 
@@ -405,6 +407,10 @@ _OPERATIONS: dict[str, Callable[[Function, list[V], DType], V]] = {
     "logical_not": lambda b, x, d: b.op("xor", x[0], Function.const(x[0].type, 1)),
     "where": lambda b, x, d: b.select(x[0], x[1], x[2]),
 }
+
+
+INSTRUCTIONS = (_OPERATIONS.keys() - {"beats"}) | FUNCTIONS | {"cast"}
+"""What the engine computes on each place, each by the name of the op that it is."""
 
 
 def convert(b: Function, x: V, source: DType, dtype: DType) -> V:

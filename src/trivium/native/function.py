@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+from trivium.native.expr import Buffer, Load
 from trivium.native.express import Place, neutral
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.ir import Function, Module, V, type_of, vector
-from trivium.native.nest import Buffer, Expr, Nest
+from trivium.native.nest import Nest
 from trivium.native.schedule import Plan
 
 Env = dict[Var, V | int]
@@ -20,7 +21,7 @@ def arrays(nest: Nest) -> dict[Buffer, int]:
     so the nests of steps or layers that differ in nothing else are one function.
     """
     found: dict[Buffer, int] = {}
-    loads = ((e.extra[0], e.extra[1]) for e in nest.reads())
+    loads = ((e.buffer, e.at) for e in nest.reads())
     for buffer, at in [*((s.buffer, s.at) for s in nest.stores), *loads]:
         start = buffer.flat([i or ZERO for i in at]).const
         inside = 0 <= start < math.prod(buffer.shape)
@@ -65,7 +66,6 @@ class NestFunction:
         b = self.b
         n = spot.scalar(Index.of(nest.batch) % nest.partial)
         first = b.compare("icmp", "eq", n, V("i64", "0"))
-        so_far = spot.emit(
-            Expr("load", nest.body.dtype, (), (nest.stores[0].buffer, nest.stores[0].at))
-        )
+        store = nest.stores[0]
+        so_far = spot.emit(Load(nest.body.dtype, (), store.buffer, store.at))
         return b.select(first, start, b.splat(so_far, lanes))

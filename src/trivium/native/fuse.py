@@ -16,14 +16,14 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.graph import Graph, Node, Value, identifier
 from trivium.native import meaning, reductions
+from trivium.native.expr import Acc, Axis, Buffer, Expr, Exprs, parts
 from trivium.native.groups import Groups
 from trivium.native.index import ZERO, Index, Var
-from trivium.native.nest import Axis, Buffer, Expr, Exprs, Nest, Store, parts
+from trivium.native.meaning import is_fold, is_product, is_view
+from trivium.native.nest import Nest, Store
 from trivium.native.prepare import is_relaid
 
-VIEWS = {"reshape", "transpose", "broadcast_to", "stop_gradient", "slice_axis", "flip"}
 TWICE: meaning.At = (Index({}, -1),)  # a reduction's result that is read at two places
-_KEEPS_SIZE = meaning.ELEMENTWISE | {"reshape", "transpose", "stop_gradient"}
 
 
 @dataclass
@@ -64,23 +64,17 @@ class Fusion:
         self.uses = graph.uses()
         self.short = reductions.short(graph)
         self.results = set(graph.results())
-        self.images = {
-            len(n.attrs["layout"])
-            for n in graph.nodes
-            if n.op in meaning.PRODUCTS and n.attrs.get("layout", "")[1:2] == "C"
-        }
+        self.images = {len(n.attrs["layout"]) for n in graph.nodes if meaning.is_image(n)}
         self.acc: Value | None = None  # what the nest being written reduces,
         self.acc_at: meaning.At | None = None  # at which place,
         self.fresh: set[Value] = set()  # and what it stores
         self.realised: set[Value] = set()
-        self.cost: dict[Value, int] = {}
+        self.cost: dict[Value, float] = {}
 
     # -- what is kept ----------------------------------------------------------------------------
     def heavy(self, node: Node) -> bool:
         """Is it a reduction or a product, with loops of its own?"""
-        if node.op in meaning.PRODUCTS:
-            return True
-        return node.op in meaning.REDUCTIONS and node not in self.short
+        return is_product(node) or (is_fold(node) and node not in self.short)
 
     def run(self) -> Fused:
         """The whole way."""
@@ -113,7 +107,7 @@ class Fusion:
         return buffer
 
     def _base(self, v: Value) -> Value:
-        while v.node is not None and v.node.op in VIEWS and not is_relaid(v.node):
+        while v.node is not None and is_view(v.node) and not is_relaid(v.node):
             (v,) = (x for x in v.node.inputs if x is not None)
         return v
 
@@ -123,12 +117,12 @@ class Fusion:
         for node in self.graph.nodes:
             if not meaning.is_native(node):
                 required |= {v for v in (*node.inputs, *node.outputs) if v is not None}
-            elif node.op in meaning.PRODUCTS:
+            elif is_product(node):
                 required |= {self._base(v) for v in node.inputs if v is not None}
-            elif node.op == "take" and node.inputs[0] is not None:
-                required.add(node.inputs[0])
-            elif node.op == "concat" or is_relaid(node):
+            elif node.op in meaning.JOINED or is_relaid(node):
                 required.add(node.out)
+            gathered = (node.inputs[i] for i in meaning.GATHERED.get(node.op, ()))
+            required |= {v for v in gathered if v is not None}
         self.required = required
 
     def _decide(self, node: Node) -> None:
@@ -137,12 +131,10 @@ class Fusion:
             self.cost |= dict.fromkeys(node.outputs, 1)
             return
         v = node.out
-        own = {"pow": 40, "exp": 12, "log": 14, "tanh": 16, "erf": 24, "sigmoid": 16, "expm1": 18,
-               "log1p": 20, "divide": 4, "sqrt": 6, "take": 8}.get(node.op, 1)  # fmt: skip
         inner = sum(self.cost.get(x, 1) for x in node.inputs if x is not None)
-        if node.op in meaning.REDUCTIONS and not self.heavy(node):
+        if is_fold(node) and not self.heavy(node):
             inner *= max(1, _size(node.inputs[0]) // max(_size(v), 1))
-        cost = 0 if node.op == "full" else inner if node.op in VIEWS else own + inner
+        cost = meaning.op_of(node).cost + inner
         if v in self.required or self.heavy(node):
             keep = True
         else:
@@ -157,7 +149,7 @@ class Fusion:
         """What the nest of each reduction or product stores."""
 
         def follows(node: Node) -> bool:
-            return node.op in _KEEPS_SIZE and not is_relaid(node)
+            return (meaning.is_elementwise(node) or is_view(node)) and not is_relaid(node)
 
         made = Groups(self.graph, self.realised, self.heavy, follows)
         self.roots, self.owner = made.roots, made.owner
@@ -183,8 +175,8 @@ class Fusion:
             self._emit_group(self.owner[v])
         elif node.op == "constant":
             self._constant(v)
-        elif node.op == "concat":
-            self._emit_concat(v)
+        elif node.op in meaning.JOINED:
+            self._emit_pieces(v, meaning.JOINED[node.op](node))
         else:
             self._emit_map(v)
         self.acc, self.acc_at, self.fresh = outer
@@ -197,8 +189,8 @@ class Fusion:
 
     def _new(self, v: Value) -> Buffer:
         node = v.node
-        short = node is not None and node.op == "argmax" and node in self.short
-        kept = dt.int8 if short and v not in self.results else v.dtype  # a place among a few
+        few = node in self.short and meaning.gives(node) is not None  # a place among these
+        kept = dt.int8 if few and v not in self.results else v.dtype
         label = _label(v)
         self.named[label] = self.named.get(label, 0) + 1
         buffer = Buffer(f"{label}_{self.named[label]}", kept, v.shape, "arena")
@@ -207,7 +199,7 @@ class Fusion:
         rank = len(v.shape)
         while rank and v.shape[rank - 1] == 1:  # (n, c, h, w, 1) is images too
             rank -= 1
-        if node is not None and node.op == "conv_weight_grad":
+        if node is not None and meaning.op_of(node).makes_kernel:
             rank = len(v.shape)
             self.images = self.images | {rank}  # a kernel lies as images do
         if buffer.axes is None and any(r in self.images for r in (rank, len(v.shape))):
@@ -227,17 +219,14 @@ class Fusion:
         value = self.expand(v, at)
         self.work.append(Nest(_label(v), loops, [Store(self._new(v), at, value)], unit=_unit(v)))
 
-    def _emit_concat(self, v: Value) -> None:
+    def _emit_pieces(self, v: Value, pieces: Sequence[tuple[Value, meaning.At]]) -> None:
         """Every piece is stored where it belongs."""
-        assert v.node is not None
-        buffer, start, axis = self._new(v), 0, v.node.attrs["axis"]
-        for x in v.node.inputs:
-            assert x is not None
+        buffer = self._new(v)
+        for x, start in pieces:
             loops, at = _places(x)
-            place = (*at[:axis], at[axis] + start, *at[axis + 1 :])
+            place = tuple(i + first for i, first in zip(at, start, strict=True))
             store = Store(buffer, place, self.read(x, at))
             self.work.append(Nest(_label(v), loops, [store], unit=_unit(v)))
-            start += x.shape[axis]
 
     def _emit_group(self, heavy: Value) -> None:
         """The nests of a reduction: its roots are stored, or itself where that cannot be."""
@@ -270,7 +259,7 @@ class Fusion:
         if any(v.extent == 0 for v in over):  # no tap reaches these places: an empty sum
             zero = self.make.const(0, heavy.dtype)
             for s in stores:
-                s.value = self.make.rewrite(s.value, lambda e: zero if e.op == "acc" else None)
+                s.value = self.make.rewrite(s.value, lambda e: zero if isinstance(e, Acc) else None)
             self.work.append(Nest(_label(heavy), loops, stores, unit=unit))
             return
         self.work.append(Nest(_label(heavy), loops, stores, kind, over, body, unit=unit))
@@ -278,7 +267,7 @@ class Fusion:
     def _emit_alone(self, heavy: Value, roots: Sequence[Value]) -> None:
         """The reduction by itself, then its followers as maps."""
         assert heavy.node is not None
-        buffer, acc = self._new(heavy), self.make.make("acc", heavy.dtype)
+        buffer, acc = self._new(heavy), self.make.acc(heavy.dtype)
         for loops, at in reductions.pieces(heavy.node, heavy.shape):
             self._reduction(heavy, loops, at, [Store(buffer, at, acc)])
         for r in roots:
@@ -290,7 +279,7 @@ class Fusion:
         """``v`` at a place: from memory if it is there, else written out."""
         stored = v in self.buffers or v in self.realised or v in self.owner
         if stored and v not in self.fresh:
-            return self.make.make("load", v.dtype, (), (self._stored(v), at))
+            return self.make.load(self._stored(v), at, v.dtype)
         return self.expand(v, at)
 
     def expand(self, v: Value, at: meaning.At) -> Expr:
@@ -300,13 +289,10 @@ class Fusion:
                 self.acc_at = TWICE
             else:
                 self.acc_at = at
-            return self.make.make("acc", v.dtype)
+            return self.make.acc(v.dtype)
         node = v.node
         assert node is not None, v
-        if node.op == "constant":
-            value = node.attrs["value"]
-            if value.size == 1:
-                return self.make.const(value.reshape(()), v.dtype)
+        if node.op == "constant" and v.size != 1:
             self._constant(v)
             return self.read(v, at)
         return meaning.expand(self.make, node, at, self.read)
@@ -327,31 +313,33 @@ class Fusion:
 
     # -- indices out of range --------------------------------------------------------------------
     def _checked(self) -> list[Node]:
-        return [n for n in self.graph.nodes if n.op in ("one_hot", "take") and meaning.is_native(n)]
+        return [n for n in self.graph.nodes if meaning.op_of(n).bounds and meaning.is_native(n)]
 
     def _check(self, node: Node) -> None:
         """Before an op that picks by index: are all its indices in range?"""
-        if node.op not in ("one_hot", "take") or not meaning.is_native(node):
-            return
-        picks = node.op == "take"
-        indices, x = node.inputs[1 if picks else 0], node.inputs[0]
-        assert indices is not None and x is not None
-        if indices.node is not None and indices.node.op == "argmax":
-            return  # in range by what it is
-        high = x.shape[node.attrs["axis"]] if picks else node.attrs["classes"]
-        low = -high if picks else 0
+        op = meaning.op_of(node)
+        for name, bounds in op.bounds.items() if meaning.is_native(node) else ():
+            indices = node.inputs[op.arrays.index(name)]
+            low, high, what = bounds(*meaning.types_of(node), **node.attrs)
+            assert indices is not None
+            first, end = meaning.gives(indices.node) or (low - 1, high)
+            if first < low or end > high:
+                self._watch(node, indices, (low, high), what)
+
+    def _watch(self, node: Node, indices: Value, inside: tuple[int, int], what: str) -> None:
+        low, high = inside
         where = f" in {node.scope}" if node.scope else ""
-        self.checks.append(f"{node.op}{where}: an index is out of range for {high} entries")
+        self.checks.append(f"{node.op}{where}: an index is out of range for {what}")
         over = [Var(f"r{k}", s) for k, s in enumerate(indices.shape)]
         value = self.read(indices, tuple(map(Index.of, over)))
-        make, const = self.make.make, self.make.const
+        make, const = self.make.apply, self.make.const
         wide = value if value.dtype == dt.int64 else make("cast", dt.int64, [value])
         below = make("less", dt.bool_, [wide, const(low, dt.int64)])
         above = make("greater_equal", dt.bool_, [wide, const(high, dt.int64)])
         body = make("cast", dt.int32, [make("logical_or", dt.bool_, [below, above])])
         at = (Index({}, len(self.checks) - 1),)
-        store = Store(self.errors, at, make("acc", dt.int32))
-        self.work.append(Nest(f"check_{node.op}", [], [store], "max", over, body))
+        store = Store(self.errors, at, self.make.acc(dt.int32))
+        self.work.append(Nest(f"check_{node.op}", [], [store], "max", over, body, watches=True))
 
 
 def _size(v: Any) -> int:
@@ -360,9 +348,9 @@ def _size(v: Any) -> int:
 
 def _reads(node: Node, v: Value) -> int:
     """How many elements of ``v`` a node reads, counting again those that it reads again."""
-    if node.op in meaning.PRODUCTS or node.op in meaning.REDUCTIONS or not meaning.is_native(node):
+    if is_product(node) or is_fold(node) or not meaning.is_native(node):
         return _size(v)
-    if node.op in ("slice_axis", "take", "concat"):
+    if node.op in meaning.GATHERED or node.op in meaning.JOINED:
         return min(_size(v), _size(node.out))
     return _size(node.out)
 

@@ -11,11 +11,11 @@ import contextlib
 import itertools
 
 from trivium.native.contract import Factor, factors
+from trivium.native.expr import Condition
 from trivium.native.express import Place, memory_type
 from trivium.native.function import Env, NestFunction
 from trivium.native.index import Index, Var
 from trivium.native.ir import Function, V, type_of, vector
-from trivium.native.nest import Condition
 
 Kind = tuple[V | None, int, bool]
 UNROLL = 16  # multiply-adds that a step of the innermost loop should have at least
@@ -255,13 +255,13 @@ class Tile:
 
     def _address(self, f: Factor, row: tuple[int, ...]) -> tuple[V, tuple[int, ...]]:
         spot = Place(self.b, self.t.w.pointers, self.env | self._row_env(row))
-        kind, (pointer, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
+        kind, (pointer, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.at)
         return self.b.gep(kind, pointer, spot.scalar(flat)), row
 
     def _column(self, j: int) -> V:
         """One vector of B."""
         f, spot = self.t.f, Place(self.b, self.t.w.pointers, self.env)
-        kind, (start, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.extra[1])
+        kind, (start, flat) = memory_type(f.buffer.dtype), spot.where(f.buffer, f.load.at)
         return self._vector(kind, self.b.gep(kind, start, spot.scalar(flat)), j)
 
     def _mask(self, j: int) -> V | None:

@@ -1,197 +1,32 @@
 """Loop nests as data: what ``fuse`` makes of a Graph, ``schedule`` orders and ``codegen`` writes.
 
-An :class:`Expr` is a number at a place: loads, constants, arithmetic. A
-:class:`Nest` is a loop nest: for every value of its loops, what to reduce and what to store.
+A :class:`Nest` is a loop nest: for every value of its loops, what to reduce and what to store.
 Printing one gives loops that can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from trivium.dtype import DType
-from trivium.native.index import ZERO, Index, Var
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One physical axis of a buffer: part of a logical axis, ``(index // divisor) % extent``.
-
-    ``spare`` places follow its ``extent`` and stay empty: rows whose distance is a large power of
-    two would all compete for the same few lines of the cache.
-    """
-
-    axis: int
-    divisor: int
-    extent: int
-    spare: int = 0
-
-    @property
-    def room(self) -> int:
-        """How many places it takes."""
-        return self.extent + self.spare
-
-
-class Buffer:
-    """A realised array: its logical shape and how its axes lie in memory, outermost first."""
-
-    def __init__(self, name: str, dtype: DType, shape: Sequence[Any], place: str):
-        self.name, self.dtype, self.shape, self.place = name, dtype, tuple(shape), place
-        self.axes: tuple[Axis, ...] | None = None  # None: not decided yet
-        self.offset = -1  # bytes from the start of the arena, once planned
-        self.slot = -1  # which argument of the program it is, for place "input" and "output"
-
-    @property
-    def size(self) -> int:
-        """How many numbers."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes."""
-        return self.size * self.dtype.numpy.itemsize
-
-    def lie(self, order: Sequence[int] | None = None) -> None:
-        """Decide the order of the axes, outermost first; as they are by default."""
-        order = range(len(self.shape)) if order is None else order
-        self.axes = tuple(Axis(a, 1, self.shape[a]) for a in order)
-
-    def walk(self) -> tuple[list[Var], tuple[Index, ...]]:
-        """Loops over all elements, one per physical axis, and the place that they stand at."""
-        loops: list[Var] = []
-        at = [ZERO] * len(self.shape)
-        for a in self.axes or ():
-            if a.extent > 1:
-                loops.append(Var("ijklmnpq"[len(loops) % 8], a.extent))
-                at[a.axis] += Index.of(loops[-1]) * a.divisor
-        return loops, tuple(at)
-
-    def flat(self, at: Sequence[Index]) -> Index:
-        """The position in memory, in numbers, of the element ``at``."""
-        if self.axes is None:
-            self.lie()
-        assert self.axes is not None
-        out, stride = ZERO, 1
-        largest = {a.axis: a.divisor for a in sorted(self.axes, key=lambda a: a.divisor)}
-        for a in reversed(self.axes):
-            if a.extent != 1:
-                part = at[a.axis] // a.divisor
-                if a.divisor != largest[a.axis]:  # the outermost part needs no remainder
-                    part = part % a.extent
-                out += part * stride
-            stride *= a.room
-        return out
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-Condition = tuple[Index, int, Any]  # low <= index < high
-
-
-class Expr:
-    """A number at a place. Equal ones are one object: made by :class:`Exprs` only."""
-
-    __slots__ = ("args", "cost", "dtype", "extra", "loads", "op", "small")
-
-    def __init__(self, op: str, dtype: DType, args: tuple[Expr, ...], extra: Any):
-        self.op, self.dtype, self.args, self.extra = op, dtype, args, extra
-        self.cost: int = _COST.get(op, 1) + sum(a.cost for a in args)
-        self.loads: int = (op in ("load", "gather")) + sum(a.loads for a in args)
-        # An int64 that surely fits in 32 bits is computed in 32: lanes are precious.
-        self.small = _is_small(self)
-
-
-_COST = {"load": 1, "const": 0, "iota": 1, "acc": 0, "exp": 12, "log": 14, "log1p": 20, "tanh": 16,
-         "expm1": 18, "erf": 24, "sigmoid": 16, "pow": 40, "divide": 4, "sqrt": 6, "gather": 8,
-         "cast": 1, "guard": 2, "philox": 200}  # fmt: skip
-
-
-def _is_small(e: Expr) -> bool:
-    if e.dtype.numpy != np.int64:
-        return False
-    if e.op == "const":
-        return bool(abs(e.extra) < 2**30)
-    if e.op == "iota":
-        low, high = e.extra.bounds()
-        return bool(low > -(2**30) and high < 2**30)
-    if e.op == "load":
-        return bool(e.extra[0].dtype != "int64")
-    if e.op == "where":
-        return e.args[1].small and e.args[2].small
-    return e.op == "guard" and all(a.small for a in e.args)
-
-
-class Exprs:
-    """Makes expressions, one object for equal ones, and folds constants."""
-
-    def __init__(self) -> None:
-        self._made: dict[Any, Expr] = {}
-
-    def make(self, op: str, dtype: DType, args: Sequence[Expr] = (), extra: Any = None) -> Expr:
-        """The expression of this operator on these arguments."""
-        key = (op, str(dtype), tuple(map(id, args)), _hashable(extra))
-        if key not in self._made:
-            self._made[key] = Expr(op, dtype, tuple(args), extra)
-        return self._made[key]
-
-    def const(self, value: Any, dtype: DType) -> Expr:
-        """A number."""
-        exact = dtype.numpy.type(value)
-        return self.make("const", dtype, (), exact)
-
-    def rewrite(self, e: Expr, change: Callable[[Expr], Expr | None],
-                done: dict[int, Expr] | None = None) -> Expr:  # fmt: skip
-        """``e`` with every part for which ``change`` gives something replaced by that."""
-        done = {} if done is None else done
-        if id(e) not in done:
-            new = change(e)
-            if new is None:
-                args = [self.rewrite(a, change, done) for a in e.args]
-                same = all(a is b for a, b in zip(args, e.args, strict=True))
-                new = e if same else self.make(e.op, e.dtype, args, e.extra)
-            done[id(e)] = new
-        return done[id(e)]
-
-    def map_indices(self, e: Expr, change: Callable[[Index], Index],
-                    done: dict[int, Expr]) -> Expr:  # fmt: skip
-        """``e`` with every Index in it changed."""
-        if id(e) not in done:
-            args = [self.map_indices(a, change, done) for a in e.args]
-            done[id(e)] = self.make(e.op, e.dtype, args, _mapped(e.extra, change))
-        return done[id(e)]
-
-
-def _mapped(extra: Any, change: Callable[[Index], Index]) -> Any:
-    if isinstance(extra, Index):
-        return change(extra)
-    if isinstance(extra, tuple):
-        return tuple(_mapped(x, change) for x in extra)
-    return extra
-
-
-def _hashable(extra: Any) -> Any:
-    if isinstance(extra, np.generic):
-        return extra.tobytes()  # nan is nan, and 0.0 is not -0.0
-    if isinstance(extra, tuple):
-        return tuple(map(_hashable, extra))
-    return id(extra) if isinstance(extra, Buffer) else extra
-
-
-def parts(e: Expr) -> Iterable[Expr]:
-    """``e`` and everything below it, each once."""
-    seen: set[int] = set()
-    todo = [e]
-    while todo:
-        x = todo.pop()
-        if id(x) not in seen:
-            seen.add(id(x))
-            yield x
-            todo += x.args
+from trivium.native.expr import (
+    Acc,
+    Apply,
+    Buffer,
+    Condition,
+    Const,
+    Expr,
+    Exprs,
+    Gather,
+    Guard,
+    Iota,
+    Load,
+    Read,
+    parts,
+)
+from trivium.native.index import Index, Var
 
 
 @dataclass
@@ -221,14 +56,15 @@ class Nest:
     partial: int = 0  # > 0: sums over ``batch`` go to partial sums of so many images each
     unit: str = ""
     stale: set[Buffer] = field(default_factory=set)  # read as they were before being updated
+    watches: bool = False  # it only looks for indices out of range, before anything is changed
 
     def exprs(self) -> list[Expr]:
         """Everything that is computed."""
         return [s.value for s in self.stores] + ([self.body] if self.body is not None else [])
 
-    def reads(self) -> list[Expr]:
+    def reads(self) -> list[Read]:
         """Every load (and gather), each once."""
-        found = {id(p): p for e in self.exprs() for p in parts(e) if p.op in ("load", "gather")}
+        found = {id(p): p for e in self.exprs() for p in parts(e) if isinstance(p, Read)}
         return list(found.values())
 
     def indices(self, flat: bool = True) -> list[Index]:
@@ -238,14 +74,7 @@ class Nest:
         """
         out = [i for s in self.stores for i in ([s.buffer.flat(s.at)] if flat else s.at)]
         for e in {id(p): p for x in self.exprs() for p in parts(x)}.values():
-            if e.op == "load":
-                out += [e.extra[0].flat(e.extra[1])] if flat else e.extra[1]
-            elif e.op == "iota":
-                out.append(e.extra)
-            elif e.op == "guard":
-                out += [c[0] for c in e.extra]
-            elif e.op == "gather":
-                out += [i for i in e.extra[1] if i is not None]  # never joined: one is unknown
+            out += e.indices(flat)
         return out
 
     def bare(self, make: Exprs) -> None:
@@ -278,7 +107,7 @@ class Nest:
         return int(np.prod([v.extent for v in (*self.loops, *self.reduce)], dtype=np.int64))
 
     @property
-    def work(self) -> int:
+    def work(self) -> float:
         """About how many cycles of one core's scalar unit it takes."""
         inner = self.body.cost + 1 if self.body is not None else 0
         outs = int(np.prod([v.extent for v in self.loops], dtype=np.int64))
@@ -289,7 +118,7 @@ class Nest:
 _INFIX = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "equal": "==",
           "not_equal": "!=", "less": "<", "less_equal": "<=", "greater": ">",
           "greater_equal": ">=", "logical_and": "&", "logical_or": "|"}  # fmt: skip
-_LEAVES = ("const", "load", "iota", "acc")
+_LEAVES = (Const, Load, Iota, Acc)
 
 
 class _Printer:
@@ -308,7 +137,7 @@ class _Printer:
 
     def show(self, e: Expr) -> str:
         """The expression, or the name that it was given."""
-        if e.op in _LEAVES or id(e) not in self.twice:
+        if isinstance(e, _LEAVES) or id(e) not in self.twice:
             return self._text(e)
         if id(e) not in self.names:
             text = self._text(e)
@@ -317,28 +146,27 @@ class _Printer:
         return self.names[id(e)]
 
     def _text(self, e: Expr) -> str:
-        match e.op:
-            case "const":
-                return f"{e.extra}"
-            case "load":
-                place = ", ".join(map(str, e.extra[1])) or "()"
-                return f"{e.extra[0]}[{place}]"
-            case "iota":
-                return f"({e.extra})"
-            case "acc":
-                return "acc"
-            case "guard":
-                tests = " and ".join(map(_test, e.extra))
+        match e:
+            case Const():
+                return f"{e.value}"
+            case Load():
+                return f"{e.buffer}[{', '.join(map(str, e.at)) or '()'}]"
+            case Iota():
+                return f"({e.index})"
+            case Guard():
+                tests = " and ".join(map(_test, e.conditions))
                 return f"({self.show(e.args[0])} if {tests} else {self.show(e.args[1])})"
-        args = [self.show(a) for a in e.args]
-        if e.op in _INFIX and len(args) == 2:
-            return f"({args[0]} {_INFIX[e.op]} {args[1]})"
-        if e.op == "gather":
-            places = iter(args)
-            at = ", ".join(str(i) if i is not None else next(places) for i in e.extra[1])
-            return f"{e.extra[0]}[{at}]"
-        name = e.dtype if e.op == "cast" else e.op
-        return f"{name}({', '.join(map(_bare, args))})"
+            case Gather():
+                (place,) = map(self.show, e.args)
+                at = ", ".join(place if i is None else str(i) for i in e.at)
+                return f"{e.buffer}[{at}]"
+            case Apply():
+                args = [self.show(a) for a in e.args]
+                if e.op in _INFIX and len(args) == 2:
+                    return f"({args[0]} {_INFIX[e.op]} {args[1]})"
+                name = e.dtype if e.op == "cast" else e.op
+                return f"{name}({', '.join(map(_bare, args))})"
+        return "acc"
 
 
 def _bare(text: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trivium.graph import OPS, Graph, Node, Value
-from trivium.native.meaning import REDUCTIONS
+from trivium.native.expr import FOLDS
+from trivium.native.meaning import is_fold, is_image
+from trivium.op import Op
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import inline, prune, replay
 
@@ -18,10 +20,19 @@ def prepared(graph: Graph, held: bool = True) -> Graph:
 
     Not ``held``: its results go to arrays of the caller.
     """
-    graph = decompose(graph, keep=lambda node: False)
+    graph = _written(graph)
     while any(_unrolls(n) for n in graph.nodes):
-        graph = decompose(replay(graph, _unroll)[0], keep=lambda node: False)
+        graph = _written(replay(graph, _unroll)[0])
     return prune(_share(_channels_last(replay(graph, _simpler)[0], held)))
+
+
+def _written(graph: Graph) -> Graph:
+    """Composites as their bodies, primitives as what they are in ops that are instructions."""
+
+    def body(op: Op) -> Callable[..., Any] | None:
+        return op.function if op.is_composite else op.native
+
+    return decompose(graph, lambda node: False, body)
 
 
 def _unrolls(node: Node) -> bool:
@@ -52,22 +63,17 @@ def _unroll(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Valu
 
 
 def _simpler(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-    """A convolution's bias is an addition; is relu's input positive? ask its output instead.
+    """Is relu's input positive? ask its output instead.
 
     What is reduced over one element is that element, and the place of the largest is the first.
     """
     op = OPS[node.op]
-    if node.op in REDUCTIONS and values[0] is not None:
+    if is_fold(node) and values[0] is not None:
         x, out = values[0], node.out
         if x.size == out.size:
-            if node.op == "argmax":
+            if FOLDS[node.op] is None:
                 return [OPS["full"](shape=out.shape, value=0, dtype=out.dtype)]
             return [OPS["reshape"](x, shape=out.shape)]
-    if node.op == "conv" and values[2] is not None:
-        (y,) = op.append(new, [*values[:2], None], node.attrs, node.origin)
-        layout = node.attrs["layout"]
-        shape = tuple(y.shape[i] if a == "C" else 1 for i, a in enumerate(layout))
-        return [OPS["add"](y, OPS["reshape"](values[2], shape=shape))]
     if node.op == "greater" and _is_zero(values[1]) and values[0] is not None:
         x = values[0]
         for other in new.nodes:  # exact: relu(x) > 0 where x > 0, nan included
@@ -93,22 +99,22 @@ def _channels_last(graph: Graph, held: bool) -> Graph:
     ranks: set[int] = set()
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-        if node.attrs.get("layout", "  ")[1] != "C" or not node.op.startswith("conv"):
+        if not is_image(node):
             return None
         ranks.add(len(node.attrs["layout"]))
-        images = 2 if node.op == "conv_weight_grad" else 1
-        for k, v in enumerate(values[:images]):
-            if v is not None and v.kind == "data" and v.shape[1] != 1:
+        op = OPS[node.op]
+        for k, (v, name) in enumerate(zip(values, op.names(values), strict=True)):
+            if v is not None and name in op.images and v.kind == "data" and v.shape[1] != 1:
                 if v not in entered:
                     entered[v] = _relaid(v)
                 values[k] = entered[v]
-        return OPS[node.op].append(new, values, node.attrs, node.origin)  # type: ignore[no-any-return]
+        return op.append(new, values, node.attrs, node.origin)  # type: ignore[no-any-return]
 
     graph, _ = replay(graph, rule)
     if not held:
         graph.outputs = [
             _relaid(v)
-            if v.node is not None and (len(v.shape) in ranks or v.node.op == "conv_weight_grad")
+            if v.node is not None and (len(v.shape) in ranks or OPS[v.node.op].makes_kernel)
             else v
             for v in graph.outputs
         ]

@@ -72,13 +72,21 @@ class View:
         self.split[...] = np.reshape(np.broadcast_to(value, self.shape), self.split.shape)
 
 
+def _foreign(graph: Graph) -> bool:
+    """Has it an op from outside the house, of which the name does not say what it means?"""
+    inner = (a for n in graph.nodes for a in n.attrs.values() if isinstance(a, Graph))
+    house = (OPS[n.op].__module__.startswith("trivium.ops.") for n in graph.nodes)
+    return not all(house) or any(map(_foreign, inner))
+
+
 class Program:
     """A Graph without open sizes, compiled (or found in the cache) and loaded."""
 
     def __init__(self, graph: Graph, held: bool, target: Target | None = None,
                  layouts: Mapping[str, Any] | None = None, keep: bool = True):  # fmt: skip
         self._target, self._graph, self._held, self._layouts = target, graph, held, layouts
-        key = cache.key_of(f"{held}{layouts}{graph}", target) if keep else ""
+        said = prepared(graph, held) if keep and _foreign(graph) else graph
+        key = cache.key_of(f"{held}{layouts}{said}", target) if keep else ""
         found = cache.load(key) if keep else None
         if found is None:
             build = self._build()

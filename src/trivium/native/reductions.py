@@ -10,46 +10,43 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from trivium import dtype as dt
 from trivium.graph import Graph, Node, Value
+from trivium.native.expr import Condition, Expr, Exprs
 from trivium.native.index import Index, Var
 from trivium.native.meaning import (
-    ELEMENTWISE,
-    REDUCTIONS,
+    PRODUCTS,
+    SPREAD,
     At,
     Read,
-    arithmetic,
     broadcast,
     first,
     guarded,
-    meaning,
+    is_elementwise,
+    is_fold,
+    is_view,
+    op_of,
+    product,
+    reduced_axes,
     spatial,
+    unreduced,
 )
-from trivium.native.nest import Condition, Expr, Exprs
+from trivium.traits import MOVEMENT
 
 SMALL = 9  # a reduction over so few is written out where it is read
 
 
 # -- reductions ------------------------------------------------------------------------------------
-def reduced_axes(node: Node) -> tuple[int, ...]:
-    """The axes that a reduction goes over."""
-    axis = node.attrs["axis"]
-    return (axis,) if isinstance(axis, int) else axis
-
-
 def short(graph: Graph) -> set[Node]:
     """Reductions within the few elements of a window: written out where they are read."""
     of_windows: set[Value | None] = set()
     found = set()
     for node in graph.nodes:
-        if node.op == "windows" or (
-            node.op in ELEMENTWISE | {"reshape", "transpose", "one_hot", "broadcast_to", "argmax"}
-            and any(v in of_windows for v in node.inputs)
-        ):
+        op = op_of(node)
+        opens = op.family == MOVEMENT and bool(op.images)
+        stays = is_elementwise(node) or is_view(node) or bool(op.bounds or op.gives)
+        if opens or (stays and any(v in of_windows for v in node.inputs)):
             of_windows |= set(node.outputs)
-        if node.op in REDUCTIONS and first(node) in of_windows:
+        if is_fold(node) and first(node) in of_windows:
             count = 1
             for a in reduced_axes(node):
                 count *= first(node).shape[a]  # type: ignore[assignment]
@@ -60,55 +57,22 @@ def short(graph: Graph) -> set[Node]:
     return found
 
 
-def unreduced(node: Node, at: At, over: Sequence[Index]) -> At:
-    """The place in the reduction's input for a place in its output and in what is reduced."""
-    axes, x = reduced_axes(node), first(node)
-    if node.attrs.get("keepdims"):
-        at = tuple(i for k, i in enumerate(at) if k not in axes)
-    rest, inner = iter(at), iter(over)
-    return tuple(next(inner) if k in axes else next(rest) for k in range(len(x.shape)))
-
-
-@meaning(*REDUCTIONS)
-def _written_out(make: Exprs, node: Node, at: At, read: Read) -> Expr:
-    x = first(node)
-    sizes = [x.shape[a] for a in reduced_axes(node)]
-    items = [read(x, unreduced(node, at, [Index({}, i) for i in place]))
-             for place in np.ndindex(*sizes)]  # fmt: skip
-    if node.op == "argmax":
-        return _first_largest(make, items)
-    op = {"sum": "add", "max": "maximum", "min": "minimum"}[node.op]
-    out = items[0]
-    for item in items[1:]:
-        out = arithmetic(make, op, x.dtype, [out, item])
-    return out
-
-
-def _first_largest(make: Exprs, items: Sequence[Expr]) -> Expr:
-    best, place = items[0], make.const(0, dt.int64)
-    for k, item in enumerate(items[1:], 1):
-        better = make.make("beats", dt.bool_, [item, best])
-        best = arithmetic(make, "where", best.dtype, [better, item, best])
-        place = arithmetic(make, "where", dt.int64, [better, make.const(k, dt.int64), place])
-    return place
-
-
 def reduction(make: Exprs, node: Node, at: At, read: Read) -> tuple[str, list[Var], Expr]:
     """(kind, reduced variables, body) of a reduction or a product at a place."""
-    if node.op in REDUCTIONS:
+    if is_fold(node):
         x = first(node)
         over = [Var(f"r{i}", x.shape[a]) for i, a in enumerate(reduced_axes(node))]
         body = read(x, unreduced(node, at, [Index.of(v) for v in over]))
-        return REDUCTIONS[node.op], over, body
-    over, body = {"matmul": _matmul, "conv": _conv, "conv_input_grad": _conv_input_grad,
-                  "conv_weight_grad": _conv_weight_grad}[node.op](make, node, at, read)  # fmt: skip
+        return node.op, over, body
+    over, body = PRODUCTS[node.op](make, node, at, read)
     return "sum", over, body
 
 
 def _times(make: Exprs, x: Expr, y: Expr) -> Expr:
-    return make.make("multiply", x.dtype, [x, y])
+    return make.apply("multiply", x.dtype, [x, y])
 
 
+@product("matmul")
 def _matmul(make: Exprs, node: Node, at: At, read: Read) -> tuple[list[Var], Expr]:
     x, y = node.inputs[0], node.inputs[1]
     assert x is not None and y is not None
@@ -126,6 +90,7 @@ def _image(layout: str, n: Index, c: Index, places: Sequence[Index]) -> At:
     return tuple({"N": n, "C": c}.get(a) or next(it) for a in layout)
 
 
+@product("conv")
 def _conv(make: Exprs, node: Node, at: At, read: Read) -> tuple[list[Var], Expr]:
     x, w, a = node.inputs[0], node.inputs[1], node.attrs
     assert x is not None and w is not None
@@ -146,6 +111,7 @@ def _conv(make: Exprs, node: Node, at: At, read: Read) -> tuple[list[Var], Expr]
     return [*taps, c], _times(make, image, kernel)
 
 
+@product("conv_input_grad", spread=True)
 def _conv_input_grad(make: Exprs, node: Node, at: At, read: Read) -> tuple[list[Var], Expr]:
     g, w, a = node.inputs[0], node.inputs[1], node.attrs
     assert g is not None and w is not None
@@ -193,7 +159,7 @@ def pieces(node: Node, shape: Sequence[Any]) -> list[tuple[list[Var], At]]:
     were reached by other taps.
     """
     strides = [1] * len(shape)
-    if node.op == "conv_input_grad":
+    if node.op in SPREAD:
         for axis, stride in zip(spatial(node.attrs["layout"]), node.attrs["stride"], strict=True):
             strides[axis] = stride
     out = []
@@ -212,6 +178,7 @@ def pieces(node: Node, shape: Sequence[Any]) -> list[tuple[list[Var], At]]:
     return out
 
 
+@product("conv_weight_grad")
 def _conv_weight_grad(make: Exprs, node: Node, at: At, read: Read) -> tuple[list[Var], Expr]:
     x, g, a = node.inputs[0], node.inputs[1], node.attrs
     assert x is not None and g is not None

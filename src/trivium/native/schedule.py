@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trivium.native.expr import Buffer, Exprs, Load
 from trivium.native.index import Index, Part, Var
-from trivium.native.nest import Buffer, Exprs, Nest
+from trivium.native.nest import Nest
 from trivium.native.target import Target
 
 PIECES = 16  # a loop that cannot be shared out into so many pieces is divided
@@ -207,14 +208,14 @@ def _turned(nest: Nest, vec: Var | None, lanes: int) -> Var | None:
     """In a copy whose source is contiguous along another variable than its result: that one."""
     (first, *more) = nest.stores
     e = first.value
-    if vec is None or more or e.op != "load" or vec.extent < lanes:
+    if vec is None or more or not isinstance(e, Load) or vec.extent < lanes:
         return None
-    flat = e.extra[0].flat(e.extra[1])
+    flat = e.buffer.flat(e.at)
     if flat.coefficient(vec) in (0, 1) or not all(flat.affine_in(v) for v in nest.loops):
         return None
     if sum(v.extent for v in nest.loops) < 4 * lanes:
         return None
-    if e.extra[0].dtype.numpy.itemsize < 4 or e.dtype != first.buffer.dtype:
+    if e.buffer.dtype.numpy.itemsize < 4 or e.dtype != first.buffer.dtype:
         return None
     found = [v for v in nest.loops if flat.coefficient(v) == 1 and v.extent >= lanes]
     return found[0] if found else None
@@ -222,8 +223,7 @@ def _turned(nest: Nest, vec: Var | None, lanes: int) -> Var | None:
 
 def _reduction(nest: Nest, order: list[Var], vec: Var | None, target: Target) -> Plan:
     assert nest.body is not None
-    loads = [e for e in nest.reads() if e.op == "load"]
-    flats = [e.extra[0].flat(e.extra[1]) for e in loads]
+    flats = [e.buffer.flat(e.at) for e in nest.reads() if isinstance(e, Load)]
     lanes = target.lanes(nest.body.dtype)
 
     def score(v: Var) -> int:
@@ -243,7 +243,7 @@ def _reduction(nest: Nest, order: list[Var], vec: Var | None, target: Target) ->
 def lay_alike(nest: Nest) -> None:
     """Arrays whose layout is still open follow the nest's first settled store, or the default."""
     settled = next((s.buffer for s in nest.stores if s.buffer.axes is not None), None)
-    loads = [e.extra[0] for e in nest.reads()]
+    loads = [e.buffer for e in nest.reads()]
     if settled is None:
         shape = nest.stores[0].buffer.shape
         settled = next((b for b in loads if b.axes is not None and b.shape == shape

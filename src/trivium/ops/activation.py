@@ -18,6 +18,7 @@ from trivium.ops.elementwise import (
     tanh,
 )
 from trivium.shape import ShapeError, normalize_axes
+from trivium.traits import along
 
 
 def _clip_normal(x: Type, *, min: Any, max: Any, edge: str) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def log_sigmoid(x: Any) -> Any:
 
 @composite(
     normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))[0]},
-    cases=[case(S(2, 6)), case(S(4, 3), axis=0)],
+    cases=[case(S(2, 6)), case(S(4, 3), axis=0)], axes=along,
     torch="F.glu({x}, {axis})", keras="ops.glu({x}, axis={axis})", jax="jax.nn.glu({x}, {axis})",
 )  # fmt: skip
 def glu(x: Any, *, axis: int = -1) -> Any:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from trivium.framework import everywhere
-from trivium.graph import Type
+from trivium.graph import OPS, Type
 from trivium.op import Refused, S, case, primitive
 from trivium.ops.linalg import product
 from trivium.shape import ShapeError, Size, possible
+from trivium.traits import CONTRACTION
 
 _GRADIENT = Refused("a gradient: the framework derives its own")
 _LAYOUTS = {1: ("NCW", "NWC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
@@ -145,7 +146,18 @@ _CASES = [
 ]  # fmt: skip
 
 
-@primitive(rule=_conv_rule, normal=conv_attrs, cases=_CASES)
+def _without_bias(x: Any, w: Any, b: Any, *, layout: str, **attrs: Any) -> Any:
+    """A convolution's bias is an addition."""
+    if b is None:
+        return None
+    shape = tuple(b.shape[0] if a == "C" else 1 for a in layout)
+    return conv(x, w, layout=layout, **attrs) + OPS["reshape"](b, shape=shape)
+
+
+@primitive(
+    rule=_conv_rule, normal=conv_attrs, cases=_CASES, native=_without_bias,
+    family=CONTRACTION, images=("x",), around=0.0,
+)  # fmt: skip
 def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
          groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
     """The convolution (correlation) of images x with kernels w, plus bias b.
@@ -218,6 +230,7 @@ _GRAD_CASES = [
 
 @primitive(
     rule=_input_grad_rule, normal=conv_attrs, cases=_GRAD_CASES,
+    family=CONTRACTION, images=("g",),
     **everywhere(_GRADIENT),
 )  # fmt: skip
 def conv_input_grad(g: Any, w: Any, *, size: Any, stride: Any = 1, padding: Any = 0,
@@ -257,7 +270,7 @@ def _weight_grad_rule(x: Type, g: Type, *, kernel: Any, **attrs: Any) -> Type:
 
 
 @primitive(
-    rule=_weight_grad_rule, normal=conv_attrs,
+    rule=_weight_grad_rule, normal=conv_attrs, family=CONTRACTION, images=("x", "g"),
     cases=[
         case(S(2, 3, 6, 5), S(2, 4, 4, 4), kernel=(3, 2)),
         case(S(2, 4, 7, 6), S(2, 6, 4, 3), kernel=(3, 3), stride=(2, 1), padding=((1, 2), (0, 1)),

@@ -28,6 +28,7 @@ def _full_rule(*, shape: Any, value: Any, dtype: DType) -> Type:
 
 @primitive(
     rule=_full_rule,
+    cost=0,
     normal=_full_normal,
     vjp=zero_gradient,
     cases=[

@@ -89,6 +89,7 @@ def _floating(*types: Type) -> Type:
 @primitive(
     rule=_floating,
     promotes=True,
+    cost=4,
     vjp=lambda g, out, x, y: (g / y, -g * out / y),
     cases=_TWO,
     torch="{x} / {y}", keras="{x} / {y}", tensorflow="{x} / {y}",
@@ -102,6 +103,7 @@ def divide(x: Any, y: Any) -> Any:
 @primitive(
     rule=arithmetic,
     promotes=True,
+    cost=40,
     cases=[case(S(2, 3, low=0.5, high=3), S(3)), case(S(2, 3, low=0.5), S(2, 1, low=1, high=3))],
     torch="{x} ** {y}", keras="{x} ** {y}", tensorflow="{x} ** {y}",
     mxnet="F.broadcast_power({x}, {y})", jax="{x} ** {y}", onnx="Pow",
@@ -212,7 +214,7 @@ def sign(x: Any) -> Any:
 
 # -- functions -------------------------------------------------------------------------------------
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g * out,), cases=[case(S(2, 3))],
+    rule=_floating, cost=12, vjp=lambda g, out, x: (g * out,), cases=[case(S(2, 3))],
     torch="torch.exp({x})", keras="ops.exp({x})", tensorflow="tf.exp({x})",
     mxnet="F.exp({x})", jax="jnp.exp({x})", onnx="Exp",
 )  # fmt: skip
@@ -222,7 +224,7 @@ def exp(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g / x,), cases=_POSITIVE,
+    rule=_floating, cost=14, vjp=lambda g, out, x: (g / x,), cases=_POSITIVE,
     torch="torch.log({x})", keras="ops.log({x})", tensorflow="tf.math.log({x})",
     mxnet="F.log({x})", jax="jnp.log({x})", onnx="Log",
 )  # fmt: skip
@@ -232,7 +234,8 @@ def log(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g / (1 + x),), cases=[case(S(2, 3, low=-0.8, high=3))],
+    rule=_floating, cost=20, vjp=lambda g, out, x: (g / (1 + x),),
+    cases=[case(S(2, 3, low=-0.8, high=3))],
     torch="torch.log1p({x})", keras="ops.log1p({x})", tensorflow="tf.math.log1p({x})",
     mxnet="F.log1p({x})", jax="jnp.log1p({x})",
 )  # fmt: skip
@@ -242,7 +245,7 @@ def log1p(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g * (out + 1),), cases=[case(S(2, 3))],
+    rule=_floating, cost=18, vjp=lambda g, out, x: (g * (out + 1),), cases=[case(S(2, 3))],
     torch="torch.expm1({x})", keras="ops.expm1({x})", tensorflow="tf.math.expm1({x})",
     mxnet="F.expm1({x})", jax="jnp.expm1({x})",
 )  # fmt: skip
@@ -252,7 +255,7 @@ def expm1(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g * 0.5 / out,), cases=_POSITIVE,
+    rule=_floating, cost=6, vjp=lambda g, out, x: (g * 0.5 / out,), cases=_POSITIVE,
     torch="torch.sqrt({x})", keras="ops.sqrt({x})", tensorflow="tf.sqrt({x})",
     mxnet="F.sqrt({x})", jax="jnp.sqrt({x})", onnx="Sqrt",
 )  # fmt: skip
@@ -262,7 +265,7 @@ def sqrt(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g * (1 - out * out),), cases=_ONE,
+    rule=_floating, cost=16, vjp=lambda g, out, x: (g * (1 - out * out),), cases=_ONE,
     torch="torch.tanh({x})", keras="ops.tanh({x})", tensorflow="tf.tanh({x})",
     mxnet="F.tanh({x})", jax="jnp.tanh({x})", onnx="Tanh",
 )  # fmt: skip
@@ -280,7 +283,7 @@ def _erf(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, numpy=_erf,
+    rule=_floating, cost=24, numpy=_erf,
     vjp=lambda g, out, x: (g * 1.1283791670955126 * exp(-x * x),),  # 2 / sqrt(pi)
     cases=_ONE,
     torch="torch.erf({x})", keras="ops.erf({x})", tensorflow="tf.math.erf({x})",
@@ -298,7 +301,7 @@ def _sigmoid(x: Any) -> Any:
 
 
 @primitive(
-    rule=_floating, vjp=lambda g, out, x: (g * out * (1 - out),), cases=_ONE,
+    rule=_floating, cost=16, vjp=lambda g, out, x: (g * out * (1 - out),), cases=_ONE,
     torch="torch.sigmoid({x})", keras="ops.sigmoid({x})", tensorflow="tf.sigmoid({x})",
     mxnet="F.sigmoid({x})", jax="jax.nn.sigmoid({x})", onnx="Sigmoid",
 )  # fmt: skip

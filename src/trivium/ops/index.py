@@ -10,6 +10,7 @@ from trivium import dtype as dt
 from trivium.graph import Type
 from trivium.op import Refused, S, case, composite, primitive
 from trivium.shape import ShapeError, normalize_axes
+from trivium.traits import MOVEMENT
 
 
 def _take_rule(x: Type, indices: Type, *, axis: int) -> Type:
@@ -22,28 +23,14 @@ def _axis(x: Type, *_: Any, axis: int, **__: Any) -> dict[str, Any]:
     return {"axis": normalize_axes(axis, len(x.shape))[0]}
 
 
-def _checked(indices: Any, size: int) -> Any:
-    # Out of bounds: torch raises, jnp.take fills NaN, MXNet clips. We raise.
-    if indices.size and (indices.min() < -size or indices.max() >= size):
-        wrong = indices[(indices < -size) | (indices >= size)].ravel()[0]
-        raise IndexError(f"take: index {wrong} is out of range for an axis of size {size}")
-    return indices
+def _along(x: Any, indices: Any, *, axis: int) -> tuple[int, Any, str]:
+    size = x.shape[axis]
+    return -size, size, f"an axis of size {size}"
 
 
-def _taken(indices: Any, types: Any, attrs: Any) -> None:
-    _checked(indices, types[0].shape[attrs["axis"]])
-
-
-def _embedded(indices: Any, types: Any, attrs: Any) -> None:
-    _row(indices, types[0].shape[0])
-
-
-def _row(indices: Any, size: int) -> Any:
+def _rows(weight: Any, indices: Any) -> tuple[int, Any, str]:
     """Rows have numbers from 0: no framework's embedding counts them from the end."""
-    if indices.size and (indices.min() < 0 or indices.max() >= size):
-        wrong = indices[(indices < 0) | (indices >= size)].ravel()[0]
-        raise IndexError(f"embedding: index {wrong} is out of range for a table of {size} rows")
-    return indices
+    return 0, weight.shape[0], f"a table of {weight.shape[0]} rows"
 
 
 @primitive(
@@ -52,7 +39,7 @@ def _row(indices: Any, size: int) -> Any:
         case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5)),
         case(S(2, 6, 3), S(4, dtype="int64", low=0, high=6), axis=1),
     ],
-    checks={"indices": _taken},
+    family=MOVEMENT, cost=8, bounds={"indices": _along},
     keras="ops.take({x}, {indices}, axis={axis})",
     tensorflow="tf.gather({x}, {indices}, axis={axis})",
     mxnet="F.take({x}, {indices}, axis={axis}, mode='raise')",
@@ -60,7 +47,7 @@ def _row(indices: Any, size: int) -> Any:
 )  # fmt: skip
 def take(x: Any, indices: Any, *, axis: int = 0) -> Any:
     """The entries of x at ``indices`` along ``axis``; out of range is an error."""
-    return np.take(x, _checked(indices, x.shape[axis]), axis=axis)
+    return np.take(x, indices, axis=axis)
 
 
 @take.vjp
@@ -110,6 +97,7 @@ def _one_hot_rule(indices: Type, *, classes: Any, dtype: dt.DType) -> Type:
     rule=_one_hot_rule,
     vjp=lambda *_, **__: (None,),
     cases=[case(S(2, 3, dtype="int64", low=0, high=4), classes=4)],
+    bounds={"indices": lambda indices, *, classes, **_: (0, classes, f"{classes} classes")},
     keras="ops.one_hot({indices}, {classes}, dtype={dtype})",
     tensorflow="tf.one_hot({indices}, {classes}, dtype={dtype})",
     mxnet="F.one_hot({indices}, {classes}, dtype={dtype})",
@@ -120,16 +108,13 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
 
     An index out of range is an error, as in torch; TF and JAX would make a row of zeros of it.
     """
-    if indices.size and (indices.min() < 0 or indices.max() >= classes):
-        wrong = indices[(indices < 0) | (indices >= classes)].ravel()[0]
-        raise IndexError(f"one_hot: index {wrong} is out of range for {classes} classes")
     return (indices[..., None] == np.arange(classes)).astype(dtype.numpy)
 
 
 @composite(
-    numpy=lambda weight, indices: np.take(weight, _row(indices, weight.shape[0]), axis=0),
+    numpy=lambda weight, indices: np.take(weight, indices, axis=0),
     cases=[case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5))],
-    checks={"indices": _embedded},
+    bounds={"indices": _rows},
     torch="F.embedding({indices}, {weight})",
     mxnet="F.take({weight}, {indices}, mode='raise')",
 )  # fmt: skip

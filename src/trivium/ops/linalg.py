@@ -9,6 +9,7 @@ import numpy as np
 from trivium.graph import OPS, Type
 from trivium.op import S, case, composite, primitive
 from trivium.shape import ShapeError, broadcast
+from trivium.traits import CONTRACTION
 
 
 def _matmul_rule(x: Type, y: Type) -> Type:
@@ -29,7 +30,7 @@ def product(x: Any, y: Any) -> Any:
 
 
 @primitive(
-    rule=_matmul_rule, promotes=True,
+    rule=_matmul_rule, promotes=True, family=CONTRACTION,
     cases=[case(S(2, 3), S(3, 4)), case(S(5, 2, 3), S(3, 4)), case(S(2, 1, 2, 3), S(4, 3, 5)),
            case(S(3), S(3, 4)), case(S(2, 3), S(3))],
     torch="{x} @ {y}", keras="ops.matmul({x}, {y})", tensorflow="{x} @ {y}",

@@ -7,6 +7,7 @@ from typing import Any
 from trivium.graph import OPS, Type
 from trivium.op import S, case, composite
 from trivium.shape import ShapeError, normalize_axes, size_product
+from trivium.traits import along
 
 
 def _same_dtype(name: str, t: Type | None, x: Type) -> None:
@@ -36,7 +37,7 @@ _PARAMS = (S(3, low=0.5, high=1.5), S(3), S(3), S(3, low=0.5, high=2))
 
 
 @composite(
-    rule=_batch_norm_rule, normal=_batch_norm_normal,
+    rule=_batch_norm_rule, normal=_batch_norm_normal, axes=along, images=("x",),
     cases=[
         case(S(4, 3, 2, 2), *_PARAMS, training=True),
         case(S(4, 3, 2, 2), *_PARAMS, training=False, epsilon=1e-2),

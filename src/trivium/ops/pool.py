@@ -23,6 +23,7 @@ from trivium.ops.conv import (
     spatial,
     window_size,
 )
+from trivium.traits import MOVEMENT
 
 _INSIDE = everywhere(
     Refused("the inside of a pool or of its gradient: the framework has the whole")
@@ -72,7 +73,7 @@ def _filled(x: Any, padding: Any, value: float) -> Any:
 
 
 @primitive(
-    rule=_windows_rule, normal=_normal, **_INSIDE,
+    rule=_windows_rule, normal=_normal, family=MOVEMENT, images=("x",), **_INSIDE,
     cases=[
         case(S(2, 3, 5, 4), kernel=(3, 2)),
         case(S(2, 5, 6, 3), kernel=2, stride=(2, 1), padding=((1, 0), (0, 1)), dilation=(1, 2),
@@ -146,7 +147,7 @@ def _max_pool_numpy(
 
 
 @composite(
-    rule=_pool_rule, normal=_normal, numpy=_max_pool_numpy,
+    rule=_pool_rule, normal=_normal, numpy=_max_pool_numpy, images=("x",), around=float("-inf"),
     cases=[
         case(S(2, 3, 6, 5), kernel=2),
         case(S(2, 3, 7, 6, low=-3, high=-1), kernel=(3, 2), stride=(2, 1),
@@ -189,7 +190,7 @@ def _avg_pool_numpy(
 
 
 @composite(
-    rule=_pool_rule, normal=_normal_plain, numpy=_avg_pool_numpy,
+    rule=_pool_rule, normal=_normal_plain, numpy=_avg_pool_numpy, images=("x",),
     cases=[
         case(S(2, 3, 6, 5), kernel=2),
         case(S(2, 3, 7, 6), kernel=(3, 2), stride=(2, 1), padding=1),

@@ -27,7 +27,7 @@ def _uniform_rule(key: Type, *, shape: Any, salt: int, dtype: dt.DType) -> Type:
 @primitive(
     rule=_uniform_rule,
     normal=lambda key, *, shape, salt, dtype: {"shape": as_shape(shape)},
-    vjp=zero_gradient, random=True,
+    vjp=zero_gradient, random="key",
     cases=[case(_KEY, shape=(2, 3)), case(_KEY, shape=(4,), salt=7)],
 )  # fmt: skip
 def random_uniform(key: Any, *, shape: Any, salt: int = 0, dtype: dt.DType = dt.float32) -> Any:
@@ -44,7 +44,8 @@ def _rule(x: Type, key: Type | None, *, rate: float, **_: Any) -> Type:
 
 
 @composite(
-    rule=_rule, random=True,
+    rule=_rule, random="key", drops="rate",
+    idle=lambda x, key, *, rate, training, **_: training is False or rate == 0,
     cases=[case(S(20, 5), _KEY, training=True, rate=0.3), case(S(4, 5), _KEY, training=False)],
 )  # fmt: skip
 def dropout(x: Any, key: Any, *, rate: float = 0.5, training: Any = MODE, salt: int = 0) -> Any:

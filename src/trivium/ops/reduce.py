@@ -10,6 +10,7 @@ from trivium import dtype as dt
 from trivium.graph import OPS, Type
 from trivium.op import By, S, case, composite, corner, primitive, zero_gradient
 from trivium.shape import ShapeError, normalize_axes, size_product
+from trivium.traits import REDUCTION, along, no_axis, reduced
 
 max_of = max  # Python's, which the op of that name hides below
 _CASES = [
@@ -44,7 +45,7 @@ def _sum_rule(x: Type, **attrs: Any) -> Type:
 
 
 @primitive(
-    rule=_sum_rule, normal=_axes, cases=_CASES,
+    rule=_sum_rule, normal=_axes, cases=_CASES, family=REDUCTION, axes=reduced, idle=no_axis,
     torch="{x}.sum({axis!axes|None}, keepdim={keepdims|False})",
     keras="ops.sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
     tensorflow="tf.reduce_sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
@@ -67,7 +68,7 @@ def _sum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
 
 
 @composite(
-    normal=_axes, cases=_CASES,
+    normal=_axes, cases=_CASES, family=REDUCTION, axes=reduced, idle=no_axis,
     numpy=lambda x, *, axis, keepdims: np.mean(x, axis, x.dtype, keepdims=keepdims),
     torch="{x}.mean({axis!axes|None}, keepdim={keepdims|False})",
     keras="ops.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
@@ -92,7 +93,7 @@ _SPREADS = [case(S(2, 3, 4), axis=1), case(S(2, 3, 4), axis=(0, -1), correction=
 
 
 @composite(
-    normal=_spread_normal, cases=_SPREADS,
+    normal=_spread_normal, cases=_SPREADS, family=REDUCTION, axes=reduced,
     torch="{x}.var({axis!axes|None}, correction={correction|1}, keepdim={keepdims|False})",
     keras=By("correction", {0: "ops.var({x}, axis={axis!axes}, keepdims={keepdims|False})"}),
     tensorflow=By("correction", {
@@ -115,7 +116,7 @@ def var(x: Any, *, axis: Any = None, correction: float = 0, keepdims: bool = Fal
 
 
 @composite(
-    normal=_spread_normal, cases=_SPREADS,
+    normal=_spread_normal, cases=_SPREADS, family=REDUCTION, axes=reduced,
     torch="{x}.std({axis!axes|None}, correction={correction|1}, keepdim={keepdims|False})",
 )  # fmt: skip
 def std(x: Any, *, axis: Any = None, correction: float = 0, keepdims: bool = False) -> Any:
@@ -169,6 +170,7 @@ def _first(hit: Any, axis: int) -> Any:
 
 @primitive(
     rule=_extremum_rule, normal=_extremum_normal, cases=_TIES, vjp=_extremum_vjp,
+    family=REDUCTION, axes=reduced, idle=no_axis,
     torch=By("ties", share="{x}.amax({axis!axes}, keepdim={keepdims|False})",
              first="{x}.max({axis!one}, keepdim={keepdims|False}).values",
              each="max_each({x}, {axis!axes}, keepdim={keepdims|False})"),
@@ -187,6 +189,7 @@ def max(x: Any, *, axis: Any = None, keepdims: bool = False, ties: str = "share"
 
 @primitive(
     rule=_extremum_rule, normal=_extremum_normal, cases=_TIES, vjp=_extremum_vjp,
+    family=REDUCTION, axes=reduced, idle=no_axis,
     torch=By("ties", share="{x}.amin({axis!axes}, keepdim={keepdims|False})",
              first="{x}.min({axis!one}, keepdim={keepdims|False}).values",
              each="min_each({x}, {axis!axes}, keepdim={keepdims|False})"),
@@ -207,6 +210,7 @@ def _argmax_rule(x: Type, *, axis: int) -> Type:
 @primitive(
     rule=_argmax_rule, normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))[0]},
     vjp=zero_gradient, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)],
+    family=REDUCTION, axes=reduced, gives=lambda x, *, axis: (0, x.shape[axis]),
     torch="{x}.argmax({axis})", tensorflow="tf.argmax({x}, axis={axis})", jax="{x}.argmax({axis})",
     mxnet="F.cast(F.argmax({x}, axis={axis}), dtype='int64')",
 )  # fmt: skip
@@ -217,6 +221,7 @@ def argmax(x: Any, *, axis: int = -1) -> Any:
 
 @composite(
     normal=_axes, cases=[case(S(2, 3, 4), axis=1), case(S(2, 3), axis=-1, keepdims=True)],
+    family=REDUCTION, axes=reduced,
     torch="torch.logsumexp({x}, {axis!axes}, keepdim={keepdims|False})",
     keras="ops.logsumexp({x}, axis={axis!axes}, keepdims={keepdims|False})",
     tensorflow="tf.reduce_logsumexp({x}, axis={axis!axes}, keepdims={keepdims|False})",
@@ -240,6 +245,7 @@ def _softmax(x: Any, *, axis: int) -> Any:
 
 @composite(
     normal=_softmax_normal, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)], numpy=_softmax,
+    axes=along,
     torch="F.softmax({x}, dim={axis})", keras="ops.softmax({x}, axis={axis})",
     tensorflow="tf.nn.softmax({x}, axis={axis})", mxnet="F.softmax({x}, axis={axis})",
     jax="jax.nn.softmax({x}, axis={axis})", onnx="Softmax",
@@ -262,6 +268,7 @@ def _log_softmax(x: Any, *, axis: int) -> Any:
 
 @composite(
     normal=_softmax_normal, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)], numpy=_log_softmax,
+    axes=along,
     torch="F.log_softmax({x}, dim={axis})", keras="ops.log_softmax({x}, axis={axis})",
     tensorflow="tf.nn.log_softmax({x}, axis={axis})", mxnet="F.log_softmax({x}, axis={axis})",
     jax="jax.nn.log_softmax({x}, axis={axis})", onnx="LogSoftmax",

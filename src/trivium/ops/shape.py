@@ -20,6 +20,7 @@ from trivium.shape import (
     possible,
     size_product,
 )
+from trivium.traits import MOVEMENT, along, each_axis, no_axis, reduced
 
 
 def _reshape_normal(x: Type, *, shape: Any) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def _reshape_normal(x: Type, *, shape: Any) -> dict[str, Any]:
 
 @primitive(
     rule=lambda x, *, shape: Type(x.dtype, shape), normal=_reshape_normal,
+    family=MOVEMENT, cost=0, idle=lambda x, *, shape: bool(shape == x.shape),
     vjp=lambda g, out, x, *, shape: (OPS["reshape"](g, shape=x.shape),),
     cases=[case(S(2, 3, 4), shape=(4, 6)), case(S(2, 3), shape=(-1,)), case(S(), shape=(1, 1))],
     torch="{x}.reshape(*{shape})", keras="ops.reshape({x}, {shape})",
@@ -62,6 +64,7 @@ def _flatten_normal(x: Type, *, start: int) -> dict[str, Any]:
 
 @composite(
     normal=_flatten_normal, cases=[case(S(2, 3, 4)), case(S(2, 3, 4), start=1)],
+    family=MOVEMENT, idle=lambda x, *, start: len(x.shape) - start == 1,
     torch="torch.flatten({x}, {start})",
 )  # fmt: skip
 def flatten(x: Any, *, start: int = 0) -> Any:
@@ -82,6 +85,7 @@ def _transpose_normal(x: Type, *, axes: Any) -> dict[str, Any]:
 @primitive(
     rule=lambda x, *, axes: Type(x.dtype, tuple(x.shape[a] for a in axes)),
     normal=_transpose_normal, cases=[case(S(2, 3)), case(S(2, 3, 4), axes=(1, 2, 0))],
+    family=MOVEMENT, cost=0, idle=lambda x, *, axes: axes == tuple(range(len(axes))),
     torch="{x}.permute(*{axes})", keras="ops.transpose({x}, {axes})",
     tensorflow="tf.transpose({x}, {axes})", mxnet="F.transpose({x}, axes={axes})",
     jax="{x}.transpose(*{axes})",
@@ -104,6 +108,7 @@ def _broadcast_rule(x: Type, *, shape: Any) -> Type:
 
 @primitive(
     rule=_broadcast_rule, normal=lambda x, *, shape: {"shape": as_shape(shape)},
+    family=MOVEMENT, cost=0, idle=lambda x, *, shape: bool(shape == x.shape),
     vjp=lambda g, out, x, *, shape: (g,),  # summed back by the caller, like every broadcast
     cases=[case(S(3), shape=(2, 3)), case(S(2, 1, 4), shape=(2, 3, 4))],
     torch="{x}.expand(*{shape})", keras="ops.broadcast_to({x}, {shape})",
@@ -117,7 +122,7 @@ def broadcast_to(x: Any, *, shape: Any) -> Any:
 
 @composite(
     normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape) + 1)[0]},
-    cases=[case(S(2, 3), axis=1), case(S(2, 3), axis=-1)],
+    cases=[case(S(2, 3), axis=1), case(S(2, 3), axis=-1)], family=MOVEMENT,
     torch="{x}.unsqueeze({axis})", keras="ops.expand_dims({x}, {axis})",
     tensorflow="tf.expand_dims({x}, {axis})", mxnet="F.expand_dims({x}, axis={axis})",
     jax="jnp.expand_dims({x}, {axis})",
@@ -137,6 +142,7 @@ def _squeeze_normal(x: Type, *, axis: Any) -> dict[str, Any]:
 
 @composite(
     normal=_squeeze_normal, cases=[case(S(2, 1, 3, 1), axis=1), case(S(2, 1, 3, 1), axis=(1, -1))],
+    family=MOVEMENT, axes=reduced, idle=no_axis,
     torch="{x}.squeeze({axis!axes})", keras="ops.squeeze({x}, axis={axis!axes})",
     tensorflow="tf.squeeze({x}, axis={axis!axes})", mxnet="F.squeeze({x}, axis={axis!axes})",
     jax="{x}.squeeze({axis!axes})",
@@ -173,7 +179,7 @@ def _concat_rule(*xs: Type, axis: int) -> Type:
 
 
 @primitive(
-    rule=_concat_rule, promotes=True,
+    rule=_concat_rule, promotes=True, family=MOVEMENT, axes=along,
     normal=lambda *xs, axis: {"axis": normalize_axes(axis, _joined(*xs, new=0))[0]},
     cases=[case(S(2, 3), S(1, 3)), case(S(2, 3), S(2, 1), S(2, 4), axis=-1)],
     torch="torch.cat([{xs}], dim={axis})", keras="ops.concatenate([{xs}], axis={axis})",
@@ -197,7 +203,7 @@ def _concat_vjp(g: Any, out: Any, *xs: Any, axis: int) -> Any:
 
 @composite(
     normal=lambda *xs, axis: {"axis": normalize_axes(axis, _joined(*xs, new=1))[0]},
-    cases=[case(S(2, 3), S(2, 3)), case(S(2, 3), S(2, 3), S(2, 3), axis=1)],
+    cases=[case(S(2, 3), S(2, 3)), case(S(2, 3), S(2, 3), S(2, 3), axis=1)], family=MOVEMENT,
     torch="torch.stack([{xs}], dim={axis})", keras="ops.stack([{xs}], axis={axis})",
     tensorflow="tf.stack([{xs}], axis={axis})", mxnet="F.stack({xs}, axis={axis})",
     jax="jnp.stack([{xs}], axis={axis})",
@@ -244,6 +250,9 @@ def _slice_rule(x: Type, *, axis: int, start: Any, stop: Any, step: int) -> Type
 @primitive(
     rule=_slice_rule,
     normal=_slice_normal,
+    family=MOVEMENT,
+    cost=0,
+    axes=along,
     cases=[
         case(S(5, 3), axis=0, start=1, stop=4),
         case(S(2, 7), axis=1, start=1, step=3),
@@ -277,6 +286,8 @@ def _slice_vjp(g: Any, out: Any, x: Any, *, axis: int, start: Any, stop: Any, st
 @composite(
     normal=lambda x, *, axis, index: {"axis": normalize_axes(axis, len(x.shape))[0]},
     cases=[case(S(4, 3), axis=0, index=2), case(S(2, 4, 3), axis=1, index=-1)],
+    family=MOVEMENT,
+    axes=reduced,
     torch="{x}.select({axis}, {index})",
     keras="ops.take({x}, {index}, axis={axis})",
     tensorflow="tf.gather({x}, {index}, axis={axis})",
@@ -343,6 +354,8 @@ def _pad_rule(x: Type, *, low: Any, high: Any, interior: Any, value: float) -> T
 
 @primitive(
     rule=_pad_rule, normal=_pad_normal,
+    family=MOVEMENT, axes=each_axis("low", "high", "interior"),
+    idle=lambda x, *, low, high, interior, **_: not any((*low, *high, *interior)),
     cases=[
         case(S(2, 3), low=(1, 0), high=(0, 2)),
         case(S(2, 3), low=(0, 1), high=(2, 0), value=1.5),
@@ -379,6 +392,7 @@ def _pad_vjp(g: Any, out: Any, x: Any, *, low: Any, high: Any, interior: Any, va
 @primitive(
     rule=lambda x, **_: x,
     normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))},
+    family=MOVEMENT, cost=0, axes=along, idle=no_axis,
     vjp=lambda g, out, x, *, axis: (OPS["flip"](g, axis=axis),),
     cases=[case(S(2, 3), axis=1), case(S(2, 3, 4), axis=(0, 2))],
     torch="{x}.flip({axis})", keras="ops.flip({x}, axis={axis})",

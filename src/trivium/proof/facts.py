@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
-from trivium.graph import Graph
+from trivium.graph import OPS, Graph
 from trivium.proof.report import Row
 from trivium.proof.witness import Side, equal
 from trivium.shape import Dim
@@ -31,8 +31,9 @@ def _said(item: Any) -> str:
 
 def rates(graph: Graph) -> list[float]:
     """The rates of the dropouts that are on while training, in the order they are called in."""
-    found = (n for n in graph.nodes if n.op == "dropout" and n.attrs["training"] is not False)
-    return [float(n.attrs["rate"]) for n in found if n.attrs["rate"]]  # one of 0 drops nothing
+    found = (n for n in graph.nodes if OPS[n.op].drops and n.attrs["training"] is not False)
+    each = (float(n.attrs[OPS[n.op].drops]) for n in found)
+    return [rate for rate in each if rate]  # one of 0 drops nothing
 
 
 def _names(graph: Graph) -> Any:

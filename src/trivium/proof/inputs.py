@@ -130,11 +130,11 @@ def dims_of(graph: Graph, batch: int, examples: Sequence[Any]) -> dict[str, int]
 
 
 def feed_masks(graph: Graph) -> Graph:
-    """Every dropout that is on while training as ``x * mask``, the masks as last data inputs."""
+    """Everything that drops as ``x * mask``, the masks as last data inputs."""
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
         x = values[0] if values else None
-        if node.op != "dropout" or x is None:
+        if not OPS[node.op].drops or x is None:
             return None
         name = new.unused(f"mask_{len(new.of_kind('data'))}")
         mask = new.input("data", x.dtype, x.shape, name)
@@ -151,7 +151,7 @@ def draw_masks(masked: Graph, graph: Graph, inputs: Sequence[Any]) -> list[Any]:
     dims: dict[str, int] = {}
     for v, x in zip(graph.of_kind("data"), inputs, strict=True):
         bind(v.shape, x.shape, dims, v.name)
-    rates = [n.attrs["rate"] for n in graph.nodes if n.op == "dropout"]
+    rates = [n.attrs[of] for n in graph.nodes if (of := OPS[n.op].drops)]
     rng = np.random.default_rng(3)
     masks = []
     for v, rate in zip(masked.of_kind("data")[len(inputs) :], rates, strict=True):

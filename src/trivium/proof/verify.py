@@ -18,7 +18,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.frameworks.runner import Runner
-from trivium.graph import Graph, Node, Value
+from trivium.graph import OPS, Graph, Node, Value
 from trivium.proof import facts
 from trivium.proof.divergence import first_difference
 from trivium.proof.inputs import Points, feed_masks
@@ -436,7 +436,7 @@ def _no_dropout(graph: Graph) -> Graph:
     """Every dropout passing everything on."""
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Any:
-        return [values[0]] if node.op == "dropout" else None
+        return [values[0]] if OPS[node.op].drops else None
 
     plain, _ = replay(graph, rule)
     plain.inputs = [v for v in plain.inputs if v.kind != "rng"]

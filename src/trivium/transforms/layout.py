@@ -14,7 +14,6 @@ from trivium.graph import OPS, Graph, Node, Value
 from trivium.transforms.replay import prune, replay
 
 _LAYOUTS = {"NCHW": {3: "NCW", 4: "NCHW", 5: "NCDHW"}, "NHWC": {3: "NWC", 4: "NHWC", 5: "NDHWC"}}
-_WITH_LAYOUT = ("conv", "max_pool", "avg_pool")
 
 
 def _elementwise(node: Node) -> bool:
@@ -22,13 +21,19 @@ def _elementwise(node: Node) -> bool:
     return bool(OPS[node.op].elementwise(types, node.attrs))
 
 
+def _differs(node: Node, layout: str) -> bool:
+    """Does an op of images have their channels elsewhere?"""
+    x = node.inputs[0] if OPS[node.op].images else None
+    if x is None or len(x.shape) < 3:
+        return False
+    lies = node.attrs.get("layout")
+    channel = lies.index("C") if lies else node.attrs["axis"]
+    return bool(channel != (1 if layout == "NCHW" else len(x.shape) - 1))
+
+
 def to_layout(graph: Graph, layout: str) -> Graph:
     """``graph`` with its images in ``layout`` ("NCHW" or "NHWC", for any number of image axes)."""
-    if not any(
-        n.attrs.get("layout") not in (None, *_LAYOUTS[layout].values()) for n in graph.nodes
-    ) and not (
-        any(n.op == "batch_norm" and n.attrs["axis"] != _channel(layout, n) for n in graph.nodes)
-    ):
+    if not any(_differs(n, layout) for n in graph.nodes):
         return graph
     lies: dict[
         Value, tuple[int, ...]
@@ -62,16 +67,18 @@ def to_layout(graph: Graph, layout: str) -> Graph:
 
     def rule(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
         x = values[0] if values else None
-        if node.op in _WITH_LAYOUT and x is not None:
-            rank = len(x.shape)
-            target = _LAYOUTS[layout][rank]
+        op = OPS[node.op]
+        if op.images and x is not None and "layout" in node.attrs:
+            target = _LAYOUTS[layout][len(x.shape)]
             wanted = tuple(node.attrs["layout"].index(a) for a in target)
-            rest = [plain(v) for v in values[1:]]
+            laid = [
+                lay(v, wanted) if v is not None and name in op.images else plain(v)
+                for v, name in zip(values, op.names(values), strict=True)
+            ]
             attrs = node.attrs | {"layout": target}
-            out: Sequence[Value] = OPS[node.op].append(
-                new, [lay(x, wanted), *rest], attrs, node.origin
-            )
-            lies[out[0]] = wanted
+            out: Sequence[Value] = op.append(new, laid, attrs, node.origin)
+            if not op.makes_kernel:  # windows have more axes, after the image's
+                lies[out[0]] = (*wanted, *range(len(wanted), len(out[0].shape)))
             return out
         if node.op == "transpose" and x is not None:
             # Not written: the next op that cares will say how it wants its axes.
@@ -80,19 +87,11 @@ def to_layout(graph: Graph, layout: str) -> Graph:
             alias_of[alias] = x
             lies[alias] = lies_now
             return [alias]
-        if x is not None and order(x) != tuple(range(len(x.shape))):
+        if any(v is not None and order(v) != tuple(range(len(v.shape))) for v in values):
             passed = _passed(new, node, values, order, lay)
             if passed is not None:
-                out, at = passed
-                lies[out[0]] = at
-                return out
-        if _elementwise(node):
-            moved = [v for v in values if v is not None and order(v) != tuple(range(len(v.shape)))]
-            if moved:
-                passed = _passed(new, node, values, order, lay)
-                if passed is not None:
-                    lies[passed[0][0]] = passed[1]
-                    return passed[0]
+                lies[passed[0][0]] = passed[1]
+                return passed[0]
         made: Sequence[Value] = OPS[node.op].append(
             new, [plain(v) for v in values], node.attrs, node.origin
         )
@@ -105,23 +104,18 @@ def to_layout(graph: Graph, layout: str) -> Graph:
     return _without_aliases(prune(new), alias_of)
 
 
-def _channel(layout: str, node: Node) -> int:
-    x = node.inputs[0]
-    assert x is not None
-    return node.attrs["axis"] if len(x.shape) < 3 else 1 if layout == "NCHW" else len(x.shape) - 1
-
-
 def _passed(
     new: Graph, node: Node, values: list[Value | None], order: Any, lay: Any
 ) -> tuple[Sequence[Value], tuple[int, ...]] | None:
     """A node applied to Values as they lie, if its meaning allows; and how its output lies."""
-    x = next(v for v in values if v is not None and order(v) != tuple(range(len(v.shape))))
-    at = order(x)
-    rank = len(at)
+    op, x = OPS[node.op], values[0]
     if _elementwise(node):
+        x = next(v for v in values if v is not None and order(v) != tuple(range(len(v.shape))))
+        at = order(x)
+        rank = len(at)
         inputs = []
-        for v in values:
-            if v is None or v.shape == () or (node.op == "dropout" and v is not values[0]):
+        for v, name in zip(values, op.names(values), strict=True):
+            if v is None or v.shape == () or name == op.random:
                 inputs.append(v)
                 continue
             if len(v.shape) < rank:  # a vector that broadcasts: give it all its axes first
@@ -131,27 +125,16 @@ def _passed(
             if len(v.shape) != rank:
                 return None
             inputs.append(lay(v, at))
-        return OPS[node.op].append(new, inputs, node.attrs, node.origin), at
-    if node.op == "batch_norm":
-        attrs = node.attrs | {"axis": at.index(node.attrs["axis"])}
-        return OPS[node.op].append(new, values, attrs, node.origin), at
-    if node.op == "pad":
-        attrs = dict(node.attrs)
-        for key in ("low", "high", "interior"):
-            attrs[key] = tuple(node.attrs[key][a] for a in at)
-        return OPS[node.op].append(new, values, attrs, node.origin), at
-    if node.op in ("sum", "mean", "max", "min"):
-        axes = tuple(sorted(at.index(a) for a in node.attrs["axis"]))
-        out = OPS[node.op].append(new, values, node.attrs | {"axis": axes}, node.origin)
-        if node.attrs["keepdims"]:
-            return out, at
-        kept = [a for a in at if a not in node.attrs["axis"]]
-        return out, tuple(sorted(kept).index(a) for a in kept)
-    if node.op == "concat":
-        axis = at.index(node.attrs["axis"])
-        inputs = [lay(v, at) for v in values]
-        return OPS[node.op].append(new, inputs, node.attrs | {"axis": axis}, node.origin), at
-    return None
+        return op.append(new, inputs, node.attrs, node.origin), at
+    if op.axes is None or x is None or order(x) == tuple(range(len(x.shape))):
+        return None
+    attrs, at = op.axes(node.attrs, order(x))
+    rank = len(x.shape)
+    laid = [
+        v if v is None else lay(v, order(x) if len(v.shape) == rank else tuple(range(len(v.shape))))
+        for v in values
+    ]
+    return op.append(new, laid, attrs, node.origin), at
 
 
 def _without_aliases(graph: Graph, alias_of: dict[Value, Value]) -> Graph:

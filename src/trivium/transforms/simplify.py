@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from trivium.graph import OPS, Graph, Node, Value
 from trivium.shape import size_product
+from trivium.traits import MOVEMENT, REDUCTION
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import prune, replay
 
@@ -23,17 +24,17 @@ def _one(new: Graph, node: Node, values: Sequence[Value | None], **changed: obje
 
 
 def _merge_pad(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
-    """Zeros around a convolution, or -inf around a max pool, are its own padding."""
+    """What an op puts around its images itself, zeros or -inf, is its own padding."""
     x = values[0] if values else None
-    if node.op not in ("conv", "max_pool") or x is None or x.node is None or x.node.op != "pad":
+    around = OPS[node.op].around
+    if around is None or x is None or x.node is None or x.node.op != "pad":
         return None
     a = x.node.attrs
-    fill = 0.0 if node.op == "conv" else float("-inf")
     layout = node.attrs["layout"]
     spatial = [i for i, axis in enumerate(layout) if axis not in "NC"]
     others = [i for i in range(len(layout)) if i not in spatial]
     if (
-        a["value"] != fill
+        a["value"] != around
         or any(a["interior"])
         or any(a["low"][i] or a["high"][i] for i in others)
         or any(a["low"][i] < 0 or a["high"][i] < 0 for i in spatial)
@@ -76,10 +77,10 @@ def _flatten(new: Graph, node: Node, values: list[Value | None]) -> Value | None
 def _drop_kept(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
     """A reduction that keeps its axes at size 1, flattened, need not keep them."""
     x = values[0] if values else None
-    if node.op not in ("flatten", "reshape", "squeeze") or x is None or x.node is None:
+    if x is None or x.node is None or not _reshapes(node):
         return None
     inner = x.node
-    if inner.op not in ("mean", "sum", "max", "min") or not inner.attrs["keepdims"]:
+    if OPS[inner.op].family != REDUCTION or not inner.attrs.get("keepdims"):
         return None
     kept = tuple(s for i, s in enumerate(x.shape) if i not in inner.attrs["axis"])
     if node.outputs[0].shape != kept:
@@ -88,6 +89,15 @@ def _drop_kept(new: Graph, node: Node, values: list[Value | None]) -> Value | No
         new, inner.inputs, inner.attrs | {"keepdims": False}, inner.origin
     )
     return outputs[0]
+
+
+def _reshapes(node: Node) -> bool:
+    """Is it a reshape by any name?"""
+    op = OPS[node.op]
+    if not op.is_composite or op.family != MOVEMENT:
+        return node.op == "reshape"
+    body = op.body([None if v is None else v.type for v in node.inputs], node.attrs)
+    return bool(body.nodes) and all(map(_reshapes, body.nodes))
 
 
 def _pick(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
@@ -102,22 +112,13 @@ def _pick(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
 
 
 def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
-    """Ops that leave their input as it is."""
+    """What leaves its input as it is."""
     x = values[0] if values else None
     if x is None:
         return None
-    same = (
-        (node.op == "cast" and node.attrs["dtype"] == x.dtype)
-        or (node.op in ("reshape", "broadcast_to") and node.attrs["shape"] == x.shape)
-        or node.attrs.get("axis") == ()  # along no axis nothing is reduced, turned or left out
-        or (node.op == "flatten" and len(x.shape) - node.attrs["start"] == 1)
-        or (node.op == "dropout" and (node.attrs["training"] is False or node.attrs["rate"] == 0))
-        or (
-            node.op == "pad"
-            and not any((*node.attrs["low"], *node.attrs["high"], *node.attrs["interior"]))
-        )
-    )
-    return x if same else None
+    idle = OPS[node.op].idle
+    types = [None if v is None else v.type for v in values]
+    return x if idle is not None and idle(*types, **node.attrs) else None
 
 
 RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _drop_kept, _pick, _flatten, _nothing)
