@@ -149,6 +149,8 @@ class Op:
     cases: list[Case]
     random: bool
     checks: dict[str, Check]
+    several: bool = False
+    """Does a call give a tuple, even of one output?"""
     arrays: list[str] = field(default_factory=list)
     required: int = 0
     variadic: str | None = None
@@ -243,7 +245,11 @@ class Op:
         if self.promotes:
             values = _promoted(values)
         outputs = self.append(graph, values, attrs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return self.given(outputs)
+
+    def given(self, outputs: tuple[Any, ...]) -> Any:
+        """What a call gives: the output, or the tuple of them."""
+        return outputs if self.several or len(outputs) > 1 else outputs[0]
 
     def append(
         self,
@@ -422,6 +428,7 @@ def _declare(
     cases: Sequence[Case] = (),
     random: bool = False,
     checks: Mapping[str, Check] | None = None,
+    several: bool = False,
     name: str = "",
     **lowerings: str | Refused | By,
 ) -> Callable[[Callable[..., Any]], Op]:
@@ -431,7 +438,7 @@ def _declare(
     def declare(function: Callable[..., Any]) -> Op:
         op = Op(
             name or function.__name__, function, is_composite, rule, promotes, numpy, vjp, normal,
-            dict(lowerings), list(cases), random, dict(checks or {}),
+            dict(lowerings), list(cases), random, dict(checks or {}), several,
         )  # fmt: skip
         if op.name in OPS:
             raise TypeError(f"op {op.name} is declared twice")

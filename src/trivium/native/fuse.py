@@ -20,6 +20,7 @@ from trivium.native.groups import Groups
 from trivium.native.index import ZERO, Index, Var
 from trivium.native.nest import Axis, Buffer, Expr, Exprs, Nest, Store, parts
 from trivium.native.prepare import is_relaid
+from trivium.native.vecmath import LIBRARY
 
 VIEWS = {"reshape", "transpose", "broadcast_to", "stop_gradient", "slice_axis", "flip"}
 TWICE: meaning.At = (Index({}, -1),)  # a reduction's result that is read at two places
@@ -138,7 +139,8 @@ class Fusion:
             return
         v = node.out
         own = {"pow": 40, "exp": 12, "log": 14, "tanh": 16, "erf": 24, "sigmoid": 16, "expm1": 18,
-               "log1p": 20, "divide": 4, "sqrt": 6, "take": 8}.get(node.op, 1)  # fmt: skip
+               "log1p": 20, "divide": 4, "sqrt": 6, "take": 8,
+               **dict.fromkeys(LIBRARY, 40)}.get(node.op, 1)  # fmt: skip
         inner = sum(self.cost.get(x, 1) for x in node.inputs if x is not None)
         if node.op in meaning.REDUCTIONS and not self.heavy(node):
             inner *= max(1, _size(node.inputs[0]) // max(_size(v), 1))

@@ -19,6 +19,7 @@ from trivium.dtype import DType
 from trivium.graph import Node, Value
 from trivium.native.index import ZERO, Index
 from trivium.native.nest import Condition, Expr, Exprs
+from trivium.native.vecmath import LIBRARY
 
 At = tuple[Index, ...]
 Read = Callable[[Value, At], Expr]  # an input of the node, at a place
@@ -27,7 +28,7 @@ ELEMENTWISE = {
     "add", "subtract", "multiply", "divide", "pow", "maximum", "minimum", "negative", "abs", "sign",
     "exp", "log", "log1p", "expm1", "sqrt", "tanh", "erf", "sigmoid", "relu", "where", "cast",
     "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and",
-    "logical_or", "logical_not",
+    "logical_or", "logical_not", "floor", "ceil", "floor_divide", *LIBRARY,
 }  # fmt: skip
 REDUCTIONS = {"sum": "sum", "max": "max", "min": "min", "argmax": "argmax"}
 PRODUCTS = {"matmul", "conv", "conv_input_grad", "conv_weight_grad"}

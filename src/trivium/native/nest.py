@@ -15,6 +15,7 @@ import numpy as np
 
 from trivium.dtype import DType
 from trivium.native.index import ZERO, Index, Var
+from trivium.native.vecmath import LIBRARY
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Expr:
 
 _COST = {"load": 1, "const": 0, "iota": 1, "acc": 0, "exp": 12, "log": 14, "log1p": 20, "tanh": 16,
          "expm1": 18, "erf": 24, "sigmoid": 16, "pow": 40, "divide": 4, "sqrt": 6, "gather": 8,
-         "cast": 1, "guard": 2, "philox": 200}  # fmt: skip
+         "cast": 1, "guard": 2, "philox": 200,
+         **dict.fromkeys((*LIBRARY, "floor_divide"), 40)}  # fmt: skip
 
 
 def _is_small(e: Expr) -> bool:

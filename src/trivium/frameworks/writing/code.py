@@ -197,6 +197,9 @@ class Target:
                     code += [", "] * bool(i) + self.array(v)
             elif piece.name in op.arrays:
                 value = arrays.get(piece.name)
+                if value is None and piece.default is None:
+                    continue
+                code += [piece.before] if piece.before else []
                 bare = value is not None and self.bare(node, value, infix)
                 code += number(self, value) or self.array(value) if bare else self.array(value)
             elif (said := piece.said(node.attrs[piece.name])) is not MISSING:
