@@ -186,7 +186,7 @@ def rsqrt(x: Any) -> Any:
 
 # -- cut off, or made small ------------------------------------------------------------------------
 def _prelu_rule(x: Type, weight: Type) -> Type:
-    if weight.shape not in ((), (1,), x.shape[1:2]):
+    if not x.shape or weight.shape not in ((), (1,), x.shape[1:2]):
         raise ShapeError(f"wants one weight, or one for each channel of {x.shape}: {weight.shape}")
     return x
 
