@@ -30,10 +30,13 @@ INSIDE = "the inside of a pool or of its gradient"
 NO_INPUT = "a HybridBlock has at least one"
 REFUSED = {
     "arange": NO_INPUT,
+    "atan2": "it has arctan alone",
     "cond": "no exact form of cond",
     "constant": NO_INPUT,
     "conv_input_grad": "a gradient: the framework derives its own",
     "conv_weight_grad": "a gradient: the framework derives its own",
+    "floor_divide": "no exact form of floor_divide",
+    "fmod": "no exact form of fmod",
     "fold": INSIDE,
     "full": NO_INPUT,
     "max_pool-3": "with dilation (2, 2)",

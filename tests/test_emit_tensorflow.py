@@ -25,6 +25,7 @@ REFUSED = {
     "windows": "the inside of a pool",
     "fold": "the inside of a pool",
     "random_uniform": "no exact form",
+    "fmod": "truncatemod has no gradient",
     "pad-2": "between elements",
     "pad-3": "negative padding",
 }

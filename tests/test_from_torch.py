@@ -663,7 +663,7 @@ class CountsItself(nn.Module):
 
 
 REFUSED = {
-    "unknown operator": (Does(lambda m, x: torch.cumsum(x, 1)), "aten.cumsum"),
+    "unknown operator": (Does(lambda m, x: torch.cumprod(x, 1)), "aten.cumprod"),
     "where it is": (
         nn.Sequential(nn.Linear(4, 4), nn.ConvTranspose1d(5, 2, 3)),
         r"conv_transpose1d.*at 1",

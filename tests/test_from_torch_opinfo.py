@@ -33,13 +33,22 @@ FLOATING = re.findall(
     "nn.functional.elu nn.functional.hardtanh nn.functional.leaky_relu nn.functional.linear "
     "nn.functional.layer_norm nn.functional.group_norm nn.functional.conv2d "
     "nn.functional.max_pool2d nn.functional.avg_pool2d nn.functional.adaptive_avg_pool2d "
-    "nn.functional.mse_loss nn.functional.scaled_dot_product_attention nn.functional.pad",
+    "nn.functional.mse_loss nn.functional.scaled_dot_product_attention nn.functional.pad "
+    "sin cos tan asin acos atan sinh cosh asinh acosh atanh atan2 exp2 log2 log10 erfc floor ceil "
+    "round trunc fmod remainder isnan isinf isfinite gather cumsum argmin tile "
+    "linalg.vector_norm nn.functional.prelu nn.functional.hardshrink nn.functional.softshrink "
+    "nn.functional.tanhshrink nn.functional.threshold nn.functional.softmin "
+    "nn.functional.normalize",
 )
 INTEGER = re.findall(
-    r"\S+", "add sub mul div where eq ne lt ge sum argmax cat stack permute masked_fill"
+    r"\S+",
+    "add sub mul div where eq ne lt ge sum argmax cat stack permute masked_fill floor_divide fmod "
+    "remainder cumsum argmin",
 )
 REFUSED_MORE_OFTEN = {
     "roll",
+    "gather",  # of other sizes than what it picks from
+    "linalg.vector_norm",  # of the orders 0, 6, -inf
     "nn.functional.max_pool2d",
     "nn.functional.avg_pool2d",
     "nn.functional.adaptive_avg_pool2d",

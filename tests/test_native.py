@@ -40,7 +40,7 @@ ORDER = ["sse2", "avx2", "avx512"]
 HERE = ORDER[: ORDER.index(host().name) + 1] if host().name in ORDER else []
 
 # What runs as its NumPy body inside the compiled step; docs/coverage.md says so too.
-KERNELS = {"random_uniform", "take_grad", "cond", "dropout"}
+KERNELS = {"random_uniform", "take_grad", "cond", "dropout", "cumsum"}
 
 ALL = [op for op in OPS.values() if isinstance(op, Op)]
 CASES = [pytest.param(op, c, id=f"{op.name}-{i}") for op in ALL for i, c in enumerate(op.cases)]

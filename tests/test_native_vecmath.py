@@ -38,8 +38,13 @@ FUNCTIONS: dict[str, tuple[Any, list[tuple[float, float]]]] = {
     "sigmoid": (_sigmoid, [(-104.5, 20), (-3, 3), (-90, -86)]),
     "sqrt": (np.sqrt, [(0, 4), (0, 1e-38)]),
     "pow": (np.power, []),
-}
-ARGS = {name: 2 if name == "pow" else 1 for name in FUNCTIONS}
+    "sin": (np.sin, [(-10, 10)]), "cos": (np.cos, [(-10, 10)]), "tan": (np.tan, [(-2, 2)]),
+    "asin": (np.arcsin, [(-1, 1)]), "acos": (np.arccos, [(-1, 1)]), "atan": (np.arctan, [(-9, 9)]),
+    "sinh": (np.sinh, [(-90, 90)]), "cosh": (np.cosh, [(-90, 90)]),
+    "asinh": (np.arcsinh, [(-9, 9)]), "acosh": (np.arccosh, [(1, 9)]),
+    "atanh": (np.arctanh, [(-1, 1)]), "atan2": (np.arctan2, []), "fmod": (np.fmod, []),
+}  # fmt: skip
+ARGS = {name: 2 if name in ("pow", "atan2", "fmod") else 1 for name in FUNCTIONS}
 
 
 def text_of(target: Target, kind: str) -> str:
@@ -87,7 +92,7 @@ def sample(name: str) -> tuple[tuple[Any, ...], Any]:
     def patterns(n: int) -> Any:
         return rng.integers(0, 2**32, n, dtype=np.uint32).view(np.float32)
 
-    if name == "pow":
+    if ARGS[name] == 2:
         n = 2**18
         x = [patterns(n), np.exp(rng.uniform(-20, 20, n)), rng.uniform(0.9, 1.1, n),
              np.exp(rng.uniform(-87, 88, n))]  # fmt: skip
@@ -142,7 +147,7 @@ EDGES = [0.0, 1.0, INF, NAN, 2.0, 3.0, 0.5, 1e-3, 7.0, LEAST, 2.0**-126, 1e-42, 
 @pytest.mark.parametrize("target", HERE)
 def test_special_values_are_numpys(target: str, name: str, kind: Any) -> None:
     x = np.array([s * e for s in (1, -1) for e in EDGES], kind)
-    args = (x,) if name != "pow" else tuple(a.ravel().copy() for a in np.meshgrid(x, x))
+    args = (x,) if ARGS[name] == 1 else tuple(a.ravel().copy() for a in np.meshgrid(x, x))
     with np.errstate(all="ignore"):
         want = FUNCTIONS[name][0](*(a.astype(np.float64) for a in args)).astype(kind)
     # To the bit where a result is special, close to it elsewhere.

@@ -148,6 +148,8 @@ class Op(Traits):
     normal: Rule | None
     lowerings: dict[str, str | Refused | By]
     cases: list[Case]
+    several: bool = False
+    """Does a call give a tuple, even of one output?"""
     arrays: list[str] = field(default_factory=list)
     required: int = 0
     variadic: str | None = None
@@ -254,7 +256,11 @@ class Op(Traits):
         if self.promotes:
             values = _promoted(values)
         outputs = self.append(graph, values, attrs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return self.given(outputs)
+
+    def given(self, outputs: tuple[Any, ...]) -> Any:
+        """What a call gives: the output, or the tuple of them."""
+        return outputs if self.several or len(outputs) > 1 else outputs[0]
 
     def append(
         self,
@@ -433,6 +439,7 @@ def _declare(
     vjp: Rule | None = None,
     normal: Rule | None = None,
     cases: Sequence[Case] = (),
+    several: bool = False,
     name: str = "",
     **more: Any,
 ) -> Callable[[Callable[..., Any]], Op]:
@@ -444,7 +451,7 @@ def _declare(
     def declare(function: Callable[..., Any]) -> Op:
         op = Op(
             name or function.__name__, function, is_composite, rule, promotes, numpy, vjp, normal,
-            lowerings, list(cases), **traits,
+            lowerings, list(cases), several, **traits,
         )  # fmt: skip
         if op.name in OPS:
             raise TypeError(f"op {op.name} is declared twice")

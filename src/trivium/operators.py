@@ -93,10 +93,6 @@ class Operators:
         return OPS["transpose"](self, axes=axes)
 
 
-_SIGNS = {"floor_divide": "//", "remainder": "%"}
-"""Operators whose op is not there yet: said by name."""
-
-
 def _install() -> None:
     """Give Operators one method for each Python operator and the unary and reducing ops."""
 
@@ -104,11 +100,6 @@ def _install() -> None:
         def method(self: Any, other: Any) -> Any:
             if not isinstance(other, (Operators, bool, int, float, Dim, np.ndarray, np.generic)):
                 return NotImplemented
-            if name not in OPS:
-                raise TypeError(
-                    f"there is no {name} ({_SIGNS[name]}) of a {type(self).__name__} yet; compute "
-                    f"it with NumPy outside of the model and pass the result"
-                )
             return OPS[name](other, self) if swap else OPS[name](self, other)
 
         return method

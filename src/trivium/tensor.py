@@ -239,7 +239,7 @@ def _apply(op: Op, arrays: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
         for i, t in enumerate(outputs):
             if t.dtype.is_floating:
                 t._step, t._index, t.requires_grad = step, i, True
-    return outputs[0] if len(outputs) == 1 else outputs
+    return op.given(outputs)
 
 
 set_eager(_apply)

@@ -408,6 +408,7 @@ def fits(op: Op, found: Mapping[str, Any]) -> bool:
         if name in op.defaults and any(isinstance(i, Value) for i in items):
             return False
         number = op.promotes and type(item) in (int, float, Dim)
+        number = number or (item is None and name in op.arrays[op.required :])
         if name not in {*op.defaults, op.variadic} and not (isinstance(item, Value) or number):
             return False
     return True

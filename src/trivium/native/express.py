@@ -19,8 +19,10 @@ _ARITHMETIC = {"add": "add", "subtract": "sub", "multiply": "mul"}
 _COMPARE = {"equal": "oeq eq eq", "not_equal": "une ne ne", "less": "olt slt ult",
             "less_equal": "ole sle ule", "greater": "ogt sgt ugt",
             "greater_equal": "oge sge uge"}  # fmt: skip
-FUNCTIONS = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "pow"}
+FUNCTIONS = {"exp", "expm1", "log", "log1p", "tanh", "erf", "sigmoid", "pow", *vecmath.LIBRARY}
 """Instructions on floating numbers that ``vecmath`` writes."""
+INTEGER = {"fmod", "floor_divide"}
+"""Instructions that integers have otherwise."""
 
 
 def memory_type(dtype: DType) -> str:
@@ -305,6 +307,8 @@ def operate(b: Function, op: str, x: list[V], source: DType, dtype: DType) -> V:
     """One elementwise op; ``source``: its (last) argument's dtype, ``dtype``: the result's."""
     if op == "cast":
         return convert(b, x[0], source, dtype)
+    if op in INTEGER and not source.is_floating:
+        return _quotient(b, op, x, source)
     if op in FUNCTIONS:
         return vecmath.call(b, op, *x)
     return _OPERATIONS[op](b, x, source)
@@ -390,6 +394,25 @@ def _abs(b: Function, x: list[V], d: DType) -> V:
     )
 
 
+def _quotient(b: Function, op: str, x: list[V], d: DType) -> V:
+    """The quotient, rounded down, or what is left of C's; 0 of a division by 0, as in NumPy."""
+    zero, one = _zero(x[0]), Function.const(x[0].type, 1)
+    none = b.compare("icmp", "eq", x[1], zero)
+    if d.startswith("u"):
+        y = b.select(none, one, x[1])
+        return b.select(none, zero, b.op("udiv" if op == "floor_divide" else "urem", x[0], y))
+    minus = b.compare("icmp", "eq", x[1], Function.const(x[0].type, -1))  # -2**63 / -1 would trap
+    y = b.select(b.op("or", none, minus), one, x[1])
+    rest = b.op("srem", x[0], y)
+    if op == "fmod":
+        return b.select(none, zero, rest)
+    q = b.op("sdiv", x[0], y)
+    apart = b.compare("icmp", "slt", b.op("xor", x[0], y), zero)
+    down = b.op("and", apart, b.compare("icmp", "ne", rest, zero))
+    q = b.select(down, b.op("sub", q, one), q)
+    return b.select(none, zero, b.select(minus, b.op("sub", zero, x[0]), q))
+
+
 _OPERATIONS: dict[str, Callable[[Function, list[V], DType], V]] = {
     **{op: _arithmetic(op) for op in _ARITHMETIC},
     **{op: _comparison(op) for op in _COMPARE},
@@ -402,6 +425,8 @@ _OPERATIONS: dict[str, Callable[[Function, list[V], DType], V]] = {
     "negative": _negative,
     "abs": _abs,
     "sqrt": lambda b, x, d: b.intrinsic("sqrt", x[0]),
+    "floor": lambda b, x, d: b.intrinsic("floor", x[0]),
+    "ceil": lambda b, x, d: b.intrinsic("ceil", x[0]),
     "logical_and": lambda b, x, d: b.op("and", x[0], x[1]),
     "logical_or": lambda b, x, d: b.op("or", x[0], x[1]),
     "logical_not": lambda b, x, d: b.op("xor", x[0], Function.const(x[0].type, 1)),
@@ -409,7 +434,7 @@ _OPERATIONS: dict[str, Callable[[Function, list[V], DType], V]] = {
 }
 
 
-INSTRUCTIONS = (_OPERATIONS.keys() - {"beats"}) | FUNCTIONS | {"cast"}
+INSTRUCTIONS = (_OPERATIONS.keys() - {"beats"}) | FUNCTIONS | INTEGER | {"cast"}
 """What the engine computes on each place, each by the name of the op that it is."""
 
 

@@ -18,7 +18,7 @@ from trivium import dtype as dt
 from trivium.dtype import DType
 from trivium.graph import OPS, Node, Type, Value
 from trivium.native.expr import FOLDS, Condition, Const, Expr, Exprs, Load
-from trivium.native.express import FUNCTIONS, INSTRUCTIONS
+from trivium.native.express import FUNCTIONS, INSTRUCTIONS, INTEGER
 from trivium.native.index import ZERO, Index, Var
 from trivium.op import Op
 from trivium.traits import REDUCTION
@@ -110,7 +110,7 @@ def gives(node: Node | None) -> tuple[int, int] | None:
 
 
 def _is_instruction(node: Node) -> bool:
-    real = node.op not in FUNCTIONS or node.out.dtype.is_floating
+    real = node.op not in FUNCTIONS - INTEGER or node.out.dtype.is_floating
     return node.op in INSTRUCTIONS and real and is_elementwise(node)
 
 

@@ -303,10 +303,22 @@ def _sigmoid_libm(x: Num) -> Num:
     return _where(x < 0, small, small.like(1)) / (small + 1)
 
 
+def _wide(name: str) -> Callable[..., Num]:
+    """The float64 function of C's library on float32, rounded once."""
+    return lambda *args: _libm(name)(*(a.cast("fpext", "double") for a in args)).cast(
+        "fptrunc", "float"
+    )
+
+
+# Nothing of our own: few models spend their time there.
+LIBRARY = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh", "atanh",
+            "atan2", "fmod")  # fmt: skip
+
+
 # -- the helper functions ------------------------------------------------------------------------
 _FLOAT: dict[str, Callable[..., Num]] = {
     "exp": _exp, "expm1": _expm1, "log": _log, "log1p": _log1p, "tanh": _tanh, "erf": _erf,
-    "sigmoid": _sigmoid, "pow": _pow,
+    "sigmoid": _sigmoid, "pow": _pow, **{name: _wide(name) for name in LIBRARY},
 }  # fmt: skip
 _DOUBLE = {name: _libm(name) for name in _FLOAT} | {"sigmoid": _sigmoid_libm}
 # In place of every call: they are short, and a call costs what lies in registers. The others LLVM
@@ -329,7 +341,8 @@ def _define(module: Module, helper: str, name: str, types: Sequence[str]) -> Non
     table = {"float": _FLOAT, "double": _DOUBLE}.get(V(types[0], "").element)
     if table is None:
         raise TypeError(f"{name} of {types[0]}: convert to float first")
-    pure = "memory(none) willreturn " if table is _FLOAT else ""  # libm writes errno
+    own = table is _FLOAT and name not in LIBRARY  # libm writes errno
+    pure = "memory(none) willreturn " if own else ""
     inline = "alwaysinline " if table is _FLOAT and name in _INLINE else ""
     f = Function(module, helper, types, f"internal {types[0]}", f"{inline}{pure}nounwind")
     f.finish(table[name](*(Num(f, a) for a in f.args)).v)

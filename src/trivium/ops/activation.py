@@ -53,6 +53,11 @@ def clip(x: Any, *, min: float, max: float, edge: str = "inside") -> Any:
     return minimum(max, maximum(min, x))  # a tie's gradient goes to what stands first
 
 
+def hardtanh(x: Any, min: float = -1.0, max: float = 1.0) -> Any:
+    """clip with a gradient of 0 at the bounds: torch's. (Keras's and JAX's is 1 there.)"""
+    return clip(x, min=min, max=max, edge="outside")
+
+
 @composite(
     cases=[case(S(2, 3)), case(S(4, low=-2, high=9))],
     torch="F.relu6({x})", keras="ops.relu6({x})", tensorflow="tf.nn.relu6({x})",
@@ -178,3 +183,72 @@ def reciprocal(x: Any) -> Any:
 def rsqrt(x: Any) -> Any:
     """1 / sqrt(x)."""
     return 1.0 / sqrt(x)
+
+
+# -- cut off, or made small ------------------------------------------------------------------------
+def _prelu_rule(x: Type, weight: Type) -> Type:
+    if not x.shape or weight.shape not in ((), (1,), x.shape[1:2]):
+        raise ShapeError(f"wants one weight, or one for each channel of {x.shape}: {weight.shape}")
+    return x
+
+
+@composite(
+    rule=_prelu_rule,
+    cases=[case(S(2, 3), S(1)), case(S(2, 3, 4), S(3)), case(S(4, 3), S(3, low=0.1))],
+    torch="F.prelu({x}, {weight})", mxnet="F.LeakyReLU({x}, {weight}, act_type='prelu')",
+)  # fmt: skip
+def prelu(x: Any, weight: Any) -> Any:
+    """x where positive, weight * x elsewhere: one weight, or one for each channel (axis 1).
+
+    (Keras's layer has one for each element unless its axes are shared.)
+    """
+    if weight.shape == x.shape[1:2]:
+        weight = OPS["reshape"](weight, shape=(*weight.shape, *(1,) * (len(x.shape) - 2)))
+    return where(x > 0.0, x, x * weight)
+
+
+@composite(
+    normal=lambda x, *, threshold: {"threshold": float(threshold)},
+    cases=[case(S(2, 3)), case(S(2, 3), threshold=0.9)],
+    torch="F.hardshrink({x}, {threshold})",
+)  # fmt: skip
+def hardshrink(x: Any, *, threshold: float = 0.5) -> Any:
+    """x, but 0 from -threshold to threshold. (Keras and ONNX make 0 of NaN as well.)"""
+    return where(abs(x) <= threshold, OPS["full"](shape=(), value=0.0, dtype=x.dtype), x)
+
+
+@composite(
+    normal=lambda x, *, threshold: {"threshold": float(threshold)},
+    cases=[case(S(2, 3)), case(S(2, 3), threshold=0.9)],
+    torch="F.softshrink({x}, {threshold})",
+)  # fmt: skip
+def softshrink(x: Any, *, threshold: float = 0.5) -> Any:
+    """x nearer to 0 by ``threshold``, and 0 where that is past it; of NaN as hardshrink."""
+    beyond = where(x < -threshold, x + threshold, x * 0.0)
+    return where(x > threshold, x - threshold, beyond)
+
+
+@composite(cases=[case(S(2, 3))], torch="F.tanhshrink({x})", keras="ops.tanh_shrink({x})")
+def tanhshrink(x: Any) -> Any:
+    """x - tanh(x)."""
+    return x - tanh(x)
+
+
+@composite(
+    normal=lambda x, **numbers: {k: float(v) for k, v in numbers.items()},
+    cases=[case(S(2, 3), threshold=0.1, value=-3.0)],
+    torch="F.threshold({x}, {threshold}, {value})",
+)  # fmt: skip
+def threshold(x: Any, *, threshold: float, value: float) -> Any:
+    """x where it is above the threshold, ``value`` elsewhere. (Keras gives it for NaN, too.)"""
+    return where(x <= threshold, OPS["full"](shape=(), value=value, dtype=x.dtype), x)
+
+
+@composite(
+    normal=lambda x, *, axis: {"axis": normalize_axes(axis, len(x.shape))[0]},
+    cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)],
+    torch="F.softmin({x}, dim={axis})", mxnet="F.softmin({x}, axis={axis})",
+)  # fmt: skip
+def softmin(x: Any, *, axis: int = -1) -> Any:
+    """softmax(-x)."""
+    return OPS["softmax"](-x, axis=axis)

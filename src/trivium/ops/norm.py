@@ -1,7 +1,8 @@
-"""Normalisation: batch, layer."""
+"""Normalisation: batch, layer; and the norms that vectors are divided by."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from trivium.graph import OPS, Type
@@ -115,3 +116,42 @@ def layer_norm(
     if scale is not None:
         y = y * scale
     return y if bias is None else y + bias
+
+
+def _norm_normal(x: Type, *, axis: Any, keepdims: bool, ord: float) -> dict[str, Any]:
+    if float(ord) not in (1, 2, math.inf):
+        raise ValueError(f"wants ord 1, 2 or inf, got {ord}: write it in sums and powers")
+    return {"axis": normalize_axes(axis, len(x.shape)), "ord": float(ord)}
+
+
+@composite(
+    normal=_norm_normal,
+    cases=[case(S(2, 3, 4)), case(S(2, 3, 4), axis=1, ord=1), case(S(2, 3), axis=-1, ord=math.inf),
+           case(S(2, 3, 4), axis=(0, 2), keepdims=True)],
+    torch="torch.linalg.vector_norm({x}, {ord}, {axis!axes|None}, keepdim={keepdims|False})",
+)  # fmt: skip
+def vector_norm(x: Any, *, axis: Any = None, keepdims: bool = False, ord: float = 2) -> Any:
+    """The length along ``axis``: the root of the sum of squares, or for 1 the sum of sizes, for inf
+    the largest. Its gradient at 0 is 0, as torch's is; TensorFlow and JAX have NaN there.
+    """
+    if ord != 2:
+        name = "sum" if ord == 1 else "max"
+        return OPS[name](OPS["abs"](x), axis=axis, keepdims=keepdims)
+    squares = OPS["sum"](x * x, axis=axis, keepdims=keepdims)
+    none, one = (OPS["full"](shape=(), value=v, dtype=x.dtype) for v in (0.0, 1.0))
+    nothing = OPS["equal"](squares, none)
+    return OPS["where"](nothing, none, OPS["sqrt"](OPS["where"](nothing, one, squares)))
+
+
+@composite(
+    normal=lambda x, *, axis, epsilon: {"axis": normalize_axes(axis, len(x.shape)),
+                                        "epsilon": float(epsilon)},
+    cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1, epsilon=1e-3)],
+    torch="F.normalize({x}, dim={axis!axes}, eps={epsilon})",
+)  # fmt: skip
+def normalize(x: Any, *, axis: Any = -1, epsilon: float = 1e-12) -> Any:
+    """x over its length along ``axis``, which counts as epsilon at least.
+
+    TensorFlow and MXNet add epsilon to the squares, or bound these; torch's axis is 1.
+    """
+    return x / OPS["maximum"](vector_norm(x, axis=axis, keepdims=True), epsilon)

@@ -67,8 +67,8 @@ def _accepts(graph: Graph, changed: Value, axis: int, size: Size) -> bool:
             continue
         given = [None if v is None else types.get(v, v.type) for v in node.inputs]
         try:
-            inferred = OPS[node.op].infer(given, node.attrs)
+            inferred = zip(node.outputs, OPS[node.op].infer(given, node.attrs), strict=True)
+            types |= {v: t for v, t in inferred if v.type != t}
         except (ShapeError, TypeError, ValueError, LookupError):
             return "shape" in node.attrs or any(isinstance(a, Graph) for a in node.attrs.values())
-        types |= {v: t for v, t in zip(node.outputs, inferred, strict=True) if v.type != t}
     return True

@@ -6,7 +6,6 @@ not name is at rest, or the primitive is refused.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -115,8 +114,7 @@ def _slice(at: Any, x: Value, start_indices: Any, limit_indices: Any, strides: A
 
 @primitive("split")
 def _split(at: Any, x: Value, sizes: Any, axis: int) -> Any:
-    ends = np.cumsum([0, *sizes]).tolist()
-    return [OPS["slice_axis"](x, axis=axis, start=a, stop=b) for a, b in itertools.pairwise(ends)]
+    return OPS["split"](x, sizes=tuple(sizes), axis=axis)
 
 
 @primitive("rev")
@@ -150,11 +148,6 @@ def _integer_pow(at: Any, x: Value, y: int) -> Any:
     return OPS["reciprocal"](x) if y == -1 else OPS["pow"](x, float(y))
 
 
-@primitive("erfc")
-def _erfc(at: Any, x: Value) -> Any:
-    return 1.0 - OPS["erf"](x)
-
-
 @primitive("select_n")
 def _select(at: Any, which: Value, *cases: Value) -> Any:
     _require(at, len(cases) == 2 and which.dtype == "bool", "more than two cases")
@@ -180,9 +173,9 @@ def _reduce(at: Any, x: Value, axes: Any) -> Any:
     return OPS[name](x, axis=tuple(axes)) if axes else x
 
 
-@primitive("argmax")
-def _argmax(at: Any, x: Value, axes: Any, index_dtype: Any) -> Any:
-    found = OPS["argmax"](x, axis=axes[0])
+@primitive("argmax", "argmin")
+def _place(at: Any, x: Value, axes: Any, index_dtype: Any) -> Any:
+    found = OPS[at.eqn.primitive.name](x, axis=axes[0])
     return OPS["cast"](found, dtype=as_dtype(index_dtype))
 
 

@@ -28,7 +28,7 @@ from trivium.transforms.replay import prune
 SIGNS = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "neg": "-x", "eq": "==",
     "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|", "not": "~x",
-    "logistic": "sigmoid",
+    "logistic": "sigmoid", "is_finite": "isfinite", "rem": "fmod",
 }  # fmt: skip
 """What jaxprs call a sign, or another name of."""
 

@@ -212,42 +212,11 @@ def _broadcast_to(op: Any, x: Value) -> Any:
     return OPS["broadcast_to"](x, shape=tuple(op.shape))
 
 
-@operation("Swapaxes")
-def _swapaxes(op: Any, x: Value) -> Any:
-    axes = list(range(x.ndim))
-    axes[op.axis1], axes[op.axis2] = axes[op.axis2], axes[op.axis1]
-    return OPS["transpose"](x, axes=tuple(axes))
-
-
-@operation("Moveaxis")
-def _moveaxis(op: Any, x: Value) -> Any:
-    source, target = ([a % x.ndim for a in axes] for axes in (op.source, op.destination))
-    axes = [a for a in range(x.ndim) if a not in source]
-    for to, a in sorted(zip(target, source, strict=True)):
-        axes.insert(to, a)
-    return OPS["transpose"](x, axes=tuple(axes))
-
-
 @operation("Split")
 def _split(op: Any, x: Value) -> Any:
-    axis, at, size = op.axis % x.ndim, op.indices_or_sections, x.shape[op.axis]
-    if isinstance(at, int):
-        if not isinstance(size, int):
-            raise refuse(op, f"an open size ({size})")
-        at = range(size // at, size, size // at)
-    ends = [0, *at, None]
-    return [OPS["slice_axis"](x, axis=axis, start=a, stop=b) for a, b in pairwise(ends)]
-
-
-@operation("Repeat")
-def _repeat(op: Any, x: Value) -> Any:
-    if op.axis is None or not isinstance(op.repeats, int):
-        raise refuse(op, "axis=None, or a count for each element")
-    axis = op.axis % x.ndim
-    before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    y = OPS["expand_dims"](x, axis=axis + 1)
-    y = OPS["broadcast_to"](y, shape=(*before, n, op.repeats, *after))
-    return OPS["reshape"](y, shape=(*before, n * op.repeats, *after))
+    at, size = op.indices_or_sections, x.shape[op.axis]
+    sizes = at if isinstance(at, int) else tuple(b - a for a, b in pairwise([0, *at, size]))
+    return OPS["split"](x, sizes=sizes, axis=op.axis)
 
 
 @operation("Pad")

@@ -41,7 +41,7 @@ _ALSO = {
         "broadcast_greater": "_greater _greater_scalar",
         "broadcast_greater_equal": "_greater_equal _greater_equal_scalar",
         "-x": "negative _np_negative", "BlockGrad": "stop_gradient", "concat": "Concat",
-        "cast": "Cast", "sum": "sum_axis",
+        "cast": "Cast", "sum": "sum_axis", "cumsum": "_np_cumsum",
     }.items()
     for word in words.split()
 }  # fmt: skip
@@ -52,7 +52,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "softmax": {"axis": -1}, "log_softmax": {"axis": -1}, "concat": {"dim": 1},
     "stack": {"axis": 0}, "sum": {"axis": None, "keepdims": False, "exclude": False},
     "mean": {"axis": None, "keepdims": False, "exclude": False},
+    "repeat": {"axis": None},
     "take": {"axis": 0, "mode": "clip"}, "transpose": {"axes": None}, "argmax": {"keepdims": False},
+    "argmin": {"keepdims": False},
 }  # fmt: skip
 """What MXNet 1.9 takes where an attribute is left out."""
 

@@ -164,11 +164,11 @@ def _reduce(call: Call, x: Any) -> Any:
     return op(x, axis=axes, keepdims=call.flag("keepdims"), **ties)
 
 
-@operator("argmax")
-def _argmax(call: Call, x: Any) -> Any:
+@operator("argmax", "argmin")
+def _place(call: Call, x: Any) -> Any:
     if (axis := call.whole("axis")) is None:
         raise call.refuse("without an axis is not carried", "name the axis")
-    y = OPS["argmax"](x, axis=axis)
+    y = OPS[call.node.op](x, axis=axis)
     y = OPS["expand_dims"](y, axis=axis % x.ndim) if call.flag("keepdims") else y
     return y.astype("float32")  # MXNet counts in floats
 
@@ -321,14 +321,11 @@ def _slice(call: Call, x: Any) -> Any:
 @operator("SliceChannel", "split")
 def _split(call: Call, x: Any) -> Any:
     parts, axis = call.whole("num_outputs"), call.whole("axis", 1) % x.ndim
-    if parts < 1 or x.shape[axis] % parts != 0:
-        raise call.refuse(f"of a size {x.shape[axis]} into {parts} is not carried")
-    width = x.shape[axis] // parts
-    starts = [i * width for i in range(parts)]
-    cuts = [OPS["slice_axis"](x, axis=axis, start=s, stop=s + width) for s in starts]
     if call.flag("squeeze_axis"):
-        cuts = [OPS["squeeze"](c, axis=axis) for c in cuts]
-    return tuple(cuts)
+        if x.shape[axis] != parts:
+            raise call.refuse(f"of a size {x.shape[axis]} into {parts} leaves nothing to squeeze")
+        return OPS["unstack"](x, axis=axis)
+    return OPS["split"](x, sizes=parts, axis=axis)
 
 
 @operator("reverse", "flip")

@@ -41,6 +41,8 @@ ONLY_WHEN: dict[str, Callable[[Node], bool]] = {
     "batch_norm": lambda n: not n.attrs["training"] and _x(n).ndim >= 2,
     "layer_norm": lambda n: all(isinstance(s, int) for s in _x(n).shape[-n.attrs["axes"] :]),
     "linear": lambda n: bool(_x(n).dtype.is_floating),
+    "remainder": lambda n: n.out.dtype.is_integer,
+    "tile": lambda n: len(n.attrs["repeats"]) == _x(n).ndim,
     "rnn": lambda n: n.attrs["activation"] in ACTIVATIONS,
 }
 """Composites whose form fits only then; otherwise their body is written."""
@@ -117,6 +119,12 @@ def _expm1(w: Writer, node: Node, x: str) -> str:
     return w.emit("Mul", half, w.emit("Add", w.emit("Exp", x), w.number(1, dtype)))
 
 
+@form("floor_divide")
+def _floor_divide(w: Writer, node: Node, x: str, y: str) -> str:
+    # Div cuts off what follows the point. Without the rest, which has the sign of y, nothing does.
+    return w.emit("Div", w.emit("Sub", x, w.emit("Mod", x, y)), y)
+
+
 @form("gelu")
 def _gelu(w: Writer, node: Node, x: str) -> str:
     return w.emit("Gelu", x, approximate=node.attrs["approximate"])
@@ -153,9 +161,15 @@ def _reduce(w: Writer, node: Node, x: str) -> str:
     )  # fmt: skip
 
 
-@form("argmax")
-def _argmax(w: Writer, node: Node, x: str) -> str:
-    return w.emit("ArgMax", x, axis=node.attrs["axis"], keepdims=0)
+@form("argmax", "argmin")
+def _place(w: Writer, node: Node, x: str) -> str:
+    word = "ArgMax" if node.op == "argmax" else "ArgMin"
+    return w.emit(word, x, axis=node.attrs["axis"], keepdims=0)
+
+
+@form("cumsum")
+def _cumsum(w: Writer, node: Node, x: str) -> str:
+    return w.emit("CumSum", x, w.number(node.attrs["axis"], DType("int64")))
 
 
 # -- shapes ------------------------------------------------------------------------------------
@@ -212,6 +226,23 @@ def _flip(w: Writer, node: Node, x: str) -> str:
     axes = node.attrs["axis"]
     back = w.ints(*[-1] * len(axes))
     return w.emit("Slice", x, back, w.ints(*[-END] * len(axes)), w.ints(*axes), back)
+
+
+@form("tile")
+def _tile(w: Writer, node: Node, x: str) -> str:
+    return w.emit("Tile", x, w.sizes(node.attrs["repeats"]))
+
+
+@form("tril", "triu")
+def _triangle(w: Writer, node: Node, x: str) -> str:
+    at = w.number(node.attrs["diagonal"], DType("int64"))
+    return w.emit("Trilu", x, at, upper=int(node.op == "triu"))
+
+
+@form("split")
+def _split(w: Writer, node: Node, x: str) -> list[str]:
+    sizes = node.attrs["sizes"]
+    return w.many("Split", len(sizes), x, w.sizes(sizes), axis=node.attrs["axis"])
 
 
 @form("select")

@@ -45,7 +45,7 @@ def by_its_line(call: Call) -> Any:
 def _alike(call: Call, values: list[Value]) -> list[Value]:
     # Our ops would cast one to the other; ONNX never does, so the file is wrong.
     kinds = {v.dtype for v in values}
-    if len(kinds) > 1 and call.op not in ("Where", "Gather"):
+    if len(kinds) > 1 and call.op not in ("Where", "Gather", "GatherElements"):
         raise call.refuse(f"{call.op} of {' and '.join(sorted(kinds))}", "insert a Cast")
     return values
 
@@ -107,9 +107,8 @@ def _dropout(call: Call) -> Any:
 @reads("Div")
 def _div(call: Call) -> Any:
     x, y = _alike(call, call.values())
-    if not x.dtype.is_floating:
-        raise call.refuse("a division of integers, which truncates", "cast to float around it")
-    return x / y
+    # Of integers it cuts off what follows the point.
+    return x / y if x.dtype.is_floating else (x - OP["fmod"](x, y)) // y
 
 
 @reads("Pow")
@@ -130,23 +129,12 @@ def _several(call: Call) -> Any:
     return total / len(values) if call.op == "Mean" else total
 
 
-@reads("Xor")
-def _xor(call: Call) -> Any:
-    return OP["not_equal"](call.value(0), call.value(1))
-
-
 @reads("Not")
 def _not(call: Call) -> Any:
     x = call.value(0)
     if x.node is not None and x.node.op == "equal":  # how not_equal is written
         return OP["not_equal"](*x.node.inputs)
     return OP["logical_not"](x)
-
-
-@reads("IsNaN")
-def _is_nan(call: Call) -> Any:
-    x = call.value(0)
-    return OP["not_equal"](x, x)
 
 
 # -- activations -------------------------------------------------------------------------------
@@ -251,16 +239,23 @@ def _reduce(call: Call) -> Any:
 
 
 @reads("ArgMax", "ArgMin")
-def _argmax(call: Call) -> Any:
-    x, axis = call.value(0), call.attr("axis")
-    if call.op == "ArgMin" and not x.dtype.is_floating:
-        raise call.refuse("an ArgMin of integers", "cast them to float")
-    x = x if call.op == "ArgMax" else -x
+def _place(call: Call) -> Any:
+    x, axis, op = call.value(0), call.attr("axis"), OP[call.op.lower()]
     if call.attr("select_last_index"):
-        y = x.shape[axis] - 1 - OP["argmax"](OP["flip"](x, axis=axis), axis=axis)
+        y = x.shape[axis] - 1 - op(OP["flip"](x, axis=axis), axis=axis)
     else:
-        y = OP["argmax"](x, axis=axis)
+        y = op(x, axis=axis)
     return OP["expand_dims"](y, axis=axis % x.ndim) if call.attr("keepdims") else y
+
+
+@reads("CumSum")
+def _cumsum(call: Call) -> Any:
+    if call.attr("exclusive"):
+        raise call.refuse("an exclusive CumSum", "subtract what is summed")
+    x, (axis,) = call.value(0), call.ints(1, "the axis of a CumSum")
+    if call.attr("reverse"):
+        return OP["flip"](OP["cumsum"](OP["flip"](x, axis=axis), axis=axis), axis=axis)
+    return OP["cumsum"](x, axis=axis)
 
 
 # -- control flow ------------------------------------------------------------------------------

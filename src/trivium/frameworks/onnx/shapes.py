@@ -81,13 +81,16 @@ def _expand(call: Call) -> Any:
 
 @reads("Tile")
 def _tile(call: Call) -> Any:
-    x = call.value(0)
-    for axis, times in enumerate(call.ints(1, "the repeats")):
-        if isinstance(times, Dim) or times > 1024:
-            raise call.refuse(f"tiling {times} times", "use Expand")
-        if times != 1:
-            x = OP["concat"](*[x] * times, axis=axis)
-    return x
+    times = call.ints(1, "the repeats")
+    if any(isinstance(t, Dim) or t > 1024 for t in times):
+        raise call.refuse(f"tiling {times} times", "use Expand")
+    return OP["tile"](call.value(0), repeats=tuple(times))
+
+
+@reads("Trilu")
+def _trilu(call: Call) -> Any:
+    k = call.ints(1, "the diagonal of a Trilu") if call.has(1) else [0]
+    return OP["triu" if call.attr("upper") else "tril"](call.value(0), diagonal=k[0])
 
 
 @reads("Gather")
@@ -122,14 +125,7 @@ def _split(call: Call) -> Any:
     if parts is None:
         each = -(-size // count)
         parts = [each] * (count - 1) + [size - each * (count - 1)]
-    start: Size = 0
-    pieces = []
-    for part in parts:
-        pieces.append(OP["slice_axis"](x, axis=axis, start=start, stop=start + part))
-        start = start + part
-    if start != size:
-        raise call.refuse(f"{size} split into {parts}")
-    return tuple(pieces)
+    return OP["split"](x, sizes=tuple(parts), axis=axis)
 
 
 @reads("Slice")

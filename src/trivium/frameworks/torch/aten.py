@@ -476,7 +476,9 @@ _SIGNS = {
     "mm": "@", "bmm": "@", "mv": "@", "dot": "@", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
     "gt": ">", "ge": ">=", "bitwise_and": "&", "bitwise_or": "|", "bitwise_not": "~x",
     "__and__": "&", "__or__": "|", "logical_and": "&", "logical_or": "|", "logical_not": "~x",
-    "absolute": "abs", "log_sigmoid": "logsigmoid", "concat": "cat", "concatenate": "cat",
+    "absolute": "abs", "swapaxes": "transpose", "swapdims": "transpose", "moveaxis": "movedim",
+    "tile": "repeat", "linalg_vector_norm": "vector_norm", "log_sigmoid": "logsigmoid",
+    "concat": "cat", "concatenate": "cat",
 }  # fmt: skip
 """What ATen calls a sign, or has a second name for."""
 

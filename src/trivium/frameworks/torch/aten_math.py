@@ -25,14 +25,13 @@ def _extremum(
     if dim is None:
         return values
     read = any(u.args[1] == 1 and u.users for u in at.node.users)
-    at.require(not read or largest, "the positions of the smallest")
-    return values, _argmax(at, self, dim, keepdim) if read else None
+    return values, _place(at, self, dim, keepdim) if read else None
 
 
-@aten("argmax")
-def _argmax(at: Reader, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
+@aten("argmax", "argmin")
+def _place(at: Reader, self: Any, dim: Any = None, keepdim: bool = False) -> Any:
     x, axis = (OPS["flatten"](self), 0) if dim is None else (self, dim)
-    found = OPS["argmax"](x, axis=axis)
+    found = OPS[f"arg{name_of(at.node).removeprefix('arg')}"](x, axis=axis)
     return (
         OPS["expand_dims"](found, axis=dim % len(self.shape))
         if keepdim and dim is not None
@@ -48,22 +47,10 @@ def _var(at: Reader, self: Any, dim: Any = None, correction: Any = 1, unbiased: 
     return OPS[name_of(at.node)](self, axis=axis, correction=less, keepdims=keepdim)
 
 
-def _root(x: Value) -> Any:
-    """The square root as torch has it in norms and deviations: its gradient at 0 is 0."""
-    none, one = (OPS["full"](shape=(), value=v, dtype=x.dtype) for v in (0.0, 1.0))
-    nothing = OPS["equal"](x, none)
-    return OPS["where"](nothing, none, OPS["sqrt"](OPS["where"](nothing, one, x)))
-
-
-@aten("linalg_vector_norm", "norm")
-def _norm(at: Reader, self: Any, ord: Any = 2, p: Any = 2, dim: Any = None, keepdim: bool = False,
-          dtype: Any = None) -> Any:  # fmt: skip
-    x, kind = at.cast(self, at.out.dtype), p if p is not None and p != 2 else ord
-    at.require(kind in (1, 2), f"ord={kind}", "write it in sums and powers")
-    settings = {"axis": tuple(dim) if dim else None, "keepdims": keepdim}
-    if kind == 1:
-        return OPS["sum"](OPS["abs"](x), **settings)
-    return _root(OPS["sum"](OPS["square"](x), **settings))
+@aten("norm")
+def _norm(at: Reader, self: Any, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Any:
+    x, axis = at.cast(self, at.out.dtype), tuple(dim) if dim else None
+    return OPS["vector_norm"](x, axis=axis, keepdims=keepdim, ord=2 if p is None else p)
 
 
 # -- products --------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import numpy as np
 
 from trivium.dtype import float64
 from trivium.frameworks.torch.aten import HANDLERS, Reader, aten
-from trivium.frameworks.torch.aten_shape import triangle
-from trivium.graph import MODE, OPS, Value
+from trivium.graph import MODE, OPS
+from trivium.ops.attention import attention_weights
 
 
 def _each(item: Any, n: int) -> tuple[int, ...]:
@@ -201,19 +201,6 @@ def _hardtanh(at: Reader, self: Any, min_val: float = -1.0, max_val: float = 1.0
     return OPS["clip"](self, min=float(min_val), max=float(max_val), edge="outside")
 
 
-@aten("prelu")
-def _prelu(at: Reader, self: Any, weight: Any) -> Any:
-    if weight.shape != (1,):  # one slope per channel, the axis 1
-        weight = OPS["reshape"](weight, shape=(-1, *(1,) * (len(self.shape) - 2)))
-    return OPS["where"](self > 0, self, self * weight)
-
-
-@aten("threshold")
-def _threshold(at: Reader, self: Any, threshold: float, value: float) -> Any:
-    # Not x > t ? x : v, which would lose a NaN: torch keeps what is not at or below the threshold.
-    return OPS["where"](self <= threshold, at.full((), value, self.dtype), self)
-
-
 @aten("softplus")
 def _softplus(at: Reader, self: Any, beta: float = 1, threshold: float = 20) -> Any:
     x = self if beta == 1 else self * float(beta)
@@ -326,38 +313,16 @@ def _gated(at: Reader, **_: Any) -> Any:
     )
 
 
-def _all_see(mask: Value) -> bool:
-    """Is it known that every row of a mask leaves something to be seen?"""
-    if mask.node is None or mask.node.op != "constant":
-        return False
-    seen = mask.node.attrs["value"]
-    return bool((seen if seen.dtype == bool else seen > -math.inf).any(-1).all())
-
-
 @aten("scaled_dot_product_attention")
 def _attention(at: Reader, query: Any, key: Any, value: Any, attn_mask: Any = None,
                dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None,
                enable_gqa: bool = False) -> Any:  # fmt: skip
-    """softmax(q k^T * scale + mask) v, in our own ops."""
     at.require(not enable_gqa, "enable_gqa", "repeat the keys and values of a group")
-    factor = float(query.shape[-1]) ** -0.5 if scale is None else float(scale)
-    scores = OPS["matmul"](query, key.mT) * factor
-    if is_causal:
-        attn_mask = triangle(query.shape[-2], key.shape[-2], 0)
-    if attn_mask is not None:  # a bool one is true where there is attention, a float one is added
-        if attn_mask.dtype == "bool":
-            scores = OPS["where"](attn_mask, scores, at.full((), -math.inf, scores.dtype))
-        else:
-            scores = scores + attn_mask
-    weights = OPS["softmax"](scores, axis=-1)
-    if attn_mask is not None and not is_causal and not _all_see(attn_mask):
-        # Who sees nothing gets nothing, where a softmax alone is no number.
-        top = OPS["max"](scores, axis=-1, keepdims=True)
-        none, zero = OPS["equal"](top, -math.inf), at.full((), 0, scores.dtype)
-        weights = OPS["softmax"](OPS["where"](none, zero, scores), axis=-1)
-        weights = OPS["where"](none, zero, weights)
-    flag = at.flag(dropout_p > 0) if dropout_p else False
-    return OPS["matmul"](at.dropped(weights, dropout_p, flag), value)
+    asked = {"causal": is_causal, "scale": scale}
+    if not dropout_p:
+        return OPS["scaled_dot_product_attention"](query, key, value, attn_mask, **asked)
+    weights = attention_weights(query, key, attn_mask, **asked)
+    return OPS["matmul"](at.dropped(weights, dropout_p, at.flag(True)), value)
 
 
 # -- losses ----------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivium.dtype import int64
 from trivium.frameworks.torch.aten import Reader, aten
 from trivium.graph import OPS, Value
 from trivium.shape import Dim
@@ -53,32 +52,11 @@ def _flatten(at: Reader, self: Any, start_dim: int = 0, end_dim: int = -1) -> An
     return OPS["reshape"](self, shape=at.out.shape)
 
 
-@aten("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T")
-def _transpose(
-    at: Reader, self: Any, dim0: int = 0, dim1: int = 1, axis0: Any = None, axis1: Any = None
-) -> Any:
-    rank = len(self.shape)
-    if str(at.node.target).startswith(("aten.numpy_T",)):
+@aten("t", "mT", "numpy_T")
+def _turned(at: Reader, self: Any) -> Any:
+    if str(at.node.target).startswith("aten.numpy_T"):
         return OPS["transpose"](self)
-    if str(at.node.target).startswith("aten.mT"):
-        dim0, dim1 = -1, -2
-    a, b = (dim0 if axis0 is None else axis0), (dim1 if axis1 is None else axis1)
-    if rank < 2:
-        return self
-    order = list(range(rank))
-    order[a], order[b] = order[b], order[a]
-    return OPS["transpose"](self, axes=tuple(order))
-
-
-@aten("movedim", "moveaxis")
-def _movedim(at: Reader, self: Any, source: Any, destination: Any) -> Any:
-    rank = len(self.shape)
-    source, destination = ([s] if isinstance(s, int) else s for s in (source, destination))
-    placed = {d % rank: s % rank for s, d in zip(source, destination, strict=True)}
-    rest = iter(a for a in range(rank) if a not in placed.values())
-    return OPS["transpose"](
-        self, axes=tuple(placed[i] if i in placed else next(rest) for i in range(rank))
-    )
+    return self if len(self.shape) < 2 else OPS["swapaxes"](self, axis1=-2, axis2=-1)
 
 
 @aten("squeeze")
@@ -110,30 +88,6 @@ def _broadcast_tensors(at: Reader, tensors: Any) -> Any:
         t if t.shape == s else OPS["broadcast_to"](t, shape=s)
         for t, s in zip(tensors, shapes, strict=True)
     ]
-
-
-@aten("repeat", "tile")
-def _repeat(at: Reader, self: Any, repeats: Any = None, dims: Any = None) -> Any:
-    times = list(repeats if dims is None else dims)
-    rank = max(len(times), len(self.shape))
-    times = [1] * (rank - len(times)) + times
-    shape = (1,) * (rank - len(self.shape)) + tuple(self.shape)
-    # (a, b) -> (1, a, 1, b) -> (times, a, times, b) -> joined
-    apart = OPS["reshape"](self, shape=tuple(s for size in shape for s in (1, size)))
-    full = OPS["broadcast_to"](
-        apart, shape=tuple(s for t, n in zip(times, shape, strict=True) for s in (t, n))
-    )
-    return OPS["reshape"](full, shape=at.out.shape)
-
-
-@aten("repeat_interleave")
-def _repeat_interleave(at: Reader, self: Any, repeats: Any, dim: Any = None) -> Any:
-    at.require(not isinstance(repeats, Value), "a tensor of repeats")
-    x = self if dim is not None else OPS["flatten"](self)
-    axis = 0 if dim is None else dim % len(x.shape)
-    apart = OPS["expand_dims"](x, axis=axis + 1)
-    shape = (*x.shape[: axis + 1], repeats, *x.shape[axis + 1 :])
-    return OPS["reshape"](OPS["broadcast_to"](apart, shape=shape), shape=at.out.shape)
 
 
 # -- pieces ----------------------------------------------------------------------------------------
@@ -171,22 +125,11 @@ def _select(at: Reader, self: Any, dim: int, index: Any) -> Any:
 
 
 @aten("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk")
-def _split(at: Reader, self: Any, dim: int = 0, split_size: Any = None, split_sizes: Any = None,
-           chunks: Any = None, sections: Any = None, indices: Any = None) -> Any:  # fmt: skip
-    axis, pieces = dim % len(self.shape), []
+def _split(at: Reader, self: Any, dim: int = 0, **_: Any) -> Any:
     # How many pieces there are, and how large, is decided by the size: that of the example.
-    at.require(isinstance(self.shape[axis], int), "pieces of an open size", "fix the size")
-    start: Any = 0
-    for meta in at.node.meta["val"]:
-        size = at.type_of(meta).shape[axis]
-        pieces.append(_cut(at, self, axis, start, start + size))
-        start = start + size
-    return pieces
-
-
-@aten("unbind")
-def _unbind(at: Reader, self: Any, dim: int = 0) -> Any:
-    return [OPS["select"](self, axis=dim, index=i) for i in range(self.shape[dim])]
+    at.require(isinstance(self.shape[dim], int), "pieces of an open size", "fix the size")
+    sizes = (at.type_of(meta).shape[dim] for meta in at.node.meta["val"])
+    return OPS["split"](self, sizes=tuple(sizes), axis=dim)
 
 
 @aten("index")
@@ -205,40 +148,9 @@ def _index_select(at: Reader, self: Any, dim: int, index: Any) -> Any:
     return OPS["take"](self, index, axis=dim)
 
 
-@aten("gather")
-def _gather(at: Reader, self: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
-    axis = dim % len(self.shape)
-    others = [s for i, s in enumerate(self.shape) if i != axis]
-    at.require(
-        [s for i, s in enumerate(index.shape) if i != axis] == others,
-        f"an index of shape {index.shape} for {self.shape}",
-        "expand it to the sizes of what it picks from, but for that axis",
-    )
-    last = [i for i in range(len(self.shape)) if i != axis] + [axis]
-    x, where = OPS["transpose"](self, axes=last), OPS["transpose"](index, axes=last)
-    nothing = at.full((), 0, x.dtype)
-    chosen = OPS["one_hot"](where, classes=x.shape[-1], dtype=x.dtype) > nothing
-    # where and not a product: an infinity that is not asked for would make nan of it.
-    picked = OPS["sum"](OPS["where"](chosen, OPS["expand_dims"](x, axis=-2), nothing), axis=-1)
-    return OPS["transpose"](picked, axes=[last.index(i) for i in range(len(last))])
-
-
 @aten("flip")
 def _flip(at: Reader, self: Any, dims: Any) -> Any:
     return OPS["flip"](self, axis=tuple(dims))
-
-
-@aten("roll")
-def _roll(at: Reader, self: Any, shifts: Any, dims: Any) -> Any:
-    at.require(len(shifts) == len(dims), "no axes")
-    x = self
-    for shift, dim in zip(shifts, dims, strict=True):
-        axis = dim % len(x.shape)
-        size = x.shape[axis]
-        at.require(isinstance(size, int), "an open size")
-        if cut := -shift % size:
-            x = OPS["concat"](_cut(at, x, axis, cut, size), _cut(at, x, axis, 0, cut), axis=axis)
-    return x
 
 
 @aten("pad", "constant_pad_nd")
@@ -282,21 +194,6 @@ def _arange(at: Reader, end: Any, start: Any = 0, step: Any = 1, dtype: Any = No
     return OPS["arange"](start=start, stop=end, step=step, dtype=at.out.dtype)
 
 
-def triangle(rows: Any, columns: Any, diagonal: int) -> Any:
-    """The bool matrix that is true up to ``diagonal`` places right of the diagonal."""
-    row = OPS["expand_dims"](OPS["arange"](stop=rows, dtype=int64), axis=1)
-    return OPS["arange"](stop=columns, dtype=int64) <= row + diagonal
-
-
-@aten("tril", "triu")
-def _tri(at: Reader, self: Any, diagonal: int = 0) -> Any:
-    lower = str(at.node.target).startswith("aten.tril")
-    rows, columns = self.shape[-2:]
-    inside = triangle(rows, columns, diagonal if lower else diagonal - 1)
-    nothing = at.full((), False if self.dtype == "bool" else 0, self.dtype)
-    return OPS["where"](inside, *((self, nothing) if lower else (nothing, self)))
-
-
 # -- choice and logic ------------------------------------------------------------------------------
 @aten("where")
 def _where(at: Reader, condition: Any, self: Any, other: Any) -> Any:
@@ -326,7 +223,7 @@ def _logical(name: str) -> Any:
 
 aten("logical_and", "bitwise_and", "__and__")(_logical("logical_and"))
 aten("logical_or", "bitwise_or", "__or__")(_logical("logical_or"))
-aten("logical_xor", "bitwise_xor", "__xor__")(_logical("not_equal"))
+aten("logical_xor", "bitwise_xor", "__xor__")(_logical("logical_xor"))
 
 
 @aten("logical_not", "bitwise_not")

@@ -207,7 +207,7 @@ class Torch(Target):
         "cross_entropy": _cross_entropy, "take": _take, "slice_axis": slice_axis, "select": select,
         "batch_norm": _batch_norm, "dropout": _dropout, "layer_norm": _layer_norm,
         "constant": _constant, "maximum": _extremum, "minimum": _extremum, "where": _where,
-        "sum": _sum, "one_hot": _one_hot,
+        "sum": _sum, "cumsum": _sum, "one_hot": _one_hot,
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:

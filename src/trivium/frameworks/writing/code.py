@@ -198,6 +198,9 @@ class Target:
                     code += [", "] * bool(i) + self.array(v)
             elif piece.operand(op):
                 value = arrays.get(piece.name)
+                if value is None and piece.default is None:
+                    continue
+                code += [piece.before] if piece.before else []
                 bare = value is not None and self.bare(node, value, infix)
                 code += number(self, value) or self.array(value) if bare else self.array(value)
             elif (said := piece.said(At.node(op, node))) is not MISSING:
