@@ -37,7 +37,8 @@ def _function(name: str, numpy: Any, slope: Any, sample: Sample) -> Op:
 
     function.__doc__ = f"{name}(x), of radians and in them."
     op: Op = primitive(
-        name=name, rule=_floating, cost=40, vjp=lambda g, y, x: (g * slope(x, y),), cases=[case(sample)],
+        name=name, rule=_floating, cost=40, cases=[case(sample)],
+        vjp=lambda g, y, x: (g * slope(x, y),),
         torch=f"torch.{name}({{x}})", keras=f"ops.{long}({{x}})", tensorflow=f"tf.{name}({{x}})",
         mxnet=f"F.{long}({{x}})", jax=f"jnp.{long}({{x}})", onnx=name.capitalize(),
     )(function)  # fmt: skip

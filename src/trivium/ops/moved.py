@@ -298,7 +298,8 @@ def _cumsum_rule(x: Type, *, axis: int) -> Type:
 
 
 @primitive(
-    rule=_cumsum_rule, normal=_one_axis, axes=along, cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)],
+    rule=_cumsum_rule, normal=_one_axis, axes=along,
+    cases=[case(S(2, 3)), case(S(2, 3, 4), axis=1)],
     torch="{x}.cumsum({axis})", keras="ops.cumsum({x}, {axis})",
     tensorflow="tf.cumsum({x}, {axis})", mxnet="F.cumsum({x}, axis={axis})",
     jax="{x}.cumsum({axis})",
