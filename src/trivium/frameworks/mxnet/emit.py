@@ -77,7 +77,8 @@ def _identified(graph: Graph) -> tuple[Graph, dict[str, str]]:
             while (path, word) in paths:
                 word, n = f"{base}_{n}", n + 1
             paths.add((path, word))
-            ours, v.name = v.name, f"{path}.{word}" if path else word
+            ours = v.name
+            graph.rename(v, f"{path}.{word}" if path else word)
             renamed[v.name] = ours
     return graph, renamed
 
