@@ -28,7 +28,21 @@ def given(**arguments: tuple[Any, Any]) -> dict[str, Any]:
     >>> given(stride=(2, 1), padding=(0, 0))
     {'stride': 2}
     """
-    return {k: v for k, (v, default) in arguments.items() if v != default}
+    return Given({k: v for k, (v, default) in arguments.items() if v != default}, arguments)
+
+
+class Given(dict[str, Any]):
+    """Arguments that are said; and the defaults of all that may be, in their order."""
+
+    def __init__(self, said: Mapping[str, Any], all: Mapping[str, tuple[Any, Any]]):
+        super().__init__(said)
+        self.all = dict(all)
+
+    def __or__(self, other: Any) -> Given:  # type: ignore[override]
+        return Given({**self, **other}, self.all | getattr(other, "all", {}))
+
+    def __ror__(self, other: Any) -> Given:  # type: ignore[override]
+        return Given({**other, **self}, self.all)
 
 
 def square(sizes: tuple[Any, ...]) -> Any:
