@@ -97,6 +97,7 @@ class MXNet(Target):
     forms = FORMS
     functions = FUNCTIONS | {"stop_gradient": stopped}
     helpers = HELPERS
+    passed = False  # F is an argument itself
     identity = "nn.HybridSequential()"  # of nothing
     reserved = frozenset(
         {"F", "self", "mx", "nn", "gluon", "float", "isinstance", "super", "tuple"}

@@ -233,6 +233,10 @@ class Torch(Target):
 
         return replay(to_layout(graph, "NCHW"), rule)[0]
 
+    def unbound(self, value: Value, axis: int) -> Code:
+        """``x.unbind(0)``."""
+        return [*self.array(value), f".unbind({axis})"]
+
     def results(self, node: Node) -> list[Value | None]:
         """F.batch_norm gives the normalised alone."""
         return [node.outputs[0]] if node.op == "batch_norm" else list(node.outputs)

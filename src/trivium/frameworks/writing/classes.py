@@ -179,7 +179,8 @@ class Run:
 class Merged:
     """Bodies laid beside each other: what they all do, with the lines that some of them lack."""
 
-    def __init__(self, bodies: Sequence[Body]):
+    def __init__(self, bodies: Sequence[Body], functions: bool = True):
+        self.functions = functions  # may a function be an argument?
         first = bodies[0]
         self.block, self.chain, self.many = first.block, first.chain, first.many
         self.reads = first.reads()
@@ -327,7 +328,7 @@ class _Beside:
 
     def head(self, body: Body, s: Statement) -> Any:
         marks = [mark(body, p) for p in s.code]
-        if activation(s.code):
+        if self.merged.functions and activation(s.code):
             marks[0] = "activation"
         elif marks and marks[0] == ("s", "activation"):
             marks[:2] = ["activation"]
@@ -335,14 +336,17 @@ class _Beside:
 
     def stated(self) -> bool:
         mine, other = self.merged.lines, self.other.statements
-        matcher = difflib.SequenceMatcher(
-            None,
+        heads = (
             [self.head(self.base, x.s) for x in mine],
             [self.head(self.other, s) for s in other],
-            autojunk=False,
         )
-        for kind, i, j, k, m in matcher.get_opcodes():
-            if kind == "equal":
+        exact = (  # equal numbers first: of two factors the one that both have
+            [(h, _scales(x.s)) for h, x in zip(heads[0], mine, strict=True)],
+            [(h, _scales(s)) for h, s in zip(heads[1], other, strict=True)],
+        )
+        matcher = difflib.SequenceMatcher(None, *exact, autojunk=False)
+        for _, i, j, k, m in matcher.get_opcodes():
+            if heads[0][i:j] == heads[1][k:m]:
                 for line, s in zip(mine[i:j], other[k:m], strict=True):
                     if (made := self.match(line.s, s)) is None:
                         return False
@@ -431,6 +435,10 @@ class _Beside:
             return False
         self.pairs |= {p: q for p, q in zip(x, y, strict=True) if isinstance(p, Slot)}
         return True
+
+
+def _scales(s: Statement) -> tuple[str, ...]:
+    return tuple(repr(p.value) for p in s.code if isinstance(p, Slot) and p.name == "scale")
 
 
 def activation(code: Code) -> bool:

@@ -137,6 +137,8 @@ class Statement:
     effect: bool = False
     """It changes a state, so it stays even if nobody reads its outputs."""
     guard: Guard | None = None
+    wishes: tuple[str, ...] = ()
+    """What its outputs are called, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class Target:
     repeats = True  # one member may be called several times
     reserved: frozenset[str] = frozenset()  # what emitted source itself calls something
     identity = ""  # the layer that gives what it gets; a function has none
+    passed = True  # a function of the framework may be an argument of a constructor
     holds = True  # a block is an object, whose members may be asked for
     ones: frozenset[str] = frozenset()  # the parameters of no layer that begin as ones
     bare_numbers = False  # a Python number may stand for an array beside another, in any function
@@ -243,6 +246,10 @@ class Target:
     def class_name(self, words: Sequence[str]) -> str:
         """What a class (or function) is called: ``BasicBlock``."""
         return "".join(w[:1].upper() + w[1:] for w in words)
+
+    def unbound(self, value: Value, axis: int) -> Code:
+        """All parts of a value along an axis, side by side; nothing where there is no such call."""
+        return []
 
     # -- lowering a node ---------------------------------------------------------------------------
     def lowers(self, node: Node) -> bool:

@@ -32,6 +32,8 @@ class _Naming:
                 if isinstance(p, Slot):
                     self.at.setdefault(p, "")
         self.taken: set[str] = set()
+        parts = {name.partition(".")[0] for name in merged.members}
+        self.parts = parts if self.target.holds else set()  # what is kept stands beside them
 
     def made(self) -> Class:
         merged = self.merged
@@ -91,8 +93,10 @@ class _Naming:
         of_line: dict[int, Guard | None] = {}
         for run in sorted(found, key=lambda r: not _members(r)):
             lacks = run.lines[0].lacks
-            flag = flags.get(lacks) or self.flag(cls, lacks, run, groups)
-            flags[lacks] = flag
+            flag = flags.get(lacks, "")
+            if not flag or (flag in self.parts and not _members(run)):
+                flag = self.flag(cls, lacks, run, groups)  # one that is no part's name
+            flags.setdefault(lacks, flag)
             guard = self.guard(cls, flag, run)
             of_line |= {id(x): guard for x in run.lines}
         for name, lacks in merged.without.items():
@@ -153,7 +157,8 @@ class _Naming:
                 else "more"
             )
         word = self.word(wish)
-        name = self.free([word, f"with_{word}"], cls.parameters)
+        besides = {*cls.parameters} | (set() if member or (run and _members(run)) else self.parts)
+        name = self.free([word, f"with_{word}"], besides)
         there = [i not in lacks for i in range(len(merged.bodies))]
         cls.parameters[name] = Counter(there).most_common(1)[0][0]
         for body, yes in zip(merged.bodies, there, strict=True):
@@ -202,7 +207,7 @@ class _Naming:
                     wishes = [own] if len(wide) == 1 else wishes
                 wishes.append(f"{member}_{noun}" if member else noun)
                 wishes += [f"{member}_{own}"] * bool(member)
-            found.append(self.free(wishes, ()))
+            found.append(self.free(wishes, self.parts))
         return found
 
     def role(self, slots: Sequence[Slot]) -> tuple[bool, bool]:

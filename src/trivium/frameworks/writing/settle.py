@@ -69,7 +69,7 @@ def _classify(emitter: Any, bodies: Sequence[Body]) -> None:
     for group in variants.values():
         merged = next((m for m in found[:TRIES] if m.take(group)), None) if known else None
         if merged is None:
-            found.append(Merged(group))
+            found.append(Merged(group, emitter.target.passed))
     for merged in found:
         named(merged, emitter)
 

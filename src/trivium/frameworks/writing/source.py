@@ -198,6 +198,7 @@ class Emitter:
                 self.node(body, item)
         block.outputs = [self.handed_on(body, v) for v in block.outputs]
         self.drop_unused(body)
+        self.unbind(body)
         for v in self.unread_in.get(block.path, ()):
             self.declare(body, v)
         body.members = in_order(body.members)
@@ -283,6 +284,27 @@ class Emitter:
         body.statements = [
             s for s in body.statements if s.effect or any(v in read for v in s.outputs)
         ]
+
+    def unbind(self, body: Body) -> None:
+        """``q, k, v = x.unbind(0)`` for ``x[0]``, ``x[1]`` and ``x[2]``."""
+        parts: dict[tuple[Value, int], dict[int, Statement]] = {}
+        for s in body.statements:
+            node = s.outputs[0].node if len(s.outputs) == 1 and s.outputs[0] is not None else None
+            if node is not None and node.op == "select" and (x := node.inputs[0]) is not None:
+                parts.setdefault((x, node.attrs["axis"]), {})[node.attrs["index"]] = s
+        attends = {"matmul", "scaled_dot_product_attention"} & {n.op for n in body.block.nodes()}
+        for (x, axis), found in parts.items() if parts else ():
+            code = self.target.unbound(x, axis)
+            if not code or len(found) < 2 or sorted(found) != list(range(len(found))):
+                continue
+            if x.shape[axis] != len(found):
+                continue
+            wishes = tuple("qkv") if len(found) == 3 and attends else ()
+            whole = Statement([found[i].outputs[0] for i in range(len(found))], code, wishes=wishes)
+            gone = {id(s) for s in found.values()}
+            first = next(i for i, s in enumerate(body.statements) if id(s) in gone)
+            rest = [s for s in body.statements[first:] if id(s) not in gone]
+            body.statements[first:] = [whole, *rest]
 
     def chain_of(self, body: Body) -> list[str] | None:
         """The members in order, if the block is Sequential: numbered, each feeding the next."""

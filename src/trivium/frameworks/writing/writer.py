@@ -25,6 +25,8 @@ from trivium.frameworks.writing.source import Emitter
 from trivium.graph import UnsupportedError, Value, quoted
 from trivium.shape import Dim
 
+SHORT = ("x", "y")
+"""The first names beside those of the arguments."""
 MANY = 4
 """So many equal members of a chain are made in a loop."""
 WIDTH = 88
@@ -45,7 +47,7 @@ class Writer:
         self.owner: dict[str, Value] = {}  # name -> the value that it stands for now
         self.reserved: set[str] = {*cls.parameters}
         self.numbers: dict[str, int] = {}
-        self.plain = [self.short]  # names that say nothing: any value may have them
+        self.plain = [*SHORT]  # names that say nothing: any value may have them
         self.pending: dict[Value, tuple[str, bool, int]] = {}
         self.left = self._uses()
         sizes = (p for s in self.body.statements for p in s.code if isinstance(p, Size))
@@ -85,7 +87,9 @@ class Writer:
             wish = v.name if v.kind == "data" and v.name.isidentifier() else ""
             if not wish or re.fullmatch(r"x\d+", wish):
                 wish = "x" if len(inputs) == 1 else f"x{i + 1}"
-            self.plain.insert(i, self.call(v, self.fresh(wish)))
+            name = self.call(v, self.fresh(wish))
+            if re.fullmatch(r"x\d*", name):
+                self.plain.insert(i, name)
         return [self.names[v] for v in inputs]
 
     def fresh(self, wish: str) -> str:
@@ -371,15 +375,23 @@ class Writer:
             return
         used = self.ending(s, used)
         kept = [v if v is not None and self.left.get(v) else None for v in s.outputs]
+        if s.wishes:
+            self.lines.append(f"{', '.join(self.wished(s, kept))} = {text}")
+            return
         names = [self.name_for(v, used, s) if v is not None else "_" for v in kept]
         self.lines.append(f"{', '.join(names)} = {text}")
 
     def ending(self, s: Statement, used: list[Value]) -> list[Value]:
-        """Whose names are free for what a statement gives: under a condition, what it stands for."""
+        """Whose names are free for what a statement gives: under a condition, what it replaces."""
         if s.guard is None or not any(v is s.guard.gives for v in s.outputs):
             return used
         self.left[s.guard.takes] -= 1
         return [s.guard.takes]
+
+    def wished(self, s: Statement, kept: Sequence[Value | None]) -> list[str]:
+        """The names that a statement asks for."""
+        pairs = zip(s.wishes, kept, strict=True)
+        return ["_" if v is None else self.call(v, self.fresh(wish)) for wish, v in pairs]
 
     def flush(self, values: Sequence[Value]) -> None:
         for v in values:
@@ -393,16 +405,14 @@ class Writer:
         for v in (*used, *(self.owner[n] for n in self.plain if n in self.owner)):
             if self.spent(v, value, wanted):
                 return self.call(value, self.names[v])
-        if self.short not in self.owner:
-            return self.call(value, self.fresh(self.short))
+        for short in SHORT:
+            if short not in self.owner:
+                return self.call(value, self.fresh(short))
         wish = self.role(value, s)
         old = self.owner.get(wish)
         if old is not None and self.spent(old, value, wanted):
             return self.call(value, wish)
         return self.call(value, self.fresh(wish))
-
-    short = "y"
-    """The first name beside those of the arguments."""
 
     def spent(self, v: Value, value: Value, wanted: set[Dim]) -> bool:
         """Is the name of ``v`` free, for ``value``? Somebody has to be asked for an open size."""
