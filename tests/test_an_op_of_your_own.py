@@ -42,7 +42,8 @@ def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Op]]:
     for op, (framework, line) in itertools.product(
         [o for o in OPS.values() if isinstance(o, Op)], [*GATE.items(), *COSH.items()]
     ):
-        if op.lowerings.get(framework) == line:
+        said = op.lowerings.get(framework)
+        if isinstance(said, str) and said.partition("(")[0] == line.partition("(")[0]:
             monkeypatch.delitem(op.lowerings, framework)
 
     @composite(cases=[case(S(2, 3)), case(S(5, low=0.3, high=3))], **GATE)

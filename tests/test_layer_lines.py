@@ -118,7 +118,7 @@ def test_what_a_line_writes_it_reads_back(framework: str) -> None:
                 continue
             met += 1
             arrays = dict.fromkeys(op.arrays) | dict(zip(op.arrays, node.inputs, strict=False))
-            beside = dict(form.beside(node))
+            beside = {k: value for k, (value, _) in form.beside(node).items()}
             found = form.read(said, beside, arrays)
             types = [v if v is None else v.type for v in node.inputs]
             full = op.normalize(types, found)

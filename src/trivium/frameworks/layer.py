@@ -29,6 +29,14 @@ def alike(a: Array) -> Array:
     return a
 
 
+class Given(dict[str, Any]):
+    """Arguments that are said; ``all``: value and default of each that may be left out."""
+
+    def __init__(self, said: Mapping[str, Any], all: Mapping[str, tuple[Any, Any]]):
+        super().__init__(said)
+        self.all = dict(all)
+
+
 @dataclass(frozen=True)
 class Weight:
     """One array of an op and what the layer calls it: ``to`` makes it theirs, ``back`` ours."""
@@ -72,8 +80,8 @@ class LayerForm:
     """Of its first array."""
     settled: Fixed = field(default_factory=dict)
     """What such a layer has where it makes no difference, as ``when`` sees to: read, not asked."""
-    beside: Callable[[Node], Mapping[str, Any]] = lambda node: {}
-    """Words that say nothing of the op, but of what is read of it."""
+    beside: Callable[[Node], Mapping[str, tuple[Any, Any]]] = lambda node: {}
+    """Words that say nothing of the op, but of what is read of it: each with its default."""
 
     @cached_property
     def layer(self) -> str:
@@ -88,7 +96,7 @@ class LayerForm:
         assert found is not None and not found.positional
         return found.keywords
 
-    def write(self, node: Node) -> dict[str, Any] | None:
+    def write(self, node: Node) -> Given | None:
         """The constructor's keyword arguments, defaults left out.
 
         None where the layer would mean something else, so that another form, or the call form, is
@@ -100,9 +108,9 @@ class LayerForm:
         if not fits or not self.when(node):
             return None
         if self.line.endswith("(...)"):
-            return {}
+            return Given({}, {})
         try:
-            said = {k: w.said(at) if isinstance(w, Hole) else w for k, w in self.words.items()}
+            said = {k: w.full(at) if isinstance(w, Hole) else w for k, w in self.words.items()}
         except NotTheirs:
             return None
         holes = {w.of for w in self.words.values() if isinstance(w, Hole)}
@@ -113,7 +121,13 @@ class LayerForm:
             wanted = wanted(at) if callable(wanted) else wanted
             if value is not wanted and value != wanted:
                 return None
-        return {k: v for k, v in said.items() if v is not MISSING} | dict(self.beside(node))
+        free = {
+            k: (said[k], w.default)
+            for k, w in self.words.items()
+            if isinstance(w, Hole) and w.default is not MISSING
+        } | dict(self.beside(node))
+        must = {k: v for k, v in said.items() if k not in free}
+        return Given(must | {k: v for k, (v, default) in free.items() if v != default}, free)
 
     def read(
         self, said: Mapping[str, Any], defaults: Mapping[str, Any], arrays: Mapping[str, Any]

@@ -56,9 +56,13 @@ class Hole:
             return whole
         return PARTS[part](whole, at) if part in PARTS else whole.shape[int(part)]
 
+    def full(self, at: At) -> Any:
+        """What the framework says there."""
+        return WAYS[self.way].to(self.value(at), at)
+
     def said(self, at: At) -> Any:
         """What the framework says there; MISSING where it is left out."""
-        said = WAYS[self.way].to(self.value(at), at)
+        said = self.full(at)
         return MISSING if self.default is not MISSING and said == self.default else said
 
 

@@ -159,6 +159,7 @@ class Graph:
         self.sizes: dict[str, int] = {}
         """What open sizes were in the example that this was read from, the batch apart."""
         self._tokens: list[contextvars.Token[Graph | None]] = []
+        self._named: dict[str, Value] = {}  # name -> the input that was made with it
 
     # -- building ------------------------------------------------------------------------------
     def __enter__(self) -> Graph:
@@ -183,12 +184,19 @@ class Graph:
             raise GraphError(f"an input is one of {', '.join(KINDS)}, not {kind!r}")
         if not trainable and kind != "param":
             raise GraphError(f"{name!r} is {kind}: only a param is trainable or not")
-        if any(v.name == name for v in self.inputs):
+        known = self._named.get(name)
+        if known is not None and known.name == name and any(v is known for v in self.inputs):
             raise GraphError(f"the graph already has an input {name!r}")
         value = Value(self, Type(as_dtype(dtype), as_shape(shape)), None, len(self.inputs), name)
         value.kind, value.trainable = kind, trainable
         self.inputs.append(value)
+        self._named[name] = value
         return value
+
+    def rename(self, value: Value, name: str) -> None:
+        """Call an input something else."""
+        value.name = name
+        self._named[name] = value
 
     def key(self) -> Value:
         """The input that everything random here draws from, made when it is first asked for."""

@@ -62,13 +62,14 @@ def printed(graph: Graph, indent: str = "") -> Iterator[str]:
     """The lines of a Graph."""
     names: dict[Value | None, str] = {None: "None"}
     taken: set[str] = set()
+    last: dict[str, int] = {}  # word -> the number that was last put behind it
 
     def name(value: Value, wish: str, numbered: bool) -> str:
         word = base = identifier(wish)
-        number = 0
         while word in taken or numbered:
-            number, numbered = number + 1, False
-            word = f"{base}_{number}"
+            numbered = False
+            last[base] = last.get(base, 0) + 1
+            word = f"{base}_{last[base]}"
         taken.add(word)
         names[value] = word
         return word

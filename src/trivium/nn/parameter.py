@@ -121,7 +121,7 @@ class Parameter(Tensor):
             )
         for v in graph.inputs:
             if v.name == path and v.kind not in ("param", "state"):
-                v.name = graph.unused(v.name)  # what is passed goes by its place
+                graph.rename(v, graph.unused(v.name))  # what is passed goes by its place
         return graph.input(self.kind, array.dtype, array.shape, path, trainable=not frozen)
 
     def __reduce__(self) -> Any:

@@ -348,7 +348,7 @@ def silu(x: Any) -> Any:
 
 @composite(
     cases=[case(S(2, 3)), case(S(4), approximate="tanh")],
-    torch="F.gelu({x}, approximate={approximate})",
+    torch="F.gelu({x}, approximate={approximate|'none'})",
     keras="ops.gelu({x}, approximate={approximate!is_tanh})",
     tensorflow="tf.nn.gelu({x}, approximate={approximate!is_tanh})",
     jax="jax.nn.gelu({x}, approximate={approximate!is_tanh})",

@@ -100,6 +100,26 @@ def _reshapes(node: Node) -> bool:
     return bool(body.nodes) and all(map(_reshapes, body.nodes))
 
 
+def _keep(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """A reduction that is given its axes back, at size 1, keeps them."""
+    x = values[0] if values else None
+    if node.op != "reshape" or x is None or x.node is None:
+        return None
+    inner = x.node
+    if OPS[inner.op].family != REDUCTION or inner.attrs.get("keepdims", True):
+        return None
+    before = inner.inputs[0]
+    assert before is not None
+    axes = inner.attrs["axis"]
+    kept = tuple(1 if i in axes else s for i, s in enumerate(before.shape))
+    if not axes or node.attrs["shape"] != kept:
+        return None
+    outputs: Sequence[Value] = OPS[inner.op].append(
+        new, inner.inputs, inner.attrs | {"keepdims": True}, inner.origin
+    )
+    return outputs[0]
+
+
 def _pick(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
     """One of several arrays that were only just stacked."""
     x = values[0] if values else None
@@ -121,7 +141,29 @@ def _nothing(new: Graph, node: Node, values: list[Value | None]) -> Value | None
     return x if idle is not None and idle(*types, **node.attrs) else None
 
 
-RULES: Sequence[Rule] = (_merge_pad, _compose_transposes, _drop_kept, _pick, _flatten, _nothing)
+def _times_one(new: Graph, node: Node, values: list[Value | None]) -> Value | None:
+    """What is multiplied with one, or divided by it."""
+    if node.op not in ("multiply", "divide"):
+        return None
+    for x, one in (values, values[::-1])[: 1 + (node.op == "multiply")]:
+        if x is None or one is None or one.node is None or one.node.op != "full":
+            continue
+        alike = node.outputs[0].dtype == x.dtype and node.outputs[0].shape == x.shape
+        if alike and one.node.attrs["value"] == 1:
+            return x
+    return None
+
+
+RULES: Sequence[Rule] = (
+    _merge_pad,
+    _compose_transposes,
+    _drop_kept,
+    _keep,
+    _pick,
+    _flatten,
+    _nothing,
+    _times_one,
+)
 
 
 def simplify(graph: Graph) -> Graph:

@@ -13,6 +13,7 @@ from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, weights
 from trivium.frameworks.ways import square
 from trivium.frameworks.writing.blocks import Block, Layer, leaf
+from trivium.frameworks.writing.classes import Body, Class
 from trivium.frameworks.writing.code import (
     Code,
     Flag,
@@ -24,6 +25,7 @@ from trivium.frameworks.writing.code import (
 )
 from trivium.frameworks.writing.functional import (
     Arguments,
+    Called,
     Calls,
     CallWriter,
     Own,
@@ -43,7 +45,7 @@ from trivium.frameworks.writing.functional import (
     snake,
     tupled,
 )
-from trivium.frameworks.writing.source import Body, Class, Emitted, Emitter, with_sizes
+from trivium.frameworks.writing.source import Emitted, Emitter, with_sizes
 from trivium.frameworks.writing.writer import Writer
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, quoted
 from trivium.op import Refused
@@ -218,6 +220,7 @@ class Jax(Calls):
 
     name = "jax"
     forms = FORMS
+    holds = False
     helpers = HELPERS
     reserved = frozenset(
         {"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys", "i"}
@@ -340,11 +343,10 @@ class Functions(Emitter):
     def sub_block(self, body: Body, block: Block) -> None:
         """``y, state["layer1"] = layer1(params["layer1"], x, training=training)``."""
         inner = self.body(block)
-        assert inner.cls is not None
         member = Member(self.member_name(body.block, block.path))
         parts: list[Code] = [[member]]
         parts += [[v] for v in block.inputs]
-        code: Code = [f"{inner.cls.name}(", *joined(parts), Arguments(inner)]  # type: ignore[list-item]
+        code: Code = [Called(inner), "(", *joined(parts), Arguments(inner)]
         code += [
             Flag(n) for n in ("rng", "training") if any(passes(s.code, n) for s in inner.statements)
         ]
@@ -399,16 +401,15 @@ class _Writer(CallWriter):
             ):  # a line each
                 self.flush([v for v in s.outputs if v is not None])
             return
-        start = self.slot
         text, depth = self.text(s.code)
         used = [p for p in s.code if isinstance(p, Value)]
         if self.pending and (len(text) > 72 or depth > 3):
-            self.slot = start
             self.flush(used)
             text, _ = self.text(s.code)
         for p in used:
             self.pending.pop(p, None)
             self.left[p] -= 1
+        used = self.ending(s, used)
         names = [
             self.name_for(v, used, s) if v is not None and self.left.get(v) else "_"
             for v in s.outputs
@@ -441,10 +442,10 @@ def _indexed(name: str) -> str:
 
 def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
     writer = _Writer(emitter, cls)
-    root = not inner and cls.bodies[0] is emitter.root
+    root = not inner and emitter.root in cls.bodies
     moded = flagged(cls, "training") > 0
     arguments = [] if inner else ["params"]
-    arguments += [*writer.argument_names(), *cls.parameters]
+    arguments += [*writer.argument_names(), *cls.signature(writer.literal)]
     arguments += ["training=False"] if moded else []
     arguments += ["rng=None" if moded else "rng"] if writer.keys else []
     lines = []
@@ -462,7 +463,7 @@ def _function(emitter: Emitter, cls: Class, inner: bool = False) -> str:
         lines.append(f"state = {nested(writer.stateful)}")
     writer.write()
     if inner:
-        writer.lines[-1] = tupled(writer.lines[-1], len(cls.bodies[0].block.outputs))
+        writer.lines[-1] = tupled(writer.lines[-1], len(cls.body.block.outputs))
     else:
         writer.results(root)
     lines += looped(writer.lines)

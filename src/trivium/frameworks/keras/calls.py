@@ -201,7 +201,7 @@ def _broadcast_to(target: Target, node: Node) -> Code:
     row: Code = target.array(x)
     if x.shape != one:
         row = ["ops.broadcast_to(", *row, f", {one})"]
-    return ["LikeBatch()([", *row, ", ", Like(shape[0]), "])"]  # type: ignore[list-item]
+    return ["LikeBatch()([", *row, ", ", Like(shape[0]), "])"]
 
 
 def _full(target: Target, node: Node) -> Code:
@@ -210,7 +210,7 @@ def _full(target: Target, node: Node) -> Code:
     end: Code = [", ", *target.attribute(a["value"]), f', dtype="{a["dtype"]}")']
     if one is None:
         return ["ops.full(", *target.attribute(a["shape"]), *end]
-    return [f"LikeBatch()([ops.full({one}", *end, ", ", Like(a["shape"][0]), "])"]  # type: ignore[list-item]
+    return [f"LikeBatch()([ops.full({one}", *end, ", ", Like(a["shape"][0]), "])"]
 
 
 def _one(value: Value, shape: Sequence[Any]) -> tuple[int, ...] | None:

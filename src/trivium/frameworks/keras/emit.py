@@ -17,7 +17,7 @@ from trivium.frameworks.keras.functions import RESERVED, Free, FunctionEmitter, 
 from trivium.frameworks.keras.prepare import ALL_FORMS, prepared
 from trivium.frameworks.layer import LayerForm
 from trivium.frameworks.writing.blocks import Layer, place
-from trivium.frameworks.writing.code import Code, Member, Slot, Statement, Target
+from trivium.frameworks.writing.code import Code, Keyword, Member, Optional, Slot, Statement, Target
 from trivium.frameworks.writing.source import Emitted, Emitter, with_sizes
 from trivium.frameworks.writing.writer import Writer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
@@ -30,6 +30,7 @@ class Keras(Target):
     forms = ALL_FORMS
     helpers = HELPERS
     bare_numbers = True
+    holds = False
     repeats = False  # a function called twice would make its layers twice
     functions = FUNCTIONS
 
@@ -89,9 +90,8 @@ class Keras(Target):
             k: arguments.pop(k) for k in ("return_sequences", "return_state") if k in arguments
         }
         code: Code = ["layers.RNN(", *super().constructor(form, arguments)]
-        for key, value in outer.items():
-            code += [f", {key}=", Slot(key, value)]
-        return [*code, ")"]
+        said = [(k, v) for k, v in outer.items() if isinstance(v, Optional)]
+        return [*code, *(Keyword(k, v.value, v.default) for k, v in said), ")"]
 
     def call(self, layer: Layer, member: Member) -> list[Statement]:
         """An RNN gives what its constructor says; an Embedding takes indices."""

@@ -10,8 +10,9 @@ from typing import Any
 from trivium.frameworks.keras.calls import Like, autocast
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.writing.blocks import Block, Layer, held, inside, leaf, parent
-from trivium.frameworks.writing.code import Code, Member, Slot, Statement
-from trivium.frameworks.writing.source import Apart, Body, Class, Emitter, Later, flat
+from trivium.frameworks.writing.classes import Body, Class
+from trivium.frameworks.writing.code import Code, Keyword, Later, Member, Statement
+from trivium.frameworks.writing.source import Apart, Emitter
 from trivium.frameworks.writing.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value, identifier, quoted
 from trivium.shape import Dim
@@ -77,21 +78,21 @@ class FunctionEmitter(Emitter):
             for v in weights
         )
 
-    def classify(self, body: Body) -> None:
+    def inlined(self, body: Body) -> bool:
+        """So is a list of parts."""
         numbered = all(name.partition(".")[0].isdigit() for name in body.members)
-        if not (body.block.path and body.members and numbered):
-            super().classify(body)
+        return bool(body.block.path and body.members and numbered) or super().inlined(body)
 
     def sub_block(self, body: Body, block: Block) -> None:
         if self.seen(self.graph)[1].issuperset(block.inputs):
             raise Apart(block.path)  # its weights have nothing to hang on
         inner = self.body(block)
         name = self.member_name(body.block, block.path)
-        if inner.cls is not None:
+        if not self.inlined(inner):
             code: Code = [Member(name), "("]
             for v in block.inputs:
                 code += [v, ", "]
-            body.members[name] = [Later(inner)]  # type: ignore[list-item]
+            body.members[name] = [Later(inner)]
             body.statements.append(Statement(list(block.outputs), [*code, Rest(name), ")"]))
             return
 
@@ -200,14 +201,9 @@ class FunctionWriter(Writer):
 
     def __init__(self, emitter: FunctionEmitter, cls: Class):
         super().__init__(emitter, cls)
-        self.cls, self.root = cls, self.body is emitter.root
-        self.at: dict[str, int] = {}  # member: its first slot
-        for name, code in self.body.members.items():
-            self.at[name] = self.slot
-            self.slot += sum(isinstance(p, Slot) for p in flat(code, emitter))
         used = [p.name for s in self.body.statements for p in s.code if type(p) is Member]
         self.shared = {n for n in used if used.count(n) > 1}
-        self.made: dict[str, str] = {}  # member: the variable that holds it
+        self.variables: dict[str, str] = {}  # member: the variable that holds it
 
     def function(self) -> str:
         """The function of this class."""
@@ -215,7 +211,7 @@ class FunctionWriter(Writer):
         if self.root:
             head, first = f"def {self.cls.name}():", self.model_inputs(names)
         else:
-            arguments = ", ".join([*names, *self.cls.parameters, "*", "name"])
+            arguments = ", ".join([*names, *self.cls.signature(self.literal), "*", "name"])
             head, first = f"def {self.cls.name}({arguments}):", []
         for name, code in self.body.members.items():
             if str(code[0]).startswith("Weight("):
@@ -284,8 +280,8 @@ class FunctionWriter(Writer):
         """A variable with the batch of another value."""
         if not isinstance(piece, Like):
             return super().piece(piece)
-        for v, name in reversed(self.names.items()):
-            if v.shape[:1] == (piece.dim,) and self._latest(name) is v:
+        for v, name in self.known():
+            if v.shape[:1] == (piece.dim,):
                 return name
         return self.size(piece.dim)
 
@@ -301,53 +297,39 @@ class FunctionWriter(Writer):
         name, path = member.name, self.body.block.path
         if isinstance(member, Free):
             name = name[len(path) + 1 :] if path else name
-            if name not in self.made:
+            if name not in self.variables:
                 raise UnsupportedError(f"the parameter {member.name} outside its module", path)
-            return self.made[name]
+            return self.variables[name]
         code = self.body.members[name]
         if isinstance(code[0], Later):
-            return self.block(code[0].body, name, isinstance(member, Rest))
+            return self.block(code[0], name, isinstance(member, Rest))
         if name in self.shared:
-            return self.made[name] if name in self.made else self.make(name)
+            return self.variables[name] if name in self.variables else self.make(name)
         return self.layer(name)
 
     def make(self, name: str, call: str = "") -> str:
         """Put a layer into a variable."""
         # "fc" of "head.fc", "encoder_2" of "encoder.2"
         words = re.search(r"[^.]*[^.\d][^.]*(\.\d+)*$", name)
-        self.made[name] = variable = self.fresh(identifier(words[0] if words else f"layer_{name}"))
-        self.reserve(variable)
+        self.variables[name] = variable = self.fresh(
+            identifier(words[0] if words else f"layer_{name}")
+        )
+        self.reserved.add(variable)
         self.lines.append(f"{variable} = {self.layer(name)}{call}")
         return variable
-
-    def reserve(self, variable: str) -> None:
-        self.slot_names[-1 - len(self.made)] = (
-            variable  # no slot has this number: only the name counts
-        )
 
     def layer(self, name: str) -> str:
         """The constructor, with the layer's name."""
         text = self.declared(self.body.members[name]).removesuffix(")")
         return f"{text}{'' if text.endswith('(') else ', '}name={self.path(name)})"
 
-    def declared(self, code: Any) -> str:
-        name = next(n for n, c in self.body.members.items() if c is code)
-        before, self.slot = self.slot, self.at[name]
-        text = "".join(
-            self.literal_slot(p) if isinstance(p, Slot) else str(p)
-            for p in flat(code, self.emitter)
-        )
-        self.slot = before
-        return text
-
-    def block(self, body: Body, name: str, rest: bool) -> str:
-        assert body.cls is not None
+    def block(self, later: Later, name: str, rest: bool) -> str:
+        """The function of a block; or the ``rest`` of what it is called with."""
         if not rest:
-            return body.cls.name
-        before, self.slot = self.slot, self.at[name]
-        numbers = [self.literal_slot(s) for s in body.arguments if isinstance(s, Slot)]
-        self.slot = before
-        return ", ".join([*numbers, f"name={self.path(name)}"])
+            return str(later.body.cls.name)
+        said = [(s, self.slot(s)) for s in later.slots]
+        text = "".join(t if isinstance(s, Keyword) else f", {t}" for s, t in said)
+        return f"{text.removeprefix(', ')}, name={self.path(name)}".removeprefix(", ")
 
     def path(self, name: str) -> str:
         """The name of a layer, as source."""

@@ -209,13 +209,12 @@ def _infers(node: Node) -> bool:
     return node.attrs["training"] is False or not node.attrs["unbiased"]
 
 
-def outputs_read(node: Node) -> dict[str, Any]:
+def outputs_read(node: Node) -> dict[str, tuple[bool, bool]]:
     """Both outputs read: the layer returns ``(outputs, last)``; the last alone is its default."""
     graph = node.outputs[0].graph
     read = {v for n in graph.nodes for v in n.inputs} | set(graph.results())
     sequences, last = (v in read for v in node.outputs)
-    said = {"return_sequences": sequences, "return_state": sequences and last}
-    return {k: v for k, v in said.items() if v}
+    return {"return_sequences": (sequences, False), "return_state": (sequences and last, False)}
 
 
 def _pools(op: str, name: str) -> list[Form]:

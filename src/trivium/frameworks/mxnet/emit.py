@@ -17,16 +17,18 @@ from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
 from trivium.frameworks.writing.blocks import Block, Layer, inside, numbered
-from trivium.frameworks.writing.code import Code, Member, Statement, Target, array_source, joined
-from trivium.frameworks.writing.source import (
-    Apart,
-    Body,
-    Class,
-    Emitted,
-    Emitter,
+from trivium.frameworks.writing.classes import Body, Class
+from trivium.frameworks.writing.code import (
+    Chain,
+    Code,
     Later,
-    with_sizes,
+    Member,
+    Statement,
+    Target,
+    array_source,
+    joined,
 )
+from trivium.frameworks.writing.source import Apart, Emitted, Emitter, with_sizes
 from trivium.frameworks.writing.writer import Declared, Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim
@@ -77,7 +79,8 @@ def _identified(graph: Graph) -> tuple[Graph, dict[str, str]]:
             while (path, word) in paths:
                 word, n = f"{base}_{n}", n + 1
             paths.add((path, word))
-            ours, v.name = v.name, f"{path}.{word}" if path else word
+            ours = v.name
+            graph.rename(v, f"{path}.{word}" if path else word)
             renamed[v.name] = ours
     return graph, renamed
 
@@ -94,6 +97,8 @@ class MXNet(Target):
     forms = FORMS
     functions = FUNCTIONS | {"stop_gradient": stopped}
     helpers = HELPERS
+    passed = False  # F is an argument itself
+    identity = "nn.HybridSequential()"  # of nothing
     reserved = frozenset(
         {"F", "self", "mx", "nn", "gluon", "float", "isinstance", "super", "tuple"}
     )
@@ -177,10 +182,10 @@ def _constant(array: np.ndarray[Any, Any]) -> str:
 def class_source(emitter: Emitter, cls: Class) -> str:
     """One class."""
     writer = _Writer(emitter, cls)
-    body = cls.bodies[0]
+    body = cls.body
     lines = [f"class {cls.name}({writer.base}):"]
     if body.members:
-        arguments = ", ".join(["self", *cls.parameters, "**kwargs"])
+        arguments = ", ".join(["self", *cls.signature(writer.literal), "**kwargs"])
         lines.append(f"    def __init__({arguments}):")
         lines.append("        super().__init__(**kwargs)")
         lines += ["        " + line for line in writer.declarations()]
@@ -210,7 +215,7 @@ class _Writer(Writer):
     def declarations(self) -> list[str]:
         """The lines after ``super().__init__``."""
         items = {name: self.declared(code) for name, code in self.members.items()}
-        lines: list[str] = []
+        lines = [f"self.{n} = {n}" for n in self.cls.kept]
         made: set[str] = set()
         fixed = self.emitter.fixed(self.body)
         if self.base == "nn.HybridSequential":
@@ -224,11 +229,13 @@ class _Writer(Writer):
                     made.add(outer)
                     kind = "nn.HybridSequential" if self.listed(outer) else "gluon.HybridBlock"
                     lines.append(self.held(".".join(path[:i]), path[i], f"{kind}()"))
-            text = item if isinstance(item, str) else "nn.HybridSequential()"
+            text = self.asked(name, item) if isinstance(item, str) else "nn.HybridSequential()"
             text = f'{text[:-1]}, grad_req="null")' if name in fixed else text
             lines.append(self.held(".".join(path), last, text))
             if not isinstance(item, str):
-                lines += _added(self.place(name), item)
+                flag, _ = self.cls.optional.get(name, ("", False))
+                inside = _added(self.place(name), item)
+                lines += [f"if {flag}:", *("    " + x for x in inside)] if flag else inside
         return [*lines, *self.corrections(), *self.frozen()]
 
     def freeze(self, path: str, alone: bool) -> str:
@@ -281,7 +288,7 @@ class _Writer(Writer):
         """The layers that this class declares, those in chains too, and how each is reached."""
         items: list[Layer | Node | Block] = body.block.items
         later = {c[0].body.block: (n, c[0].body) for n, c in body.members.items()
-                 if len(c) == 1 and isinstance(c[0], Later)}  # fmt: skip
+                 if isinstance(c[0], (Later, Chain))}  # fmt: skip
         for item in items:
             if isinstance(item, Layer):
                 name = item.path[len(body.block.path) + 1 :] if body.block.path else item.path
@@ -342,8 +349,8 @@ class _Writer(Writer):
         """A variable with an open size: ``x, lhs_axes=(0,), rhs_axes=(0,)`` or ``x, axis=0``."""
         if not isinstance(piece, Like):
             return super().piece(piece)
-        for v, name in reversed(self.names.items()):
-            if piece.dim in v.shape and self._latest(name) is v:
+        for v, name in self.known():
+            if piece.dim in v.shape:
                 self.left[v] = self.left.get(v, 0) + 1  # it keeps its name
                 axis = v.shape.index(piece.dim)
                 if piece.axis is None:

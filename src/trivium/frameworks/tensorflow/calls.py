@@ -8,9 +8,15 @@ from typing import Any
 from trivium.frameworks.tensorflow.layers import FORMS
 from trivium.frameworks.ways import square
 from trivium.frameworks.writing.blocks import leaf
-from trivium.frameworks.writing.code import Code, Flag, Target, array_source, joined
-from trivium.frameworks.writing.functional import (
+from trivium.frameworks.writing.code import (
+    Code,
+    Flag,
     Keyword,
+    Target,
+    array_source,
+    joined,
+)
+from trivium.frameworks.writing.functional import (
     keywords,
     new_shape,
     plain_padding,
@@ -47,7 +53,7 @@ def pool(target: Target, node: Node) -> Code:
     if form is None:
         what = "TensorFlow source of a dilated max_pool of volumes, with other ties"
         raise UnsupportedError(what, node.scope)
-    name, arguments = form.layer, form.write(node) or {}
+    name, arguments = form.layer, dict(form.write(node) or {})
     sizes: list[Code] = [[target.literal(arguments.pop(k))] for k in ("kernel", "stride")]
     x = target.array(node.inputs[0])
     if not arguments and name == node.op:
@@ -111,7 +117,7 @@ def pad(target: Target, node: Node) -> Code:
         [_tuple([target.attribute(v) for v in p]) for p in zip(a["low"], a["high"], strict=True)]
     )
     tail = [[f"constant_values={target.literal(a['value'])}"]] if a["value"] else []
-    return call("tf.pad", target.array(node.inputs[0]), pairs, *tail)  # type: ignore[arg-type]
+    return call("tf.pad", target.array(node.inputs[0]), pairs, *tail)
 
 
 def matmul(target: Target, node: Node) -> Code:

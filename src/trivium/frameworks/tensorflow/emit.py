@@ -12,7 +12,8 @@ from trivium.frameworks.tensorflow.calls import FUNCTIONS
 from trivium.frameworks.tensorflow.helpers import HELPERS
 from trivium.frameworks.tensorflow.layers import FORMS, Name, owned
 from trivium.frameworks.writing.blocks import Block, Layer
-from trivium.frameworks.writing.code import Code, Flag, Member, Slot, Statement
+from trivium.frameworks.writing.classes import Body, Class
+from trivium.frameworks.writing.code import Code, Flag, Keyword, Later, Member, Slot, Statement
 from trivium.frameworks.writing.functional import (
     Calls,
     CallWriter,
@@ -22,7 +23,7 @@ from trivium.frameworks.writing.functional import (
     snake,
     tupled,
 )
-from trivium.frameworks.writing.source import Body, Class, Emitted, Emitter, Later, with_sizes
+from trivium.frameworks.writing.source import Emitted, Emitter, with_sizes
 from trivium.frameworks.writing.writer import Declared
 from trivium.graph import MODE, OPS, Graph, Node, UnsupportedError, Value, identifier
 from trivium.shape import Dim
@@ -50,6 +51,8 @@ class TensorFlow(Calls):
     helpers = HELPERS
     functions = FUNCTIONS
     sequential = True
+    identity = "Sequential()"
+    holds = True
     reserved = frozenset({"tf", "partial", "self", "training"})
     stepping = False
 
@@ -129,7 +132,8 @@ class TensorFlow(Calls):
         """Functions stand without a call; pools as functions with their numbers filled in."""
         code = super().constructor(form, arguments)
         if form.op.endswith("_pool"):
-            return [f"partial({form.layer}, ", *code[2:]]
+            first = [] if isinstance(code[2], Keyword) else [", "]
+            return [f"partial({form.layer}", *first, *code[2:]]
         return code if "(" in form.line else [form.layer]
 
     def call(self, layer: Layer, member: Member) -> list[Statement]:
@@ -164,7 +168,7 @@ class TensorFlow(Calls):
         writer = _Writer(emitter, cls)
         arguments = ", ".join(writer.argument_names())
         lines = writer.write()
-        lines[-1] = tupled(lines[-1], len(cls.bodies[0].block.outputs))
+        lines[-1] = tupled(lines[-1], len(cls.body.block.outputs))
         return f"def {cls.name}({arguments}):\n" + "\n".join("    " + line for line in lines)
 
     def render(self, emitter: Emitter) -> str:
@@ -253,7 +257,7 @@ class _Writer(CallWriter):
             items = [_written(self.declared(code), 1) for code in self.body.members.values()]
             items = [f"    {line}," for line in items]
             return ["super().__init__(", *items, ")", *self.frozen()]
-        lines = ["super().__init__()"]
+        lines = ["super().__init__()", *(f"self.{n} = {n}" for n in self.cls.kept)]
         seen: set[str] = set()
         fixed = self.emitter.fixed(self.body)
         for name, code in self.body.members.items():
@@ -267,7 +271,7 @@ class _Writer(CallWriter):
                     f"two parts of the model that are both {where} in TensorFlow", name
                 )
             seen.add(where)
-            text = _written(self.declared(code), 0)
+            text = self.asked(name, _written(self.declared(code), 0))
             lines.append(f"{where} = {text[:-1]}, trainable=False)" if name in fixed else
                          f"{where} = {text}")  # fmt: skip
         return [*lines, *self.frozen()]
@@ -291,11 +295,11 @@ def _written(item: Declared, depth: int) -> str:
 
 
 def _class(emitter: Emitter, cls: Class) -> str:
-    body = cls.bodies[0]
+    body = cls.body
     writer = _Writer(emitter, cls)
     lines = [f"class {cls.name}({'Sequential' if body.chain else 'tf.Module'}):"]
     if body.members:
-        lines.append(f"    def __init__({', '.join(['self', *cls.parameters])}):")
+        lines.append(f"    def __init__({', '.join(['self', *cls.signature(writer.literal)])}):")
         lines += ["        " + line for line in writer.declarations()]
     if not body.chain:
         lines += [""] * bool(body.members)

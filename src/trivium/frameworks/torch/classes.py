@@ -6,10 +6,12 @@ import keyword
 from collections.abc import Mapping
 
 from trivium.frameworks.writing.blocks import Layer, numbered
+from trivium.frameworks.writing.classes import Class
 from trivium.frameworks.writing.code import Member
-from trivium.frameworks.writing.source import Class, Emitter
+from trivium.frameworks.writing.source import Emitter
 from trivium.frameworks.writing.writer import Declared, Writer
 
+BUFFER = ("torch.zeros(", "torch.ones(")
 LINE = 84
 """Longer lists are written over several lines."""
 
@@ -67,9 +69,9 @@ def call_of(name: str, items: list[str], brackets: str = "") -> str:
 def class_source(emitter: Emitter, cls: Class) -> str:
     """One class."""
     writer = _Writer(emitter, cls)
-    body = cls.bodies[0]
+    body = cls.body
     lines = [f"class {cls.name}({writer.base}):"]
-    arguments = "".join(f", {p}" for p in cls.parameters)
+    arguments = "".join(f", {p}" for p in cls.signature(writer.literal))
     if body.members:
         text = "\n".join(writer.declarations())
         lines += [f"    def __init__(self{arguments}):", indented(indented(text))]
@@ -105,7 +107,7 @@ class _Writer(Writer):
         if numbered(children):
             own = all(text.startswith("nn.Parameter(") for text in held)
             return "nn.ParameterList" if own else "nn.ModuleList"
-        free = any(text.startswith(("nn.Parameter(", "torch.zeros(")) for text in held)
+        free = any(text.startswith(("nn.Parameter(", *BUFFER)) for text in held)
         odd = not all(map(plain, children)) and not _OF_A_DICT & {*children}
         return "nn.ModuleDict" if odd and not free else "nn.Module"
 
@@ -126,6 +128,8 @@ class _Writer(Writer):
     def declarations(self) -> list[str]:
         """The statements of ``__init__``."""
         items = {name: self.declared(code) for name, code in self.members.items()}
+        for name in self.cls.optional:
+            items[name] = self.asked(name, self.text_of(items[name]))
         for name in map(self.inner, self.emitter.fixed(self.body)):
             items[name] = f"{items[name][:-1]}, requires_grad=False)"
         if self.base != "nn.Module":
@@ -133,7 +137,8 @@ class _Writer(Writer):
             if self.base == "nn.Sequential":
                 return [call_of("super().__init__", texts), *self.frozen()]
             return [call_of("super().__init__", texts, "[]"), *self.frozen()]
-        lines = ["super().__init__()", *self.filled("", items)]
+        lines = ["super().__init__()", *(f"self.{n} = {n}" for n in self.cls.kept)]
+        lines += self.filled("", items)
         return [*lines, *self.corrections(), *self.frozen()]
 
     def freeze(self, path: str, alone: bool) -> str:
@@ -175,7 +180,7 @@ class _Writer(Writer):
     def held(self, path: str, name: str, text: str) -> str:
         """``self.conv = nn.Conv2d(...)``."""
         where = self.place(path)
-        if text.startswith("torch.zeros("):
+        if text.startswith(BUFFER):
             return f'{where}.register_buffer("{name}", {text})'
         if plain(name):
             return f"{where}.{name} = {text}"

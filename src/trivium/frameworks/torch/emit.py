@@ -13,11 +13,14 @@ from trivium.frameworks.ways import square, symmetric
 from trivium.frameworks.writing.blocks import Layer
 from trivium.frameworks.writing.code import (
     Code,
+    Keyword,
     Member,
+    Slot,
     Statement,
     Target,
     array_source,
     beside_array,
+    joined,
     number,
 )
 from trivium.frameworks.writing.functional import select, slice_axis
@@ -45,7 +48,7 @@ def _pad(target: Target, node: Node) -> Code:
         "F.pad(",
         *target.array(node.inputs[0]),
         ", ",
-        target.literal(_pads(a["low"], a["high"])),
+        Slot("padding", _pads(a["low"], a["high"])),
     ]
     return [*code, f", value={target.literal(a['value'])})" if a["value"] else ")"]
 
@@ -95,15 +98,9 @@ def _conv(target: Target, node: Node) -> Code:
         if v is not None:
             code += [", "] * bool(i) + target.array(v)
     for key, default in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
-        value = (
-            square(symmetric(a[key]))
-            if key == "padding"
-            else a[key]
-            if key == "groups"
-            else square(a[key])
-        )
-        if value != default:
-            code.append(f", {key}={target.literal(value)}")
+        value = symmetric(a[key]) if key == "padding" else a[key]
+        value = square(value) if isinstance(value, tuple) else value
+        code.append(Keyword(key, value, default))
     return [*code, ")"]
 
 
@@ -120,16 +117,15 @@ def _pool(target: Target, node: Node) -> Code:
     a = node.attrs
     n = len(a["kernel"])
     word = "max" if node.op == "max_pool" else "avg"
-    code: Code = [f"F.{word}_pool{n}d(", *target.array(node.inputs[0]), f", {square(a['kernel'])}"]
-    if a["stride"] != a["kernel"]:
-        code.append(f", stride={square(a['stride'])}")
-    if any(p != (0, 0) for p in a["padding"]):
-        code.append(f", padding={square(symmetric(a['padding']))}")
-        if word == "avg" and not a["include_pad"]:
-            code.append(", count_include_pad=False")
-    if a.get("dilation", (1,) * n) != (1,) * n:
-        code.append(f", dilation={square(a['dilation'])}")
-    return [*code, ")"]
+    padded = any(p != (0, 0) for p in a["padding"])
+    return [
+        f"F.{word}_pool{n}d(", *target.array(node.inputs[0]),
+        ", ", Slot("kernel_size", square(a["kernel"])),
+        Keyword("stride", square(a["stride"]), square(a["kernel"])),
+        Keyword("padding", square(symmetric(a["padding"])), 0),
+        Keyword("count_include_pad", not padded or a.get("include_pad", True), True),
+        Keyword("dilation", square(a.get("dilation", (1,))), 1), ")",
+    ]  # fmt: skip
 
 
 def _cross_entropy(target: Target, node: Node) -> Code:
@@ -201,6 +197,7 @@ class Torch(Target):
     name = "torch"
     forms = FORMS
     helpers = HELPERS
+    identity = "nn.Identity()"
     reserved = frozenset({"torch", "nn", "F", "self"})
     functions = {  # noqa: RUF012
         "pad": _pad, "conv": _conv, "max_pool": _pool, "avg_pool": _pool,
@@ -235,6 +232,10 @@ class Torch(Target):
             return [padded(values[0])]
 
         return replay(to_layout(graph, "NCHW"), rule)[0]
+
+    def unbound(self, value: Value, axis: int) -> Code:
+        """``x.unbind(0)``."""
+        return [*self.array(value), f".unbind({axis})"]
 
     def results(self, node: Node) -> list[Value | None]:
         """F.batch_norm gives the normalised alone."""
@@ -273,11 +274,17 @@ class Torch(Target):
 
     def parameter(self, value: Value) -> Code:
         """A free parameter or buffer."""
-        shape = self.literal(value.shape)
         kind = "" if value.dtype == "float32" else f", dtype={self.literal(value.dtype)}"
-        zeros = f"torch.zeros({shape}{kind})"
+        shape = joined([[Slot("size", s)] for s in value.shape]) or ["()"]
+        zeros: Code = [
+            f"torch.{'ones' if value.name in self.ones else 'zeros'}(",
+            *shape,
+            f"{kind})",
+        ]
+        if value.kind != "param":
+            return zeros
         fixed = "" if value.dtype.is_floating else ", requires_grad=False"
-        return [f"nn.Parameter({zeros}{fixed})" if value.kind == "param" else zeros]
+        return ["nn.Parameter(", *zeros, f"{fixed})"]
 
     def lowers(self, node: Node) -> bool:
         """A batch norm that torch would not differentiate, or would change, is written out."""

@@ -154,7 +154,7 @@ def blocks(
         if not layer.form.weights and (layer.path in scopes or crowd[node.scope] > 1):
             del layers[node]
     homes = {node: _home(node, layers.get(node), scopes) for node in graph.nodes}
-    scopes -= {s for s in scopes if s in apart or _broken(graph, homes, s, repeats)}
+    scopes -= _broken(graph, homes, repeats) | {*apart}
     homes = {node: _home(node, layers.get(node), scopes) for node in graph.nodes}
     root = _nest("", graph.nodes, homes, layers, scopes)
     _wire(graph, root)
@@ -170,19 +170,26 @@ def _home(node: Node, layer: Layer | None, scopes: Collection[str]) -> str:
     return scope
 
 
-def _broken(graph: Graph, homes: dict[Node, str], scope: str, repeats: bool) -> bool:
-    """Is a class scope neither one uninterrupted run of nodes nor the same run several times?
+def _broken(graph: Graph, homes: dict[Node, str], repeats: bool) -> set[str]:
+    """The class scopes that are neither one uninterrupted run of nodes nor the same several times.
 
-    Then it is no call: its lines, and the classes inside it, stand in the scope around it.
+    Such a one is no call: its lines, and the classes inside it, stand in the scope around it.
     """
-    runs: list[list[Node]] = []
-    inside_before = False
-    for node in graph.nodes:
-        if now := bool(scope) and inside(homes[node], scope):
-            runs += [] if inside_before else [[]]
-            runs[-1].append(node)
-        inside_before = now
-    return len(runs) > 1 and not (repeats and len({_outline(r, homes) for r in runs}) == 1)
+    runs: dict[str, list[list[Node]]] = {}
+    last: dict[str, int] = {}
+    for i, node in enumerate(graph.nodes):
+        scope = homes[node]
+        while scope:
+            if last.get(scope, -1) != i - 1 or scope not in runs:
+                runs.setdefault(scope, []).append([])
+            runs[scope][-1].append(node)
+            last[scope] = i
+            scope = parent(scope)
+    return {
+        scope
+        for scope, found in runs.items()
+        if len(found) > 1 and not (repeats and len({_outline(r, homes) for r in found}) == 1)
+    }
 
 
 def _outline(run: Sequence[Node], homes: dict[Node, str]) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,72 @@ from trivium.frameworks.words import MISSING, pieces
 from trivium.frameworks.writing.blocks import Layer
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
 from trivium.op import Refused
-from trivium.shape import Dim
+from trivium.shape import Dim, size_product
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Slot:
-    """A literal that may differ between blocks of one structure."""
+    """A literal that may differ between blocks of one class."""
 
     name: str
     value: Any
+    parameter: str = field(default="", kw_only=True)
+    """The constructor's argument that holds it, where it does differ."""
+
+    @property
+    def wide(self) -> bool:
+        """Is it a number of channels or features: what a layer has to be told?"""
+        asked = not isinstance(self, Keyword) or self.default is MISSING
+        return asked and isinstance(self.value, int) and not self.name.startswith("kernel")
+
+
+@dataclass(eq=False)
+class Keyword(Slot):
+    """``, name=value``, left out where it is the default in every block of the class."""
+
+    default: Any = MISSING
+
+
+@dataclass(eq=False)
+class Rest(Slot):
+    """A size that may be written as -1, as what the others leave."""
+
+
+class Word(str):
+    """A literal that stands in source as it is: ``F.relu``."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Later:
+    """Stands for an inner block, whose class is settled first; ``slots``: what it is given."""
+
+    def __init__(self, body: Any):
+        self.body = body
+        self.slots: list[Slot] = []
+
+
+@dataclass(eq=False)
+class Chain:
+    """The members of a Sequential, each with how often it stands there in a row."""
+
+    items: list[tuple[Code, Slot]]
+    body: Any = None
+    """The block that it was."""
+
+
+@dataclass(eq=False)
+class Guard:
+    """Statements under a condition, of which the others see one value: without, another is it."""
+
+    test: str
+    """The member, or the constructor's argument, that is there or true."""
+    member: bool
+    gives: Value
+    takes: Value
 
 
 @dataclass(frozen=True)
@@ -38,6 +95,16 @@ class Member:
     """A layer or parameter of the block, by its name in it."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Many:
+    """All that a block reads, however much that is: ``*xs``, or ``xs`` where a list is wanted."""
+
+    name: str = "*xs"
+
+    def __str__(self) -> str:
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -57,7 +124,7 @@ class Flag:
         return f", {self.name}="
 
 
-Piece = str | Value | Slot | Member | Size | Flag
+Piece = Any  # str | Value | Slot | Member | Size | Flag | Later | Chain
 Code = list[Piece]
 
 
@@ -70,6 +137,21 @@ class Statement:
     infix: bool = False
     effect: bool = False
     """It changes a state, so it stays even if nobody reads its outputs."""
+    guard: Guard | None = None
+    wishes: tuple[str, ...] = ()
+    """What its outputs are called, where that is known."""
+
+
+@dataclass(frozen=True)
+class Optional:
+    """An argument that is left out where it is the default."""
+
+    value: Any
+    default: Any
+
+    def left_out(self) -> bool:
+        """Does it go without saying?"""
+        return bool(self.value == self.default)
 
 
 class Target:
@@ -82,6 +164,10 @@ class Target:
     sequential = True  # numbered children in a chain are the framework's own Sequential
     repeats = True  # one member may be called several times
     reserved: frozenset[str] = frozenset()  # what emitted source itself calls something
+    identity = ""  # the layer that gives what it gets; a function has none
+    passed = True  # a function of the framework may be an argument of a constructor
+    holds = True  # a block is an object, whose members may be asked for
+    ones: frozenset[str] = frozenset()  # the parameters of no layer that begin as ones
     bare_numbers = False  # a Python number may stand for an array beside another, in any function
 
     # -- to be said by each target ---------------------------------------------------------------
@@ -105,8 +191,14 @@ class Target:
         """``nn.Conv2d(3, 64, kernel_size=7)``: the first arguments of a layer go without a name."""
         code: Code = [form.layer, "("]
         for i, (key, value) in enumerate(arguments.items()):
-            code += [", "] * bool(i) + ([f"{key}="] if i >= self.positional(form) else [])
-            code.append(Slot(key, value))
+            if i < self.positional(form):
+                code += [", "] * bool(i) + [Slot(key, value)]
+            else:
+                code.append(
+                    Keyword(key, value.value, value.default)
+                    if isinstance(value, Optional)
+                    else Keyword(key, value)
+                )
         return [*code, ")"]
 
     def makes(self, dtypes: set[DType]) -> bool:
@@ -156,6 +248,10 @@ class Target:
         """What a class (or function) is called: ``BasicBlock``."""
         return "".join(w[:1].upper() + w[1:] for w in words)
 
+    def unbound(self, value: Value, axis: int) -> Code:
+        """All parts of a value along an axis, side by side; nothing where there is no such call."""
+        return []
+
     # -- lowering a node ---------------------------------------------------------------------------
     def lowers(self, node: Node) -> bool:
         """Has the target a form of its own for this node?"""
@@ -204,7 +300,13 @@ class Target:
                 bare = value is not None and self.bare(node, value, infix)
                 code += number(self, value) or self.array(value) if bare else self.array(value)
             elif (said := piece.said(At.node(op, node))) is not MISSING:
-                parts = [self.attribute(s) for s in (said if piece.star else (said,))]
+                said = said if piece.star else (said,)
+                parts = [self.attribute(s, piece.name) for s in said]
+                if node.op == "reshape" and size_product(node.out.shape) != 0:
+                    parts = [
+                        [Rest(p.name, p.value) if isinstance(p, Slot) else p for p in part]
+                        for part in parts
+                    ]
                 code += [piece.before, *joined(parts)]
         return _without_trailing_none(code)
 
@@ -227,16 +329,16 @@ class Target:
     def number(self, value: Value) -> Code:
         """The number that a ``full`` without axes is, as Python's operators take it."""
         assert value.node is not None
-        return self.attribute(value.node.attrs["value"])
+        return self.attribute(value.node.attrs["value"], "scale")
 
-    def attribute(self, value: Any) -> Code:
-        """An attribute's value."""
+    def attribute(self, value: Any, name: str = "") -> Code:
+        """An attribute's value; what has a name may be another in another block of the class."""
         if isinstance(value, Dim):
             return [Size(value)]
         if isinstance(value, tuple) and any(isinstance(v, Dim) for v in value):
-            inside = joined([self.attribute(v) for v in value])
+            inside = joined([self.attribute(v, name) for v in value])
             return ["(", *inside, ",)" if len(value) == 1 else ")"]
-        return [self.literal(value)]
+        return [Slot(name, value)] if name else [self.literal(value)]
 
 
 def _is_full(value: Value | None) -> bool:
@@ -256,6 +358,22 @@ def number(target: Target, value: Value | None) -> Code:
     if value is None or value.node is None or value.node.op != "full" or value.shape != ():
         return []
     return target.number(value)
+
+
+def factors(graph: Graph) -> set[str]:
+    """The parameters and states that something is multiplied with or divided by.
+
+    They begin as ones, as the scale of a norm does; what is added begins as zeros.
+    """
+    found: set[str] = set()
+    turned: dict[Value, str] = {v: v.name for v in graph.of_kind("param", "state")}
+    for node in graph.nodes:
+        held = [turned[v] for v in node.inputs if v is not None and v in turned]
+        if node.op in ("multiply", "divide"):
+            found.update(held)
+        elif held and len(node.inputs) == 1 == len(node.outputs):  # the same numbers, or their root
+            turned[node.out] = held[0]
+    return found
 
 
 def joined(parts: Sequence[Code]) -> Code:

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.frameworks.writing.blocks import leaf
-from trivium.frameworks.writing.code import Code, Flag, Member, Slot, Statement, Target, joined
-from trivium.frameworks.writing.source import Class, Emitter, Later
+from trivium.frameworks.writing.classes import Class
+from trivium.frameworks.writing.code import (
+    Code,
+    Flag,
+    Keyword,
+    Later,
+    Member,
+    Statement,
+    Target,
+    joined,
+)
+from trivium.frameworks.writing.source import Emitter
 from trivium.frameworks.writing.writer import Writer
 from trivium.graph import Graph, Node, UnsupportedError, Value
 from trivium.shape import Dim, size_product
@@ -22,18 +32,12 @@ from trivium.transforms.replay import replay
 WIDTH = 96
 
 
-@dataclass(frozen=True)
-class Keyword(Slot):
-    """``, name=value``, left out where it is the default in every block of the structure."""
-
-    default: Any = None
-
-    def __str__(self) -> str:
-        return f", {self.name}="
+class Called(Later):
+    """The function of an inner block, by its name."""
 
 
 class Arguments(Later):
-    """The keyword arguments of an inner block's call, known when the classes are settled."""
+    """The keyword arguments of an inner block's call."""
 
     def __str__(self) -> str:
         return ", "
@@ -89,7 +93,7 @@ def passes(code: Code, name: str) -> int:
 
 def flagged(cls: Class, name: str) -> int:
     """How often the statements of a class pass a flag on."""
-    return sum(passes(s.code, name) for s in cls.bodies[0].statements)
+    return sum(passes(s.code, name) for s in cls.body.statements)
 
 
 # -- expressions that are written alike ------------------------------------------------------------
@@ -181,26 +185,17 @@ def scan(target: Calls, node: Node) -> Code:
 
 
 class CallWriter(Writer):
-    """Keywords, flags and reserved names."""
-
-    def literal_slot(self, slot: Slot) -> str:
-        """A keyword brings its own name, or nothing."""
-        if not isinstance(slot, Keyword):
-            return super().literal_slot(slot)
-        varies = self.slot in self.slot_names
-        text = super().literal_slot(slot)
-        return f", {slot.name}={text}" if varies or slot.value != slot.default else ""
+    """Flags, and the calls of inner blocks."""
 
     def piece(self, piece: Any) -> str:
-        """Flags, and the arguments of an inner block."""
+        """Flags, and the function and the arguments of an inner block."""
         if isinstance(piece, Flag):
             return f", {piece.name}={self.flag(piece)}"
-        if isinstance(piece, Later):
-            return "".join(
-                f", {s.name}={self.literal_slot(s)}"
-                for s in piece.body.arguments
-                if isinstance(s, Slot)
-            )
+        if isinstance(piece, Called):
+            return str(piece.body.cls.name)
+        if isinstance(piece, Arguments):
+            said = [(s, self.slot(s)) for s in piece.slots]
+            return "".join(t if isinstance(s, Keyword) else f", {s.name}={t}" for s, t in said)
         return str(piece)
 
     def joins(self, s: Statement, text: str, last: bool) -> bool:

@@ -7,9 +7,9 @@ here blocks of one structure become one class whose varying numbers are construc
 
 from __future__ import annotations
 
-import keyword
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,19 +28,21 @@ from trivium.frameworks.writing.blocks import (
     leaf,
     parent,
 )
+from trivium.frameworks.writing.classes import Body, Class, signature
 from trivium.frameworks.writing.code import (
     Code,
+    Later,
     Member,
-    Size,
-    Slot,
+    Optional,
     Statement,
     Target,
+    factors,
     is_infix,
     joined,
 )
 from trivium.frameworks.writing.ready import arrays_written, in_turn, numbers_where_used
+from trivium.frameworks.writing.settle import settled
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value
-from trivium.shape import Dim
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import specialize
 from trivium.transforms.simplify import simplify
@@ -56,29 +58,6 @@ class Apart(Exception):
     def __init__(self, path: str):
         super().__init__(f"{path} is called twice and is not the same each time")
         self.path = path
-
-
-@dataclass(eq=False)
-class Body:
-    """What one block declares and does, before names."""
-
-    block: Block
-    members: dict[str, Code] = field(default_factory=dict)  # declaration of each layer or parameter
-    statements: list[Statement] = field(default_factory=list)
-    chain: list[str] | None = (
-        None  # the members, in order, when the block is nothing but their chain
-    )
-    cls: Class | None = None
-    arguments: Code = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Class:
-    """Blocks of one structure."""
-
-    name: str
-    bodies: list[Body]
-    parameters: dict[str, list[int]] = field(default_factory=dict)  # constructor argument -> slots
 
 
 @dataclass
@@ -111,7 +90,9 @@ class Emitter:
             return target.lowers(node) and not self.spoiled(node, unread)
 
         self.graph = graph = numbers_where_used(decompose(graph, keep=kept))
+        target.ones = frozenset(factors(graph))
         self.unread = dict.fromkeys(graph.unread())
+        self.bodies: list[Body]  # inner ones first
         self.classes: list[Class]
         self.weights: dict[str, tuple[str, Weight]]
         self.used_names: set[str]
@@ -123,7 +104,7 @@ class Emitter:
         """All of the Graph. A scope that turns out to be no call is none when it starts again."""
         apart: set[str] = set()
         while True:
-            self.classes, self.weights, self.used_names = [], {}, set()
+            self.bodies, self.classes, self.weights, self.used_names = [], [], {}, set()
             self.chains, self.free = set(), set()
             layers = find_layers(self.graph, OPS.__getitem__, self.forms)
             self.implied = {v for la in layers.values() for v in la.node.outputs}
@@ -134,6 +115,12 @@ class Emitter:
                     )
             whole = blocks(self.graph, layers, apart, self.target.repeats)
             self.scopes = set(whole.paths())
+            self.unread_in: dict[str, list[Value]] = {}
+            for v in self.unread:
+                path = parent(v.name)
+                while path not in self.scopes:
+                    path = parent(path)
+                self.unread_in.setdefault(path, []).append(v)
             try:
                 return self.body(whole)
             except Apart as found:
@@ -198,7 +185,7 @@ class Emitter:
             if isinstance(item, Layer):
                 name = self.member_name(block, item.path)
                 if name not in body.members:
-                    arguments = dict(item.form.write(item.node) or {})
+                    arguments = _arguments(item)
                     if item.form.weights and (wide := _floats(item.node) - {"float32"}):
                         arguments |= self.target.of_dtype(*wide)
                     body.members[name] = self.target.constructor(item.form, arguments)
@@ -211,14 +198,14 @@ class Emitter:
                 self.node(body, item)
         block.outputs = [self.handed_on(body, v) for v in block.outputs]
         self.drop_unused(body)
-        for v in self.unread:
-            if block.path == max((p for p in self.scopes if inside(parent(v.name), p)), key=len):
-                self.declare(body, v)
+        self.unbind(body)
+        for v in self.unread_in.get(block.path, ()):
+            self.declare(body, v)
         body.members = in_order(body.members)
         body.chain = self.chain_of(body)
         if body.chain:
             self.chains.add(block.path)
-        self.classify(body)
+        self.bodies.append(body)
         return body
 
     def member_name(self, block: Block, path: str) -> str:
@@ -231,13 +218,16 @@ class Emitter:
                 self.weights[v.name] = (f"{layer.path}.{w.theirs}" if w.theirs else layer.path, w)
 
     def sub_block(self, body: Body, block: Block) -> None:
+        start = len(self.bodies)
         inner = self.body(block)
         name = self.member_name(body.block, block.path)
         code: Code = [Member(name), "(", *joined([[v] for v in block.inputs]), ")"]
         before = body.members.get(name)
-        if before and self.signature(before[0].body) != self.signature(inner):  # type: ignore[union-attr]
+        if before and signature(before[0].body) != signature(inner):
             raise Apart(block.path)
-        body.members[name] = before or [Later(inner)]  # type: ignore[list-item]
+        if before:
+            del self.bodies[start:]
+        body.members[name] = before or [Later(inner)]
         body.statements.append(Statement(list(block.outputs), code))
 
     def node(self, body: Body, node: Node) -> None:
@@ -274,21 +264,18 @@ class Emitter:
             for v in self.graph.of_kind("param")
             if v.dtype.is_floating and v.name in self.weights
         }
-        found: list[str] = []
-        for path, trained in held.items():
-            if trained or any(inside(path, f) for f in found):
-                continue
-            parts = path.split(".")
-            prefixes = (".".join(parts[:i]) for i in range(len(parts) + 1))
-            found.append(
-                next(p for p in prefixes if not any(t for q, t in held.items() if inside(q, p)))
-            )
-        return found
+        moving = {p for path, trained in held.items() if trained for p in _prefixes(path)}
+        found = (
+            next(p for p in _prefixes(path) if p not in moving)
+            for path, trained in held.items()
+            if not trained
+        )
+        return list(dict.fromkeys(found))
 
     def fixed(self, body: Body) -> set[str]:
         """The whole model's free parameters that are frozen by themselves: declared as that."""
-        here = self.free & body.members.keys() if body is self.root else set()
-        return here.intersection(self.frozen())
+        here = self.free & body.members.keys() if not body.block.path else set()
+        return here.intersection(self.frozen()) if here else here
 
     def drop_unused(self, body: Body) -> None:
         """Numbers that were written into expressions need no line of their own."""
@@ -298,6 +285,27 @@ class Emitter:
             s for s in body.statements if s.effect or any(v in read for v in s.outputs)
         ]
 
+    def unbind(self, body: Body) -> None:
+        """``q, k, v = x.unbind(0)`` for ``x[0]``, ``x[1]`` and ``x[2]``."""
+        parts: dict[tuple[Value, int], dict[int, Statement]] = {}
+        for s in body.statements:
+            node = s.outputs[0].node if len(s.outputs) == 1 and s.outputs[0] is not None else None
+            if node is not None and node.op == "select" and (x := node.inputs[0]) is not None:
+                parts.setdefault((x, node.attrs["axis"]), {})[node.attrs["index"]] = s
+        attends = {"matmul", "scaled_dot_product_attention"} & {n.op for n in body.block.nodes()}
+        for (x, axis), found in parts.items() if parts else ():
+            code = self.target.unbound(x, axis)
+            if not code or len(found) < 2 or sorted(found) != list(range(len(found))):
+                continue
+            if x.shape[axis] != len(found):
+                continue
+            wishes = tuple("qkv") if len(found) == 3 and attends else ()
+            whole = Statement([found[i].outputs[0] for i in range(len(found))], code, wishes=wishes)
+            gone = {id(s) for s in found.values()}
+            first = next(i for i, s in enumerate(body.statements) if id(s) in gone)
+            rest = [s for s in body.statements[first:] if id(s) not in gone]
+            body.statements[first:] = [whole, *rest]
+
     def chain_of(self, body: Body) -> list[str] | None:
         """The members in order, if the block is Sequential: numbered, each feeding the next."""
         block = body.block
@@ -306,6 +314,7 @@ class Emitter:
         if not self.target.sequential or len(block.inputs) != 1 or len(block.outputs) != 1:
             return None
         order = []
+        uses = Counter(p for s in body.statements for p in s.code if isinstance(p, Value))
         x: Value | None = block.inputs[0]
         for s in body.statements:
             match s.code:
@@ -314,7 +323,7 @@ class Emitter:
                     x = s.outputs[0]
                 case _:
                     return None
-            if sum(p is x for t in body.statements for p in t.code) > 1:
+            if x is None or uses[x] > 1:
                 return None
         if len(order) < len(body.members):
             return None
@@ -325,112 +334,43 @@ class Emitter:
         return order
 
     # -- one class for blocks of one structure -----------------------------------------------------
-    def classify(self, body: Body) -> None:
-        if body.chain and body.block.path:
-            return
-        key = self.key(body)
-        for cls in self.classes:
-            if self.key(cls.bodies[0]) == key:
-                cls.bodies.append(body)
-                body.cls = cls
-                return
-        body.cls = Class(self.class_name(body.block.path), [body])
-        self.classes.append(body.cls)
+    def inlined(self, body: Body) -> bool:
+        """Has it no class, but stands in the code of the block around it?"""
+        return bool(body.chain and body.block.path)
 
-    def class_name(self, path: str) -> str:
+    def settle(self) -> None:
+        """Decide which bodies are one class, and each class's constructor arguments."""
+        self.classes = settled(self)
+
+    def wish(self, path: str) -> str:
+        """What the class of a block wants to be called."""
         words = self.graph.classes.get(path) or (leaf(path) if path else self.graph.name)
         if words.isdigit():
             words = leaf(parent(path)) + "_block"
         name = self.target.class_name(re.split(r"\W|_", words)) or self.target.class_name(["model"])
-        name = name if name[0].isalpha() else self.target.class_name(["model", name])
-        base, n = name, 2
+        return name if name[0].isalpha() else self.target.class_name(["model", name])
+
+    def class_name(self, wish: str) -> str:
+        """A name that no class has."""
+        name, n = wish, 2
         while name in self.used_names or self.target.taken(name):
-            name, n = f"{base}{'_' * base[-1].isdigit()}{n}", n + 1
+            name, n = f"{wish}{'_' * wish[-1].isdigit()}{n}", n + 1
         self.used_names.add(name)
         return name
 
-    def key(self, body: Body) -> Any:
-        """Equal for blocks that differ only in slots, names of values and path."""
-        numbers: dict[Value, int] = {v: i for i, v in enumerate(body.block.inputs)}
 
-        def plain(code: Code) -> tuple[Any, ...]:
-            out: list[Any] = []
-            for p in flat(code, self):
-                if isinstance(p, Value):
-                    out.append(("v", numbers.setdefault(p, len(numbers))))
-                elif isinstance(p, Slot):
-                    out.append(("s", p.name))
-                elif isinstance(p, Size):
-                    out.append(("d", str(p.dim)))
-                elif isinstance(p, Member):
-                    rest = (
-                        p.name[len(body.block.path) + 1 :]
-                        if inside(p.name, body.block.path)
-                        else p.name
-                    )
-                    out.append(
-                        (
-                            "m",
-                            rest if body.block.path and inside(p.name, body.block.path) else p.name,
-                        )
-                    )
-                else:
-                    out.append(p)
-            return tuple(out)
+def _prefixes(path: str) -> list[str]:
+    """ "", "layer1", "layer1.0", ... down to the path itself."""
+    parts = path.split(".")
+    return [".".join(parts[:i]) for i in range(len(parts) + 1)]
 
-        statements = tuple(
-            (
-                plain(s.code),
-                tuple(v if v is None else numbers.setdefault(v, len(numbers)) for v in s.outputs),
-            )
-            for s in body.statements
-        )
-        members = tuple((name, plain(code)) for name, code in body.members.items())
-        # Where a size is read from is decided in the first block: the others must have it there.
-        sized = any(hasattr(p, "dim") for s in body.statements for p in s.code)
-        made = [*body.block.inputs, *(v for s in body.statements for v in s.outputs)]
-        sizes = [_open_axes(v) for v in made] if sized else []
-        return members, statements, sizes, tuple(numbers.get(v) for v in body.block.outputs)
 
-    def signature(self, body: Body) -> Any:
-        """Equal for two runs that one class, made with the same arguments, stands for."""
-        inside = [c[0].body for c in body.members.values() if c and isinstance(c[0], Later)]
-        numbers = [(s.name, repr(s.value)) for s in self.slots(body)]
-        return self.key(body), numbers, [self.signature(b) for b in inside]
-
-    def settle(self) -> None:
-        """Decide each class's constructor arguments: what differs between its blocks."""
-        for cls in self.classes:  # inner classes come first
-            rows = [[p for p in self.slots(b)] for b in cls.bodies]
-            columns = list(zip(*rows, strict=True))
-            vectors: dict[tuple[str, ...], list[int]] = {}
-            for i, column in enumerate(columns):
-                vector = tuple(repr(s.value) for s in column)
-                if len(set(vector)) > 1:
-                    vectors.setdefault(vector, []).append(i)
-            for at in vectors.values():
-                wish = _common_name([columns[i][0].name for i in at])
-                name, n = wish, 2
-                while name in cls.parameters or keyword.iskeyword(name):
-                    name, n = f"{wish}_{n}", n + 1
-                cls.parameters[name] = at
-            for body, row in zip(cls.bodies, rows, strict=True):
-                body.arguments = [
-                    Slot(name, row[at[0]].value) for name, at in cls.parameters.items()
-                ]
-
-    def slots(self, body: Body) -> list[Slot]:
-        """The slots of a body, in the order of its declarations and statements."""
-        found = [
-            p for code in body.members.values() for p in flat(code, self) if isinstance(p, Slot)
-        ]
-        return found + [
-            p for s in body.statements for p in flat(s.code, self) if isinstance(p, Slot)
-        ]
-
-    def names_of_slots(self, cls: Class) -> dict[int, str]:
-        """Slot number -> constructor argument that holds it."""
-        return {i: name for name, at in cls.parameters.items() for i in at}
+def _arguments(layer: Layer) -> dict[str, Any]:
+    """What a layer's constructor is given, and what it is not because that is the default."""
+    said = layer.form.write(layer.node)
+    assert said is not None  # else it were no layer
+    first = {k: v for k, v in said.items() if k not in said.all}
+    return first | {k: Optional(v, d) for k, (v, d) in said.all.items()}
 
 
 def _floats(node: Node) -> set[DType]:
@@ -449,38 +389,3 @@ def with_sizes(write: Callable[[Graph], Emitted], graph: Graph) -> Emitted:
         fixed = specialize(graph, graph.sizes)
         fixed.sizes = {}
         return write(fixed)
-
-
-def _open_axes(value: Value | None) -> list[tuple[int, str]]:
-    sizes = enumerate(value.shape if value is not None else ())
-    return [(axis, str(s)) for axis, s in sizes if isinstance(s, Dim)]
-
-
-def _common_name(names: Sequence[str]) -> str:
-    """``channels`` for a number that is both in_channels and out_channels."""
-    ends = [n.removeprefix("in_").removeprefix("out_") for n in names]
-    both = {n.partition("_")[0] for n in names} >= {"in", "out"}
-    return next(e for e, n in zip(ends, names, strict=True) if e != n) if both else names[0]
-
-
-class Later:
-    """Stands for the declaration of an inner block, whose class is settled first."""
-
-    def __init__(self, body: Body):
-        self.body = body
-
-
-def flat(code: Any, emitter: Emitter) -> Iterator[Any]:
-    """The pieces of a declaration, inner blocks spelled out."""
-    for piece in code:
-        if not isinstance(piece, Later):
-            yield piece
-        elif piece.body.cls is None:  # a chain: its members are the arguments of a Sequential
-            yield "Sequential("
-            for name in piece.body.chain or ():
-                yield from flat(piece.body.members[name], emitter)
-                yield ","
-            yield ")"
-        else:
-            yield id(piece.body.cls)
-            yield from piece.body.arguments
