@@ -96,11 +96,9 @@ def test_comes_in_verified(name: str) -> None:
         np.testing.assert_allclose(np.asarray(a), b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("target", ["torch", "keras", "mxnet", "jax"])
+@pytest.mark.parametrize("target", ["torch", "keras", "tensorflow", "mxnet", "jax"])
 @pytest.mark.parametrize("name", MODELS)
 def test_goes_on(name: str, target: str) -> None:
-    if name == "elman" and target in ("keras", "mxnet", "torch"):
-        pytest.skip("a loop in source that has none: see docs/coverage.md")
     pytest.importorskip({"mxnet": "requests"}.get(target, target))
     function, params, x = MODELS[name]
     module = tv.from_jax(function, params, x)

@@ -15,7 +15,7 @@ import numpy as np
 from trivium.dtype import as_dtype
 from trivium.graph import OPS, Value
 from trivium.ops.control import scan as scan_op
-from trivium.shape import parse_size
+from trivium.shape import Dim, parse_size, size_product
 
 HANDLERS: dict[str, Callable[..., Any]] = {}
 IDLE = {
@@ -41,6 +41,12 @@ def primitive(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 def sizes(shape: Any) -> tuple[Any, ...]:
     """A shape of JAX's in ours."""
     return tuple(int(s) if isinstance(s, (int, np.integer)) else parse_size(str(s)) for s in shape)
+
+
+def number_of(x: Value) -> Any:
+    """The number, or the open size, that a Value is; None where it is computed."""
+    known = x.node is not None and x.node.op == "full" and x.shape == ()
+    return x.node.attrs["value"] if known and x.node is not None else None
 
 
 def _shape(at: Any) -> tuple[Any, ...]:
@@ -84,7 +90,11 @@ def _squeeze(at: Any, x: Value, **_: Any) -> Any:
 @primitive("convert_element_type")
 def _convert(at: Any, x: Value, new_dtype: Any) -> Any:
     kind = as_dtype(new_dtype)
-    return x if x.dtype == kind else OPS["cast"](x, dtype=kind)
+    if x.dtype == kind:
+        return x
+    if isinstance(size := number_of(x), Dim):
+        return OPS["full"](shape=(), value=size, dtype=kind)
+    return OPS["cast"](x, dtype=kind)
 
 
 @primitive("copy", "copy_p", "optimization_barrier")
@@ -119,6 +129,38 @@ def _split(at: Any, x: Value, sizes: Any, axis: int) -> Any:
     return [OPS["slice_axis"](x, axis=axis, start=a, stop=b) for a, b in itertools.pairwise(ends)]
 
 
+@primitive("gather")
+def _gather(at: Any, x: Value, indices: Value, dimension_numbers: Any, slice_sizes: Any, mode: Any,
+            **_: Any) -> Any:  # fmt: skip
+    """What is picked along one axis: by a number, or by an array of numbers."""
+    d, shape = dimension_numbers, sizes(slice_sizes)
+    axes = [a for a, (s, all_) in enumerate(zip(shape, x.shape, strict=True)) if s != all_]
+    axes = axes or list(d.start_index_map)  # of an axis of size 1 one is all
+    plain = not d.operand_batching_dims and tuple(axes) == tuple(d.start_index_map)
+    what = "several axes, or a place of its own for each (take_along_axis): pick by one_hot instead"
+    _require(at, plain and len(axes) == 1 and shape[axes[0]] == 1, what)
+    ids = OPS["reshape"](indices, shape=tuple(indices.shape[:-1]))
+    first = ids.node.inputs[0] if ids.node is not None else None
+    number = number_of(ids if first is None else _source(first))
+    axis, size = axes[0], x.shape[axes[0]]
+    if number is not None and isinstance(size, int) and 0 <= number < size:
+        return _shaped(OPS["slice_axis"](x, axis=axis, start=number, stop=number + 1), _shape(at))
+    _require(at, tuple(d.collapsed_slice_dims) == (axis,), "a size of 1 that stays")
+    _require(at, "CLIP" not in str(mode), 'mode="clip": use mode="fill"')
+    # ours are (before, indices, after); theirs has what is not picked at offset_dims
+    y, many = OPS["take"](x, ids, axis=axis), len(ids.shape)
+    places = iter([*range(axis), *range(axis + many, len(y.shape))])
+    inner = iter(range(axis, axis + many))
+    return _ordered(y, [next(places if i in d.offset_dims else inner) for i in range(len(y.shape))])
+
+
+def _source(x: Value) -> Value:
+    """What a number was before it got axes."""
+    while x.node is not None and x.node.op in ("reshape", "broadcast_to"):
+        x = x.node.inputs[0]  # type: ignore[assignment]
+    return x
+
+
 @primitive("rev")
 def _rev(at: Any, x: Value) -> Any:
     return OPS["flip"](x, axis=tuple(at.eqn.params["dimensions"]))
@@ -126,10 +168,9 @@ def _rev(at: Any, x: Value) -> Any:
 
 @primitive("pad")
 def _pad(at: Any, x: Value, value: Value, padding_config: Any) -> Any:
-    filled = value.node is not None and value.node.op == "full"
-    _require(at, filled, "a value that is computed")
+    number = number_of(value)
+    _require(at, number is not None, "a value that is computed")
     low, high, interior = zip(*padding_config, strict=True)
-    number = value.node.attrs["value"]  # type: ignore[union-attr]
     return OPS["pad"](x, low=low, high=high, interior=interior, value=number)
 
 
@@ -139,6 +180,15 @@ def _iota(at: Any, dtype: Any, shape: Any, dimension: int) -> Any:
     line = OPS["arange"](stop=wanted[dimension], dtype=as_dtype(dtype))
     ones = tuple(s if i == dimension else 1 for i, s in enumerate(wanted))
     return OPS["broadcast_to"](OPS["reshape"](line, shape=ones), shape=wanted)
+
+
+@primitive("dim_as_value")
+def _size(at: Any, dim: Any) -> Any:
+    return OPS["full"](shape=(), value=parse_size(str(dim)), dtype=_dtype_of(at))
+
+
+def _dtype_of(at: Any) -> Any:
+    return as_dtype(at.eqn.outvars[0].aval.dtype)
 
 
 # -- one number at a time --------------------------------------------------------------------------
@@ -158,6 +208,8 @@ def _erfc(at: Any, x: Value) -> Any:
 @primitive("select_n")
 def _select(at: Any, which: Value, *cases: Value) -> Any:
     _require(at, len(cases) == 2 and which.dtype == "bool", "more than two cases")
+    if (known := number_of(which)) is not None:
+        return cases[bool(known)]
     return OPS["where"](which, cases[1], cases[0])
 
 
@@ -193,15 +245,20 @@ def _dot(at: Any, x: Value, y: Value, dimension_numbers: Any, precision: Any = N
     wide = preferred_element_type is None or as_dtype(preferred_element_type) == x.dtype
     _require(at, wide, f"preferred_element_type={preferred_element_type}")
     (xc, yc), (xb, yb) = dimension_numbers
-    _require(at, len(xc) == 1, f"{len(xc)} axes that are summed")
     x_free = [a for a in range(len(x.shape)) if a not in (*xc, *xb)]
     y_free = [a for a in range(len(y.shape)) if a not in (*yc, *yb)]
-    if not xb and xc[0] == len(x.shape) - 1 and len(y.shape) == 2:
-        return OPS["matmul"](x, y if yc[0] == 0 else OPS["transpose"](y, axes=(1, 0)))
-    _require(at, len(x_free) <= 1 and len(y_free) <= 1, "several axes that stay")
-    a = _ordered(x, (*xb, *x_free, *xc))
-    b = _ordered(y, (*yb, *yc, *y_free))
-    return OPS["matmul"](a, b)
+    batch, free, summed, others = (
+        tuple(v.shape[i] for i in axes) for v, axes in ((x, xb), (x, x_free), (x, xc), (y, y_free))
+    )
+    rows = (size_product(free),) if batch else free
+    columns = (size_product(others),) if batch or others else ()
+    a = _shaped(_ordered(x, (*xb, *x_free, *xc)), (*batch, *rows, size_product(summed)))
+    b = _shaped(_ordered(y, (*yb, *yc, *y_free)), (*batch, size_product(summed), *columns))
+    return _shaped(OPS["matmul"](a, b), _shape(at))
+
+
+def _shaped(x: Any, shape: Any) -> Any:
+    return x if tuple(x.shape) == tuple(shape) else OPS["reshape"](x, shape=tuple(shape))
 
 
 def _ordered(x: Value, axes: Any) -> Any:
@@ -218,13 +275,18 @@ def _conv(at: Any, x: Value, w: Value, window_strides: Any, padding: Any, lhs_di
           batch_group_count: int, precision: Any = None,
           preferred_element_type: Any = None) -> Any:  # fmt: skip
     n = len(window_strides)
-    _require(at, set(lhs_dilation) == {1} and batch_group_count == 1, "a transposed convolution")
+    _require(at, batch_group_count == 1, "groups of the batch")
     spec = dimension_numbers
     last = tuple(spec.lhs_spec) == (0, n + 1, *range(1, n + 1)) == tuple(spec.out_spec)
     first = tuple(spec.lhs_spec) == tuple(range(n + 2)) == tuple(spec.out_spec)
     _require(at, first or last, f"the layout {spec}")
     layout = _LAYOUTS[n] if first else f"N{_LAYOUTS[n][2:]}C"
     kernel = _ordered(w, tuple(spec.rhs_spec))
+    if set(lhs_dilation) != {1}:  # a transposed convolution is one over images with gaps
+        gaps = tuple(d - 1 for d in lhs_dilation)
+        inside = (0, 0, *gaps) if first else (0, *gaps, 0)
+        none = (0,) * (n + 2)
+        x = OPS["pad"](x, low=none, high=none, interior=inside, value=0.0)
     attrs = {"stride": tuple(window_strides), "dilation": tuple(rhs_dilation), "layout": layout}
     pads = tuple(map(tuple, padding))
     return OPS["conv"](x, kernel, padding=pads, groups=feature_group_count, **attrs)
