@@ -92,6 +92,9 @@ def from_jax(model: Any, *given: Any, training: bool | None = None, verify: bool
         if not callable(model) or not given:
             raise TypeError("from_jax(function, params, *examples) or from_jax(module, *examples)")
         model, given = (model, given[0]), given[1:]
+    if any(str(getattr(x, "dtype", "")).startswith("key<") for x in given):
+        what, remedy = "a key of random numbers as an example", "pass what is drawn as an input"
+        raise UnsupportedError(what, remedy=f"{remedy}; in Flax, nnx.Dropout is carried")
     return _read("jax", model, given, verify, gradients=True, training=training)
 
 

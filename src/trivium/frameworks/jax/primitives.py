@@ -7,6 +7,7 @@ not name is at rest, or the primitive is refused.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,10 @@ import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.graph import OPS, Value
+from trivium.ops.control import cond as cond_op
 from trivium.ops.control import scan as scan_op
 from trivium.shape import Dim, parse_size, size_product
+from trivium.transforms.unroll import UNROLLED
 
 HANDLERS: dict[str, Callable[..., Any]] = {}
 IDLE = {
@@ -26,6 +29,14 @@ IDLE = {
     "linear", "is_tree", "mesh_axes",
 }  # fmt: skip
 """Parameters that say where numbers lie or how they are computed, never which."""
+
+
+REMEDIES = {
+    "while": "lax.fori_loop and lax.scan with a number of steps that is known are read",
+    "scatter": "jnp.where and jnp.concatenate are read, .at[...].set is not",
+    "reduce_window": "lax.max and lax.add are read, from -inf and from 0",
+}
+"""What to write instead of a primitive that is not read."""
 
 
 def primitive(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -109,7 +120,7 @@ def _stop(at: Any, x: Value) -> Any:
 
 @primitive("concatenate")
 def _concatenate(at: Any, *xs: Value, dimension: int) -> Any:
-    return OPS["concat"](*xs, axis=dimension)
+    return OPS["concat"](*xs, axis=int(dimension))
 
 
 @primitive("slice")
@@ -134,17 +145,17 @@ def _gather(at: Any, x: Value, indices: Value, dimension_numbers: Any, slice_siz
             **_: Any) -> Any:  # fmt: skip
     """What is picked along one axis: by a number, or by an array of numbers."""
     d, shape = dimension_numbers, sizes(slice_sizes)
-    axes = [a for a, (s, all_) in enumerate(zip(shape, x.shape, strict=True)) if s != all_]
-    axes = axes or list(d.start_index_map)  # of an axis of size 1 one is all
-    plain = not d.operand_batching_dims and tuple(axes) == tuple(d.start_index_map)
-    what = "several axes, or a place of its own for each (take_along_axis): pick by one_hot instead"
-    _require(at, plain and len(axes) == 1 and shape[axes[0]] == 1, what)
-    ids = OPS["reshape"](indices, shape=tuple(indices.shape[:-1]))
-    first = ids.node.inputs[0] if ids.node is not None else None
-    number = number_of(ids if first is None else _source(first))
-    axis, size = axes[0], x.shape[axes[0]]
-    if number is not None and isinstance(size, int) and 0 <= number < size:
-        return _shaped(OPS["slice_axis"](x, axis=axis, start=number, stop=number + 1), _shape(at))
+    what = "a place of its own for each (take_along_axis), or several axes: pick by one_hot instead"
+    _require(at, not d.operand_batching_dims, what)
+    starts = _numbers(indices)
+    if starts is not None and len(starts) == len(d.start_index_map):
+        for axis, start in zip(d.start_index_map, starts, strict=True):
+            if shape[axis] != x.shape[axis]:
+                _require(at, 0 <= start <= x.shape[axis] - shape[axis], "a place outside")
+                x = OPS["slice_axis"](x, axis=axis, start=start, stop=start + shape[axis])
+        return _shaped(x, _shape(at))
+    _require(at, len(d.start_index_map) == 1 and shape[d.start_index_map[0]] == 1, what)
+    axis, ids = d.start_index_map[0], OPS["reshape"](indices, shape=tuple(indices.shape[:-1]))
     _require(at, tuple(d.collapsed_slice_dims) == (axis,), "a size of 1 that stays")
     _require(at, "CLIP" not in str(mode), 'mode="clip": use mode="fill"')
     # ours are (before, indices, after); theirs has what is not picked at offset_dims
@@ -154,11 +165,27 @@ def _gather(at: Any, x: Value, indices: Value, dimension_numbers: Any, slice_siz
     return _ordered(y, [next(places if i in d.offset_dims else inner) for i in range(len(y.shape))])
 
 
-def _source(x: Value) -> Value:
-    """What a number was before it got axes."""
-    while x.node is not None and x.node.op in ("reshape", "broadcast_to"):
-        x = x.node.inputs[0]  # type: ignore[assignment]
+@primitive("dynamic_slice")
+def _dynamic_slice(at: Any, x: Value, *starts: Value, slice_sizes: Any) -> Any:
+    """Where it starts is known by now: the counter of a loop that is written out."""
+    for axis, (start, count) in enumerate(zip(starts, sizes(slice_sizes), strict=True)):
+        if (size := x.shape[axis]) != count:
+            first = number_of(start)
+            _require(at, isinstance(first, int) and isinstance(size, int), "a computed start")
+            first = min(max(first, 0), size - count)
+            x = OPS["slice_axis"](x, axis=axis, start=first, stop=first + count)
     return x
+
+
+def _numbers(x: Value) -> list[Any] | None:
+    """The numbers in a vector that is made of numbers; None where one is computed."""
+    if (number := number_of(x)) is not None:
+        return [number]
+    if x.node is None or x.node.op not in ("reshape", "broadcast_to", "concat") or x.size == 0:
+        return None
+    parts = [_numbers(v) for v in x.node.inputs if v is not None]
+    found = [n for part in parts if part is not None for n in part]
+    return found if None not in parts and len(found) == x.size else None
 
 
 @primitive("rev")
@@ -205,6 +232,25 @@ def _erfc(at: Any, x: Value) -> Any:
     return 1.0 - OPS["erf"](x)
 
 
+@primitive("abs")
+def _abs(at: Any, x: Value) -> Any:
+    return OPS["where"](OPS["greater_equal"](x, _filled(0, x)), x, -x)  # its slope at 0 is 1
+
+
+@primitive("exp2")
+def _exp2(at: Any, x: Value) -> Any:
+    return OPS["exp"](x * math.log(2))
+
+
+@primitive("is_finite")
+def _is_finite(at: Any, x: Value) -> Any:
+    return OPS["equal"](x - x, _filled(0, x))  # inf - inf is no number, and equals none
+
+
+def _filled(number: float, like: Value) -> Any:
+    return OPS["full"](shape=(), value=number, dtype=like.dtype)
+
+
 @primitive("select_n")
 def _select(at: Any, which: Value, *cases: Value) -> Any:
     _require(at, len(cases) == 2 and which.dtype == "bool", "more than two cases")
@@ -229,7 +275,7 @@ def _clamp(at: Any, low: Value, x: Value, high: Value) -> Any:
 @primitive("reduce_sum", "reduce_max", "reduce_min")
 def _reduce(at: Any, x: Value, axes: Any) -> Any:
     name = at.eqn.primitive.name.removeprefix("reduce_")
-    return OPS[name](x, axis=tuple(axes)) if axes else x
+    return OPS[name](x, axis=tuple(map(int, axes))) if axes else x
 
 
 @primitive("argmax")
@@ -313,6 +359,15 @@ def _window(at: Any, x: Value, window_dimensions: Any, window_strides: Any, padd
     return OPS["avg_pool"](x, include_pad=True, **attrs) * count
 
 
+@primitive("cond")
+def _cond(at: Any, which: Value, *operands: Value, branches: Any) -> Any:
+    _require(at, len(branches) == 2, "more than two branches (lax.switch)")
+    otherwise, then = (
+        lambda *xs, b=branch: tuple(at.run(b.jaxpr, b.consts, xs)) for branch in branches
+    )
+    return cond_op(OPS["not_equal"](which, _filled(0, which)), then, otherwise, *operands)
+
+
 # -- loops -----------------------------------------------------------------------------------------
 @primitive("scan")
 def _scan(at: Any, *values: Value, jaxpr: Any, num_carry: int, length: Any,
@@ -320,7 +375,11 @@ def _scan(at: Any, *values: Value, jaxpr: Any, num_carry: int, length: Any,
     held = at.eqn.params["num_consts"]
     consts, carry = values[:held], values[held : held + num_carry]
     along = values[held + num_carry :]
-    _require(at, bool(along), "nothing that it goes along")
+    if not along:  # fori_loop: its counter is no number that a loop of ours would know
+        _require(at, isinstance(length, int) and length <= UNROLLED, f"{length} steps")
+        for _ in range(length):
+            carry = at.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *carry])
+        return carry
 
     def step(state: Any, x: Any) -> Any:
         found = at.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *state, *x])

@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType, as_dtype
-from trivium.frameworks.jax.primitives import HANDLERS, IDLE, number_of
+from trivium.frameworks.jax.primitives import HANDLERS, IDLE, REMEDIES, number_of
 from trivium.frameworks.jax.run import load_jax, name_of
+from trivium.frameworks.jax.written import Written
 from trivium.frameworks.words import Call, Vocabulary
-from trivium.graph import OPS, Graph, UnsupportedError, Value
+from trivium.graph import OPS, Graph, Type, UnsupportedError, Value
 from trivium.graph.check import check
 from trivium.nn.module import GraphModule
 from trivium.op import Op
+from trivium.recent import Recent
 from trivium.shape import Dim, Shape, Size, parse_size
-from trivium.transforms.replay import prune
 
 SIGNS = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "neg": "-x", "eq": "==",
-    "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|", "not": "~x",
-    "logistic": "sigmoid",
+    "add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "neg": "-x",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|",
+    "not": "~x", "logistic": "sigmoid",
 }  # fmt: skip
 """What jaxprs call a sign, or another name of."""
 
@@ -115,7 +116,39 @@ def _graph(
         graph.structure = tuple(sorted(outputs))  # as JAX flattens a dict
     elif isinstance(outputs, (tuple, list)):
         graph.structure = type(outputs) if type(outputs) in (tuple, list) else tuple
-    return check(prune(graph))
+    return check(_placed(_written().found(graph)))
+
+
+def _placed(graph: Graph) -> Graph:
+    """A node that reads parameters belongs to where these are: ``layers.0`` of ``layers.0.w``."""
+    for node in graph.nodes:
+        held = [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
+        paths = {name.rpartition(".")[0] for name in held}
+        node.scope = paths.pop() if len(paths) == 1 else ""
+    return graph
+
+
+@functools.cache
+def _written() -> Written:
+    return Written(_pattern, words())
+
+
+def _pattern(function: Callable[..., Any], types: Sequence[Type]) -> Graph:
+    """What a function computes on arrays of these types, in plain ops."""
+    jax, scope, graph = load_jax(), None, Graph("pattern")
+    specs = []
+    for t in types:
+        shape: Any = t.shape
+        if any(isinstance(s, Dim) for s in shape):
+            scope = scope or jax.export.SymbolicScope()
+            shape = jax.export.symbolic_shape(f"({', '.join(map(str, shape))},)", scope=scope)
+        specs.append(jax.ShapeDtypeStruct(shape, str(t.dtype)))
+    closed = jax.make_jaxpr(function)(*specs)
+    inputs = [graph.input("data", *t, name=f"x{i}") for i, t in enumerate(types)]
+    with graph:
+        found = Reader(jax, graph).run(closed.jaxpr, closed.consts, inputs)
+        graph.outputs = [_lifted(graph, v) for v in found]
+    return graph
 
 
 def _traced(jax: Any, called: Any, params: Mapping[str, Any], examples: Sequence[Any]) -> Any:
@@ -192,6 +225,10 @@ def _folded(value: Value) -> Value:
     return _lifted(value.graph, np.asarray(found, value.dtype.numpy))
 
 
+_MEANINGS = Recent(4096)
+"""What our lines are in JAX, by their text and the types."""
+
+
 class Reader:
     """One jaxpr on its way into a Graph; handlers get it as ``at``."""
 
@@ -240,7 +277,8 @@ class Reader:
                 raise
             raise self.refuse(f"{name}: {error}") from error
         if result is None:
-            raise self.refuse(f"the primitive {name} with {given}")
+            said = ", ".join(f"{k}={v}" for k, v in given.items() if len(str(v)) <= 40)
+            raise self.refuse(f"the primitive {name}" + f" with {said}" * bool(said))
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         for value, var in zip(results, eqn.outvars, strict=True):
             wants = (_dtype(var.aval), _shape(var.aval))
@@ -280,9 +318,11 @@ class Reader:
             return eqn.primitive.bind(*inside, *xs, **params)
 
         wanted = self.meaning(itself)
+        names = ", ".join(f"v{i}" for i in range(len(values)))
+        types = tuple(str(v.aval) for v in eqn.invars)
         for op, attrs, text in lines:
-            names = ", ".join(f"v{i}" for i in range(len(values)))
-            if self.meaning(eval(f"lambda {names}: {text}", scope)) == wanted:  # our declaration
+            line = eval(f"lambda {names}: {text}", scope)  # our own declaration
+            if _MEANINGS.get((text, types), functools.partial(self.meaning, line)) == wanted:
                 return op(*values, **attrs)
         return None
 
@@ -303,7 +343,8 @@ class Reader:
 
     def refuse(self, what: str, remedy: str = "") -> UnsupportedError:
         """The error that says that this equation cannot be carried."""
-        remedy = remedy or "write it with functions that are carried (docs/coverage.md)"
+        other = "write it with functions that are carried (docs/coverage.md)"
+        remedy = remedy or REMEDIES.get(self.eqn.primitive.name, other)
         return UnsupportedError(what, self.graph.name, remedy)
 
 
