@@ -56,9 +56,9 @@ $(VENV)/tour: pyproject.toml constraints.txt | $(VENV)/python
 # PyTorch goes first and alone, and what builds on it with --no-deps: a resolver with a choice takes the
 # build for GPUs, gigabytes of it.
 $(VENV)/frameworks: constraints.txt | $(VENV)/python
-	@echo "install: PyTorch, TensorFlow with Keras, JAX, MXNet, torchvision, timm (about 3 GB)"
+	@echo "install: PyTorch, TensorFlow with Keras, JAX with Flax, MXNet, torchvision, timm (about 3 GB)"
 	@$(PIP) torch
-	@$(PIP) tensorflow-cpu keras jax
+	@$(PIP) tensorflow-cpu keras jax flax
 	@$(PIP) --no-deps mxnet torchvision timm
 	@$(PIP) requests pillow huggingface_hub pyyaml safetensors
 	@touch $@

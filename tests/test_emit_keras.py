@@ -36,8 +36,8 @@ REFUSED = {
     "full": _NO_INPUT, "constant": _NO_INPUT, "arange": _NO_INPUT,
     "conv_input_grad": _GRADIENT, "conv_weight_grad": _GRADIENT, "take_grad": _GRADIENT,
     "windows": _INSIDE, "fold": _INSIDE,
-    "cond": _CLOSURE, "scan": _CLOSURE,
-    "rnn": _CLOSURE,  # of weights that are no layer's; tested as layers below
+    "cond": _CLOSURE,
+    "rnn": "no exact form of scan",  # of weights that are no layer's; tested as layers below
     "random_uniform": _RANDOM, "dropout-0": _RANDOM,
     "conv-1": "in groups", "conv-3": "in groups",  # of kernels that are no layer's
     "max_pool-3": "dilation",

@@ -43,7 +43,6 @@ REFUSED = {
     "pad-2": "between elements",
     "random_uniform": NO_INPUT,
     "rnn": "no exact form of scan",  # whose arrays are no layer's; the layer is tested below
-    "scan": "no exact form of scan",
     "take_grad": "no exact form of take_grad",
     "windows": INSIDE,
 }

@@ -21,7 +21,6 @@ REFUSED = {
     "random_uniform": "no exact form",
     "take_grad": "derives its own",
     "cond": "a branch in a module's source",
-    "scan": "a loop in a module's source",
     "rnn": "no exact form of (rnn|scan)",  # without parameters of its own; nn.RNN is a layer
     "pad-2": "between elements",
 }

@@ -69,11 +69,13 @@ def from_onnx(model: Any, *, verify: bool = True) -> Module:
     return _read("onnx", model, (), verify)
 
 
-def from_jax(function: Callable[..., Any], params: Any, *examples: Any,
-             verify: bool = True) -> Module:  # fmt: skip
-    """``function(params, *examples)`` of JAX as a Trivium Module, trainable.
+def from_jax(model: Any, *given: Any, training: bool | None = None, verify: bool = True) -> Module:
+    """``from_jax(function, params, *examples)`` or, of Flax, ``from_jax(nnx_module, *examples)``.
 
-    ``params`` are nested dicts, lists and tuples of arrays; their paths are the parameters' names.
+    ``params`` are nested dicts, lists and tuples of arrays; their paths are the parameters' names,
+    as are those in the module ("layers.0.kernel"). An nnx.Param is trained; a BatchStat, or any
+    other Variable, is a state, which a call may change. ``training`` reads one mode alone of a
+    module whose two modes differ in more than dropout and batch norm.
     Gradients are compared too: a derivative that a function brings along (``jax.custom_vjp``) is no
     part of what can be read. UnsupportedError: a primitive has no meaning here.
 
@@ -86,7 +88,14 @@ def from_jax(function: Callable[..., Any], params: Any, *examples: Any,
     ...     print(["w"])
     ['w']
     """
-    return _read("jax", (function, params), examples, verify, gradients=True)
+    if not FRAMEWORKS["jax"].owns(model):
+        if not callable(model) or not given:
+            raise TypeError("from_jax(function, params, *examples) or from_jax(module, *examples)")
+        model, given = (model, given[0]), given[1:]
+    if any(str(getattr(x, "dtype", "")).startswith("key<") for x in given):
+        what, remedy = "a key of random numbers as an example", "pass what is drawn as an input"
+        raise UnsupportedError(what, remedy=f"{remedy}; in Flax, nnx.Dropout is carried")
+    return _read("jax", model, given, verify, gradients=True, training=training)
 
 
 def from_tensorflow(function: Any, *examples: Any, signature: str | None = None,

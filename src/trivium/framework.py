@@ -83,7 +83,8 @@ FRAMEWORKS = {
         Framework("mxnet", "mxnet", "pip install --no-deps mxnet==1.9.1 && pip install requests",
                   "MxnetRunner", "MxnetTrainer", kinds=("mxnet.gluon:Block",),
                   endings=(".json", ".params")),
-        Framework("jax", "jax", "pip install jax", "JaxRunner", "JaxTrainer"),
+        Framework("jax", "jax", "pip install jax", "JaxRunner", "JaxTrainer",
+                  kinds=("flax.nnx:Module",)),
         Framework("onnx", "onnx", "pip install onnx onnxruntime", "OnnxRunner", source=False,
                   kinds=("onnx:ModelProto",), endings=(".onnx",), runtime="onnxruntime"),
     )

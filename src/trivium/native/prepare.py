@@ -10,9 +10,8 @@ from trivium.native.expr import FOLDS
 from trivium.native.meaning import is_fold, is_image
 from trivium.op import Op
 from trivium.transforms.decompose import decompose
-from trivium.transforms.replay import inline, prune, replay
-
-UNROLLED = 128  # a scan of at most so many steps is written out
+from trivium.transforms.replay import prune, replay
+from trivium.transforms.unroll import unrolled, unrolls
 
 
 def prepared(graph: Graph, held: bool = True) -> Graph:
@@ -21,8 +20,8 @@ def prepared(graph: Graph, held: bool = True) -> Graph:
     Not ``held``: its results go to arrays of the caller.
     """
     graph = _written(graph)
-    while any(_unrolls(n) for n in graph.nodes):
-        graph = _written(replay(graph, _unroll)[0])
+    while any(map(unrolls, graph.nodes)):
+        graph = _written(unrolled(graph))
     return prune(_share(_channels_last(replay(graph, _simpler)[0], held)))
 
 
@@ -33,33 +32,6 @@ def _written(graph: Graph) -> Graph:
         return op.function if op.is_composite else op.native
 
     return decompose(graph, lambda node: False, body)
-
-
-def _unrolls(node: Node) -> bool:
-    if node.op != "scan":
-        return False
-    along = node.inputs[node.attrs["carries"]]
-    assert along is not None
-    return bool(0 < along.shape[0] <= UNROLLED)
-
-
-def _unroll(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:
-    if not _unrolls(node):
-        return None
-    a, body = node.attrs, node.attrs["body"]
-    carries, scanned = a["carries"], a["scanned"]
-    carry: list[Any] = values[:carries]
-    along: list[Any] = values[carries : carries + scanned]
-    same: list[Any] = values[carries + scanned :]
-    length = along[0].shape[0]
-    ys: list[list[Any]] = [[None] * length for _ in body.outputs[carries:]]
-    for t in reversed(range(length)) if a["reverse"] else range(length):
-        now = [OPS["select"](x, axis=0, index=t) for x in along]
-        out = inline(body, new, [*carry, *now, *same])
-        carry = out[:carries]
-        for column, y in zip(ys, out[carries:], strict=True):
-            column[t] = y
-    return [*carry, *(OPS["stack"](*column, axis=0) for column in ys)]
 
 
 def _simpler(new: Graph, node: Node, values: list[Value | None]) -> Sequence[Value] | None:

@@ -153,6 +153,7 @@ def scan(step: Callable[..., Any], carry: Any, xs: Any, *, reverse: bool = False
     out = _scan(
         *cs, *along, *outside, body=graph, carries=len(cs), scanned=len(along), reverse=reverse
     )
+    out = out if isinstance(out, tuple) else (out,)
     new, ys = out[: len(cs)], out[len(cs) :]
     return (new[0] if single_c else new), (ys if shape[0] else ys[0])
 

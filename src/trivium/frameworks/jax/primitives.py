@@ -13,8 +13,10 @@ import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.graph import OPS, Value
+from trivium.ops.control import cond as cond_op
 from trivium.ops.control import scan as scan_op
-from trivium.shape import parse_size
+from trivium.shape import Dim, parse_size, size_product
+from trivium.transforms.unroll import UNROLLED
 
 HANDLERS: dict[str, Callable[..., Any]] = {}
 IDLE = {
@@ -25,6 +27,14 @@ IDLE = {
     "linear", "is_tree", "mesh_axes",
 }  # fmt: skip
 """Parameters that say where numbers lie or how they are computed, never which."""
+
+
+REMEDIES = {
+    "while": "lax.fori_loop and lax.scan with a number of steps that is known are read",
+    "scatter": "jnp.where and jnp.concatenate are read, .at[...].set is not",
+    "reduce_window": "lax.max and lax.add are read, from -inf and from 0",
+}
+"""What to write instead of a primitive that is not read."""
 
 
 def primitive(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -40,6 +50,12 @@ def primitive(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
 def sizes(shape: Any) -> tuple[Any, ...]:
     """A shape of JAX's in ours."""
     return tuple(int(s) if isinstance(s, (int, np.integer)) else parse_size(str(s)) for s in shape)
+
+
+def number_of(x: Value) -> Any:
+    """The number, or the open size, that a Value is; None where it is computed."""
+    known = x.node is not None and x.node.op == "full" and x.shape == ()
+    return x.node.attrs["value"] if known and x.node is not None else None
 
 
 def _shape(at: Any) -> tuple[Any, ...]:
@@ -83,7 +99,11 @@ def _squeeze(at: Any, x: Value, **_: Any) -> Any:
 @primitive("convert_element_type")
 def _convert(at: Any, x: Value, new_dtype: Any) -> Any:
     kind = as_dtype(new_dtype)
-    return x if x.dtype == kind else OPS["cast"](x, dtype=kind)
+    if x.dtype == kind:
+        return x
+    if isinstance(size := number_of(x), Dim):
+        return OPS["full"](shape=(), value=size, dtype=kind)
+    return OPS["cast"](x, dtype=kind)
 
 
 @primitive("copy", "copy_p", "optimization_barrier")
@@ -98,7 +118,7 @@ def _stop(at: Any, x: Value) -> Any:
 
 @primitive("concatenate")
 def _concatenate(at: Any, *xs: Value, dimension: int) -> Any:
-    return OPS["concat"](*xs, axis=dimension)
+    return OPS["concat"](*xs, axis=int(dimension))
 
 
 @primitive("slice")
@@ -117,6 +137,54 @@ def _split(at: Any, x: Value, sizes: Any, axis: int) -> Any:
     return OPS["split"](x, sizes=tuple(sizes), axis=axis)
 
 
+@primitive("gather")
+def _gather(at: Any, x: Value, indices: Value, dimension_numbers: Any, slice_sizes: Any, mode: Any,
+            **_: Any) -> Any:  # fmt: skip
+    """What is picked along one axis: by a number, or by an array of numbers."""
+    d, shape = dimension_numbers, sizes(slice_sizes)
+    what = "a place of its own for each (take_along_axis), or several axes: pick by one_hot instead"
+    _require(at, not d.operand_batching_dims, what)
+    starts = _numbers(indices)
+    if starts is not None and len(starts) == len(d.start_index_map):
+        for axis, start in zip(d.start_index_map, starts, strict=True):
+            if shape[axis] != x.shape[axis]:
+                _require(at, 0 <= start <= x.shape[axis] - shape[axis], "a place outside")
+                x = OPS["slice_axis"](x, axis=axis, start=start, stop=start + shape[axis])
+        return _shaped(x, _shape(at))
+    _require(at, len(d.start_index_map) == 1 and shape[d.start_index_map[0]] == 1, what)
+    axis, ids = d.start_index_map[0], OPS["reshape"](indices, shape=tuple(indices.shape[:-1]))
+    _require(at, tuple(d.collapsed_slice_dims) == (axis,), "a size of 1 that stays")
+    _require(at, "CLIP" not in str(mode), 'mode="clip": use mode="fill"')
+    # ours are (before, indices, after); theirs has what is not picked at offset_dims
+    y, many = OPS["take"](x, ids, axis=axis), len(ids.shape)
+    places = iter([*range(axis), *range(axis + many, len(y.shape))])
+    inner = iter(range(axis, axis + many))
+    return _ordered(y, [next(places if i in d.offset_dims else inner) for i in range(len(y.shape))])
+
+
+@primitive("dynamic_slice")
+def _dynamic_slice(at: Any, x: Value, *starts: Value, slice_sizes: Any) -> Any:
+    """Where it starts is known by now: the counter of a loop that is written out."""
+    for axis, (start, count) in enumerate(zip(starts, sizes(slice_sizes), strict=True)):
+        if (size := x.shape[axis]) != count:
+            first = number_of(start)
+            _require(at, isinstance(first, int) and isinstance(size, int), "a computed start")
+            first = min(max(first, 0), size - count)
+            x = OPS["slice_axis"](x, axis=axis, start=first, stop=first + count)
+    return x
+
+
+def _numbers(x: Value) -> list[Any] | None:
+    """The numbers in a vector that is made of numbers; None where one is computed."""
+    if (number := number_of(x)) is not None:
+        return [number]
+    if x.node is None or x.node.op not in ("reshape", "broadcast_to", "concat") or x.size == 0:
+        return None
+    parts = [_numbers(v) for v in x.node.inputs if v is not None]
+    found = [n for part in parts if part is not None for n in part]
+    return found if None not in parts and len(found) == x.size else None
+
+
 @primitive("rev")
 def _rev(at: Any, x: Value) -> Any:
     return OPS["flip"](x, axis=tuple(at.eqn.params["dimensions"]))
@@ -124,10 +192,9 @@ def _rev(at: Any, x: Value) -> Any:
 
 @primitive("pad")
 def _pad(at: Any, x: Value, value: Value, padding_config: Any) -> Any:
-    filled = value.node is not None and value.node.op == "full"
-    _require(at, filled, "a value that is computed")
+    number = number_of(value)
+    _require(at, number is not None, "a value that is computed")
     low, high, interior = zip(*padding_config, strict=True)
-    number = value.node.attrs["value"]  # type: ignore[union-attr]
     return OPS["pad"](x, low=low, high=high, interior=interior, value=number)
 
 
@@ -139,6 +206,15 @@ def _iota(at: Any, dtype: Any, shape: Any, dimension: int) -> Any:
     return OPS["broadcast_to"](OPS["reshape"](line, shape=ones), shape=wanted)
 
 
+@primitive("dim_as_value")
+def _size(at: Any, dim: Any) -> Any:
+    return OPS["full"](shape=(), value=parse_size(str(dim)), dtype=_dtype_of(at))
+
+
+def _dtype_of(at: Any) -> Any:
+    return as_dtype(at.eqn.outvars[0].aval.dtype)
+
+
 # -- one number at a time --------------------------------------------------------------------------
 @primitive("integer_pow")
 def _integer_pow(at: Any, x: Value, y: int) -> Any:
@@ -148,9 +224,20 @@ def _integer_pow(at: Any, x: Value, y: int) -> Any:
     return OPS["reciprocal"](x) if y == -1 else OPS["pow"](x, float(y))
 
 
+@primitive("abs")
+def _abs(at: Any, x: Value) -> Any:
+    return OPS["where"](OPS["greater_equal"](x, _filled(0, x)), x, -x)  # its slope at 0 is 1
+
+
+def _filled(number: float, like: Value) -> Any:
+    return OPS["full"](shape=(), value=number, dtype=like.dtype)
+
+
 @primitive("select_n")
 def _select(at: Any, which: Value, *cases: Value) -> Any:
     _require(at, len(cases) == 2 and which.dtype == "bool", "more than two cases")
+    if (known := number_of(which)) is not None:
+        return cases[bool(known)]
     return OPS["where"](which, cases[1], cases[0])
 
 
@@ -170,7 +257,7 @@ def _clamp(at: Any, low: Value, x: Value, high: Value) -> Any:
 @primitive("reduce_sum", "reduce_max", "reduce_min")
 def _reduce(at: Any, x: Value, axes: Any) -> Any:
     name = at.eqn.primitive.name.removeprefix("reduce_")
-    return OPS[name](x, axis=tuple(axes)) if axes else x
+    return OPS[name](x, axis=tuple(map(int, axes))) if axes else x
 
 
 @primitive("argmax", "argmin")
@@ -186,15 +273,20 @@ def _dot(at: Any, x: Value, y: Value, dimension_numbers: Any, precision: Any = N
     wide = preferred_element_type is None or as_dtype(preferred_element_type) == x.dtype
     _require(at, wide, f"preferred_element_type={preferred_element_type}")
     (xc, yc), (xb, yb) = dimension_numbers
-    _require(at, len(xc) == 1, f"{len(xc)} axes that are summed")
     x_free = [a for a in range(len(x.shape)) if a not in (*xc, *xb)]
     y_free = [a for a in range(len(y.shape)) if a not in (*yc, *yb)]
-    if not xb and xc[0] == len(x.shape) - 1 and len(y.shape) == 2:
-        return OPS["matmul"](x, y if yc[0] == 0 else OPS["transpose"](y, axes=(1, 0)))
-    _require(at, len(x_free) <= 1 and len(y_free) <= 1, "several axes that stay")
-    a = _ordered(x, (*xb, *x_free, *xc))
-    b = _ordered(y, (*yb, *yc, *y_free))
-    return OPS["matmul"](a, b)
+    batch, free, summed, others = (
+        tuple(v.shape[i] for i in axes) for v, axes in ((x, xb), (x, x_free), (x, xc), (y, y_free))
+    )
+    rows = (size_product(free),) if batch else free
+    columns = (size_product(others),) if batch or others else ()
+    a = _shaped(_ordered(x, (*xb, *x_free, *xc)), (*batch, *rows, size_product(summed)))
+    b = _shaped(_ordered(y, (*yb, *yc, *y_free)), (*batch, size_product(summed), *columns))
+    return _shaped(OPS["matmul"](a, b), _shape(at))
+
+
+def _shaped(x: Any, shape: Any) -> Any:
+    return x if tuple(x.shape) == tuple(shape) else OPS["reshape"](x, shape=tuple(shape))
 
 
 def _ordered(x: Value, axes: Any) -> Any:
@@ -211,13 +303,18 @@ def _conv(at: Any, x: Value, w: Value, window_strides: Any, padding: Any, lhs_di
           batch_group_count: int, precision: Any = None,
           preferred_element_type: Any = None) -> Any:  # fmt: skip
     n = len(window_strides)
-    _require(at, set(lhs_dilation) == {1} and batch_group_count == 1, "a transposed convolution")
+    _require(at, batch_group_count == 1, "groups of the batch")
     spec = dimension_numbers
     last = tuple(spec.lhs_spec) == (0, n + 1, *range(1, n + 1)) == tuple(spec.out_spec)
     first = tuple(spec.lhs_spec) == tuple(range(n + 2)) == tuple(spec.out_spec)
     _require(at, first or last, f"the layout {spec}")
     layout = _LAYOUTS[n] if first else f"N{_LAYOUTS[n][2:]}C"
     kernel = _ordered(w, tuple(spec.rhs_spec))
+    if set(lhs_dilation) != {1}:  # a transposed convolution is one over images with gaps
+        gaps = tuple(d - 1 for d in lhs_dilation)
+        inside = (0, 0, *gaps) if first else (0, *gaps, 0)
+        none = (0,) * (n + 2)
+        x = OPS["pad"](x, low=none, high=none, interior=inside, value=0.0)
     attrs = {"stride": tuple(window_strides), "dilation": tuple(rhs_dilation), "layout": layout}
     pads = tuple(map(tuple, padding))
     return OPS["conv"](x, kernel, padding=pads, groups=feature_group_count, **attrs)
@@ -244,6 +341,15 @@ def _window(at: Any, x: Value, window_dimensions: Any, window_strides: Any, padd
     return OPS["avg_pool"](x, include_pad=True, **attrs) * count
 
 
+@primitive("cond")
+def _cond(at: Any, which: Value, *operands: Value, branches: Any) -> Any:
+    _require(at, len(branches) == 2, "more than two branches (lax.switch)")
+    otherwise, then = (
+        lambda *xs, b=branch: tuple(at.run(b.jaxpr, b.consts, xs)) for branch in branches
+    )
+    return cond_op(OPS["not_equal"](which, _filled(0, which)), then, otherwise, *operands)
+
+
 # -- loops -----------------------------------------------------------------------------------------
 @primitive("scan")
 def _scan(at: Any, *values: Value, jaxpr: Any, num_carry: int, length: Any,
@@ -251,7 +357,11 @@ def _scan(at: Any, *values: Value, jaxpr: Any, num_carry: int, length: Any,
     held = at.eqn.params["num_consts"]
     consts, carry = values[:held], values[held : held + num_carry]
     along = values[held + num_carry :]
-    _require(at, bool(along), "nothing that it goes along")
+    if not along:  # fori_loop: its counter is no number that a loop of ours would know
+        _require(at, isinstance(length, int) and length <= UNROLLED, f"{length} steps")
+        for _ in range(length):
+            carry = at.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *carry])
+        return carry
 
     def step(state: Any, x: Any) -> Any:
         found = at.run(jaxpr.jaxpr, jaxpr.consts, [*consts, *state, *x])

@@ -15,20 +15,21 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import DType, as_dtype
-from trivium.frameworks.jax.primitives import HANDLERS, IDLE
+from trivium.frameworks.jax.primitives import HANDLERS, IDLE, REMEDIES, number_of
 from trivium.frameworks.jax.run import load_jax, name_of
+from trivium.frameworks.jax.written import Written
 from trivium.frameworks.words import Call, Vocabulary
-from trivium.graph import OPS, Graph, UnsupportedError, Value
+from trivium.graph import OPS, Graph, Type, UnsupportedError, Value
 from trivium.graph.check import check
 from trivium.nn.module import GraphModule
 from trivium.op import Op
-from trivium.shape import Shape, Size, parse_size
-from trivium.transforms.replay import prune
+from trivium.recent import Recent
+from trivium.shape import Dim, Shape, Size, parse_size
 
 SIGNS = {
-    "add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "neg": "-x", "eq": "==",
-    "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|", "not": "~x",
-    "logistic": "sigmoid", "is_finite": "isfinite", "rem": "fmod",
+    "add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "neg": "-x",
+    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|",
+    "not": "~x", "logistic": "sigmoid", "is_finite": "isfinite", "rem": "fmod",
 }  # fmt: skip
 """What jaxprs call a sign, or another name of."""
 
@@ -47,32 +48,110 @@ def read(function: Callable[..., Any], params: Any, *examples: Any) -> GraphModu
     """
     jax = load_jax()
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    names = [".".join(map(name_of, path)) for path, _ in leaves]
-    arrays = [np.asarray(a) for _, a in leaves]
+    arrays = {".".join(map(name_of, path)): np.asarray(a) for path, a in leaves}
+    trained = {n: a.dtype.kind in "fV" for n, a in arrays.items()}
 
-    def called(values: Sequence[Any], *inputs: Any) -> Any:
-        return function(jax.tree_util.tree_unflatten(tree, list(values)), *inputs)
+    def called(values: Mapping[str, Any], *inputs: Any) -> Any:
+        given = jax.tree_util.tree_unflatten(tree, [values[n] for n in arrays])
+        return function(given, *inputs), {}
 
-    closed, outputs = _traced(jax, called, [a for _, a in leaves], examples)
-    graph = Graph(getattr(function, "__name__", "model").strip("<>") or "model")
-    held = [graph.input("param" if a.dtype.kind in "fV" else "state", as_dtype(a.dtype), a.shape, n)
-            for n, a in zip(names, arrays, strict=True)]  # fmt: skip
+    return GraphModule(_graph(jax, _name(function), called, arrays, trained, examples), arrays)
+
+
+def read_flax(taken: Any, *examples: Any) -> GraphModule:
+    """An nnx module, taken apart: both modes are traced, and where they differ the Graph is open.
+
+    One that is ever in one mode is read in that alone.
+    """
+    from trivium.frameworks.jax import flax
+
+    jax = load_jax()
+
+    def graph(mode: bool) -> Graph:
+        with flax.marked():
+            called = functools.partial(taken, mode)
+            read = _graph(jax, taken.name, called, taken.arrays, taken.trained, examples)
+        return flax.still(read)
+
+    found = graph(True) if taken.mode is None else graph(taken.mode)
+    if taken.mode is None:
+        found = flax.laid_together(found, graph(False))
+    return GraphModule(check(flax.without_idle(found)), taken.arrays)
+
+
+def _name(function: Any) -> str:
+    """What a function is called; a method ``apply``, by its module."""
+    owner = getattr(function, "__self__", None)
+    name = getattr(function, "__name__", "") if owner is None else type(owner).__name__
+    return name.strip("<>") or "model"
+
+
+def _graph(
+    jax: Any, name: str, called: Callable[..., Any], arrays: Mapping[str, Any],
+    trained: Mapping[str, bool], examples: Sequence[Any],
+) -> Graph:  # fmt: skip
+    """What ``called(values, *inputs)`` computes: its outputs, and what the values become."""
+    closed, (outputs, after) = _traced(jax, called, arrays, examples)
+    graph = Graph(name)
+    held = {
+        n: graph.input("param" if trained[n] else "state", as_dtype(a.dtype), a.shape, n)
+        for n, a in arrays.items()
+    }
     avals = closed.in_avals[len(held) :]
     data = [
         graph.input("data", _dtype(a), _shape(a), f"x{i}" if len(avals) > 1 else "x")
         for i, a in enumerate(avals)
     ]
     with graph:
-        found = Reader(jax, graph).run(closed.jaxpr, closed.consts, [*held, *data])
-        graph.outputs = [_lifted(graph, v) for v in found]
+        values = [held[n] for n in sorted(held)]  # as JAX flattens a dict
+        found = Reader(jax, graph).run(closed.jaxpr, closed.consts, [*values, *data])
+        new = dict(zip(sorted(after), found[len(found) - len(after) :], strict=True))
+        graph.outputs = [_lifted(graph, v) for v in found[: len(found) - len(after)]]
+        graph.updates = {held[n]: _lifted(graph, v) for n, v in new.items() if v is not held[n]}
+    for value in graph.updates:
+        if value.kind == "param":
+            raise UnsupportedError(f"the parameter {value.name!r}, which a call assigns", name,
+                                   "make it another Variable than nnx.Param")  # fmt: skip
     if isinstance(outputs, Mapping):
         graph.structure = tuple(sorted(outputs))  # as JAX flattens a dict
     elif isinstance(outputs, (tuple, list)):
         graph.structure = type(outputs) if type(outputs) in (tuple, list) else tuple
-    return GraphModule(check(prune(graph)), dict(zip(names, arrays, strict=True)))
+    return check(_placed(_written().found(graph)))
 
 
-def _traced(jax: Any, called: Any, params: Sequence[Any], examples: Sequence[Any]) -> Any:
+def _placed(graph: Graph) -> Graph:
+    """A node that reads parameters belongs to where these are: ``layers.0`` of ``layers.0.w``."""
+    for node in graph.nodes:
+        held = [v.name for v in node.inputs if v is not None and v.kind in ("param", "state")]
+        paths = {name.rpartition(".")[0] for name in held}
+        node.scope = paths.pop() if len(paths) == 1 else ""
+    return graph
+
+
+@functools.cache
+def _written() -> Written:
+    return Written(_pattern, words())
+
+
+def _pattern(function: Callable[..., Any], types: Sequence[Type]) -> Graph:
+    """What a function computes on arrays of these types, in plain ops."""
+    jax, scope, graph = load_jax(), None, Graph("pattern")
+    specs = []
+    for t in types:
+        shape: Any = t.shape
+        if any(isinstance(s, Dim) for s in shape):
+            scope = scope or jax.export.SymbolicScope()
+            shape = jax.export.symbolic_shape(f"({', '.join(map(str, shape))},)", scope=scope)
+        specs.append(jax.ShapeDtypeStruct(shape, str(t.dtype)))
+    closed = jax.make_jaxpr(function)(*specs)
+    inputs = [graph.input("data", *t, name=f"x{i}") for i, t in enumerate(types)]
+    with graph:
+        found = Reader(jax, graph).run(closed.jaxpr, closed.consts, inputs)
+        graph.outputs = [_lifted(graph, v) for v in found]
+    return graph
+
+
+def _traced(jax: Any, called: Any, params: Mapping[str, Any], examples: Sequence[Any]) -> Any:
     """The jaxpr, its batch open if it can be, and the outputs as they are nested."""
     (batch,) = jax.export.symbolic_shape("batch")
     kinds = [(tuple(x.shape), np.asarray(x).dtype) for x in examples]
@@ -112,8 +191,42 @@ def _lifted(graph: Graph, item: Any) -> Value:
     if array.ndim:
         constant: Value = OPS["constant"](value=array)
         return constant
-    full: Value = OPS["full"](shape=(), value=array.item(), dtype=as_dtype(array.dtype))
+    # 0.044715, not the digits that float32 adds to it
+    number = float(str(array)) if array.dtype.kind == "f" else array.item()
+    full: Value = OPS["full"](shape=(), value=number, dtype=as_dtype(array.dtype))
     return full
+
+
+def _needed(jaxpr: Any) -> list[Any]:
+    """The equations that a result comes from: a key that is advanced is none of ours."""
+    wanted, kept = {v for v in jaxpr.outvars if not hasattr(v, "val")}, []
+    for eqn in reversed(jaxpr.eqns):
+        if not wanted.isdisjoint(eqn.outvars):
+            kept.append(eqn)
+            wanted |= {v for v in eqn.invars if not hasattr(v, "val")}
+    return kept[::-1]
+
+
+def _is_key(aval: Any) -> bool:
+    return not isinstance(aval.dtype, np.dtype)
+
+
+def _folded(value: Value) -> Value:
+    """A number that is made of numbers alone."""
+    node, numbers = value.node, []
+    for v in node.inputs if node is not None and value.shape == () else ():
+        number = None if v is None else number_of(v)
+        if v is None or number is None or isinstance(number, Dim):
+            return value
+        numbers.append(np.asarray(number, v.dtype.numpy))
+    if node is None or not numbers or len(node.outputs) > 1:
+        return value
+    (found,) = OPS[node.op].evaluate(numbers, node.attrs)
+    return _lifted(value.graph, np.asarray(found, value.dtype.numpy))
+
+
+_MEANINGS = Recent(4096)
+"""What our lines are in JAX, by their text and the types."""
 
 
 class Reader:
@@ -127,7 +240,7 @@ class Reader:
         """All equations; the outputs."""
         env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
         env |= zip(jaxpr.invars, inputs, strict=True)
-        for eqn in jaxpr.eqns:
+        for eqn in _needed(jaxpr):
             values = [self.value(env, v) for v in eqn.invars]
             results = self.equation(eqn, values)
             env |= zip(eqn.outvars, results, strict=True)
@@ -136,7 +249,7 @@ class Reader:
     def value(self, env: Mapping[Any, Any], item: Any) -> Any:
         """What stands for a variable; a literal as a Value."""
         found = item.val if hasattr(item, "val") else env[item]
-        if isinstance(found, Value):
+        if isinstance(found, Value) or _is_key(item.aval):
             return found
         return _lifted(self.graph, np.asarray(found, item.aval.dtype))
 
@@ -147,6 +260,11 @@ class Reader:
         inner = next((given[k] for k in ("jaxpr", "call_jaxpr") if k in given), None)
         if inner is not None and name not in HANDLERS:
             return self.called(inner, values)
+        if any(_is_key(v.aval) for v in (*eqn.invars, *eqn.outvars)):
+            raise self.refuse(
+                f"random numbers, which {name} draws",
+                "nnx.Dropout is carried; else pass what is drawn as an input",
+            )
         try:
             if (handler := HANDLERS.get(name)) is not None:
                 result = handler(self, *values, **given)
@@ -159,19 +277,21 @@ class Reader:
                 raise
             raise self.refuse(f"{name}: {error}") from error
         if result is None:
-            raise self.refuse(f"the primitive {name} with {given}")
+            said = ", ".join(f"{k}={v}" for k, v in given.items() if len(str(v)) <= 40)
+            raise self.refuse(f"the primitive {name}" + f" with {said}" * bool(said))
         results = list(result) if isinstance(result, (tuple, list)) else [result]
         for value, var in zip(results, eqn.outvars, strict=True):
             wants = (_dtype(var.aval), _shape(var.aval))
             if (value.dtype, tuple(value.shape)) != wants:
                 raise self.refuse(f"{name}, which is {wants} in JAX and {value.type} here")
-        return results
+        return list(map(_folded, results))
 
     def called(self, closed: Any, values: list[Any]) -> list[Any]:
         """What a function inside gives: an op of ours, if it is exactly that; else read."""
         jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         name = self.eqn.params.get("name") or jaxpr.debug_info.func_name or ""
-        op = self.op_of(name.strip("_"), values) if not consts else None
+        whole = not consts and all(isinstance(v, Value) for v in values)  # and no key
+        op = self.op_of(name.strip("_"), values) if whole else None
         if op is not None:
             return [op]
         before = self.eqn
@@ -198,9 +318,11 @@ class Reader:
             return eqn.primitive.bind(*inside, *xs, **params)
 
         wanted = self.meaning(itself)
+        names = ", ".join(f"v{i}" for i in range(len(values)))
+        types = tuple(str(v.aval) for v in eqn.invars)
         for op, attrs, text in lines:
-            names = ", ".join(f"v{i}" for i in range(len(values)))
-            if self.meaning(eval(f"lambda {names}: {text}", scope)) == wanted:  # our declaration
+            line = eval(f"lambda {names}: {text}", scope)  # our own declaration
+            if _MEANINGS.get((text, types), functools.partial(self.meaning, line)) == wanted:
                 return op(*values, **attrs)
         return None
 
@@ -221,7 +343,8 @@ class Reader:
 
     def refuse(self, what: str, remedy: str = "") -> UnsupportedError:
         """The error that says that this equation cannot be carried."""
-        remedy = remedy or "write it with functions that are carried (docs/coverage.md)"
+        other = "write it with functions that are carried (docs/coverage.md)"
+        remedy = remedy or REMEDIES.get(self.eqn.primitive.name, other)
         return UnsupportedError(what, self.graph.name, remedy)
 
 

@@ -110,10 +110,12 @@ def build(
     emitted = emit(graph)
     fixed = {path for path, _, _ in emitted.constants.values()}
     trained = {v.name for v in graph.trained() if v.dtype.is_floating}
-    states = frozenset((emitted.weights.keys() - trained) | fixed)
+    at = {ours: path for ours, (path, _) in emitted.weights.items()}
+    states = frozenset({path for ours, path in at.items() if ours not in trained} | fixed)
     function = execute(emitted, "jax")
     read_by = {v for node in graph.nodes for v in node.inputs}
-    owed = {v.name for v in graph.of_kind("param", "state") if v in read_by} | fixed
+    read = (v.name for v in graph.of_kind("param", "state") if v in read_by)
+    owed = {at.get(name, name) for name in read} | fixed
     model = JaxModel(function, {}, states, bool(graph.updates), emitted.source, frozenset(owed))
     furnished(JaxRunner, model, emitted, graph, values)
     return model, emitted.weights
@@ -165,7 +167,11 @@ def name_of(key: Any) -> str:
 
 
 def foreign(model: Any, module: Any) -> JaxRunner:
-    """``(function, params)`` of the user's own; ``module`` is what reading it gave."""
+    """``(function, params)``, or an nnx module; ``module`` is what reading it gave."""
+    if not isinstance(model, tuple):
+        from trivium.frameworks.jax.flax import FlaxRunner
+
+        return FlaxRunner(model)
     function, params = model
     held = module.state_dict()
     states = frozenset(n for n, a in held.items() if a.dtype.kind not in "fV")
@@ -182,8 +188,12 @@ class JaxRunner:
     def __init__(self, model: JaxModel, weights: Mapping[str, tuple[str, Weight]]):
         self.jax = load_jax()
         self.model, self.weights = model, weights
-        self._apply = self.jax.jit(model.apply, static_argnums=2)
-        self._pull = self.jax.jit(self._pulled, static_argnums=4)
+        self.compile()
+
+    def compile(self) -> None:
+        """Trace the function anew when it runs next."""
+        self._apply = self.jax.jit(lambda *a: self.model.apply(*a), static_argnums=2)
+        self._pull = self.jax.jit(lambda *a: self._pulled(*a), static_argnums=4)
 
     @property
     def structure(self) -> Names:
@@ -245,7 +255,7 @@ class JaxRunner:
         """Outputs and gradients by jax.vjp."""
         flat = flatten(self.model.params)
         ours_of = {path: ours for ours, (path, _) in self.weights.items()}
-        rest = {n: v for n, v in flat.items() if ours_of.get(n, n) in self.model.states}
+        rest = {n: v for n, v in flat.items() if n in self.model.states}
         params = {n: v for n, v in flat.items() if n not in rest}
         xs, gs = ([to_array(a) for a in arrays] for arrays in (inputs, cotangents))
         ys, grads, by_inputs, state = self._pull(params, rest, xs, gs, training)
@@ -268,6 +278,7 @@ class JaxTrainer:
     def __init__(self, graph: Graph, values: Mapping[str, Any], update: Update):
         self.jax = load_jax()
         self.model, self.weights = build(graph, values)
+        self.ours = {path: ours for ours, (path, _) in self.weights.items()}
         self.slot_names = update.slots
         self._take()
         kinds = [as_dtype(p.dtype) for p in self.params.values()]
@@ -313,7 +324,8 @@ class JaxTrainer:
 
     def values(self) -> dict[str, Array]:
         """Every parameter and state, by our names."""
-        return {n: np.array(v) for n, v in (self.params | self.states).items()}
+        held = self.params | self.states
+        return {self.ours.get(n, n): np.array(v) for n, v in held.items()}
 
     def load(self, values: Mapping[str, Any]) -> None:
         """Go on from these parameters and states; the optimizer's slots stay."""
@@ -322,11 +334,12 @@ class JaxTrainer:
 
     def memory(self) -> dict[str, Any]:
         """What the optimizer keeps, by parameter, and its count of steps; NumPy arrays."""
-        kept = {n: [np.array(s) for s in slots] for n, slots in self._slots.items()}
+        kept = {self.ours[n]: [np.array(s) for s in slots] for n, slots in self._slots.items()}
         return {COUNT: np.array(self.count)} | kept
 
     def remember(self, memory: Mapping[str, Any]) -> None:
         """Begin with what another trainer on this engine kept; what it did not starts anew."""
         array = self.jax.numpy.array
         self.count = int(memory[COUNT])
-        self._slots |= {n: [array(a) for a in memory[n]] for n in self._slots if n in memory}
+        given = {n: memory[self.ours[n]] for n in self._slots if self.ours[n] in memory}
+        self._slots |= {n: [array(a) for a in slots] for n, slots in given.items()}

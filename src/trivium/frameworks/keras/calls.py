@@ -227,6 +227,6 @@ FUNCTIONS: dict[str, Callable[..., Code]] = {
     "broadcast_to": _broadcast_to, "full": _full, "constant": _constant,
     "batch_norm": _batch_norm, "cross_entropy": _cross_entropy,
     "mse_loss": _mse_loss, "sum": _as_narrow, "square": _as_narrow,
-    "cond": _CLOSURE, "scan": _CLOSURE, "take_grad": _GRADIENT,
+    "cond": _CLOSURE, "take_grad": _GRADIENT,
     "random_uniform": _RANDOM,
 }  # fmt: skip

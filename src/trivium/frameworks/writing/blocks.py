@@ -91,6 +91,31 @@ def place(form: LayerForm, arrays: Mapping[str, Value | None]) -> str | None:
 Forms = Callable[[Node], Sequence[LayerForm]]
 
 
+def as_layers(graph: Graph, op_of: Callable[[str], Op], forms: Forms) -> dict[str, str]:
+    """Parameters renamed, in place, to what a layer calls them; the new names -> the old ones.
+
+    Those that a node has for itself, alone under one path: ``norm.scale`` is ``norm.weight``.
+    """
+    under: dict[str, set[str]] = {}
+    for v in graph.of_kind("param", "state"):
+        under.setdefault(parent(v.name), set()).add(v.name)
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        arrays = dict(zip(op_of(node.op).arrays, node.inputs, strict=False))
+        own = {n: v for n, v in arrays.items() if v is not None and v.kind in ("param", "state")}
+        names = {v.name for v in own.values()}
+        path = parent(min(names, default=""))
+        for form in forms(node) if path and names == under[path] else ():
+            words = {w.array: w.ours for w in form.weights}
+            if place(form, arrays) is None and own.keys() <= words.keys():
+                for array, v in own.items():
+                    new = f"{path}.{words[array]}"
+                    renamed[new], v.name = renamed.pop(v.name, v.name), new
+                under[path] = {v.name for v in own.values()}
+                break
+    return {new: old for new, old in renamed.items() if new != old}
+
+
 def holders(graph: Graph) -> set[str]:
     """The paths that hold parts with parameters inside: no framework's own layer."""
     scopes = {parent(v.name) for v in graph.of_kind("param", "state")}

@@ -20,6 +20,7 @@ from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.writing.blocks import (
     Block,
     Layer,
+    as_layers,
     blocks,
     find_layers,
     holders,
@@ -47,6 +48,7 @@ from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import specialize
 from trivium.transforms.simplify import simplify
 from trivium.transforms.sizes import silent_axes
+from trivium.transforms.unroll import unrolled, unrolls
 
 HELD = ("param", "state")
 """The kinds of what a model holds."""
@@ -83,8 +85,9 @@ class Emitter:
             self.made_for.setdefault(v.name, []).append(axis)
         graph, self.constants = arrays_written(in_turn(plain))
         graph = target.prepare(graph)
-        unread = {v.name for v in graph.unread()}
         self.holders = holders(graph)
+        self.renamed = as_layers(graph, OPS.__getitem__, self.forms)
+        unread = {v.name for v in graph.unread()}
 
         def kept(node: Node) -> bool:
             return target.lowers(node) and not self.spoiled(node, unread)
@@ -153,6 +156,7 @@ class Emitter:
             ours: (".".join(map(self.target.part, theirs.split("."))), w)
             for ours, (theirs, w) in self.weights.items()
         }
+        weights = {self.renamed.get(ours, ours): at for ours, at in weights.items()}
         constants = {n: (*weights.pop(n), a) for n, a in self.constants.items() if n in weights}
         source = "".join(f"# {line}\n" for line in self.absent(constants)) + source.rstrip() + "\n"
         return Emitted(source, self.root.cls.name, weights, constants)
@@ -380,12 +384,17 @@ def _floats(node: Node) -> set[DType]:
 
 
 def with_sizes(write: Callable[[Graph], Emitted], graph: Graph) -> Emitted:
-    """The source of a Graph; a target that cannot say an open size gets the example's sizes."""
+    """The source of a Graph; a target that cannot say an open size gets the example's sizes.
+
+    One that cannot say a loop gets its steps, where their number is known.
+    """
     try:
         return write(graph)
     except UnsupportedError:
-        if not graph.sizes:
-            raise
-        fixed = specialize(graph, graph.sizes)
-        fixed.sizes = {}
-        return write(fixed)
+        if graph.sizes:
+            fixed = specialize(graph, graph.sizes)
+            fixed.sizes = {}
+            return with_sizes(write, fixed)
+        if any(map(unrolls, graph.nodes)):
+            return with_sizes(write, unrolled(graph))
+        raise
