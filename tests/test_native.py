@@ -28,9 +28,9 @@ from trivium.native import program, run
 from trivium.native.build import Build, assemble
 from trivium.native.run import NativeFunction, NativeTrainer
 from trivium.native.target import TARGETS, host
+from trivium.nn.parameter import captured
 from trivium.op import Case, Op
 from trivium.shape import ShapeError
-from trivium.train.fit import captured
 from trivium.transforms.grad import pullback
 from trivium.transforms.step import training_step
 
