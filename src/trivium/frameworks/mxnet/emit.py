@@ -13,7 +13,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.mxnet.cut import cut, stopped
-from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
+from trivium.frameworks.mxnet.layers import FORMS, HELPERS, applications
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
 from trivium.frameworks.writing.blocks import Block, Layer, inside, numbered

@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium import dtype as dt
 from trivium.dtype import DType
-from trivium.frameworks.mxnet.forms import bias_alone, often, symmetric
+from trivium.frameworks.mxnet.layers import bias_alone, often, symmetric
 from trivium.frameworks.writing.code import Code, Target, number
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast

@@ -1,4 +1,4 @@
-"""Our ops as Gluon layers. (What MXNet's operators are in ours is in ``layers.py``.)"""
+"""Our ops as Gluon layers. (What MXNet's operators are in ours is in ``operators.py``.)"""
 
 from __future__ import annotations
 
