@@ -11,7 +11,7 @@ import trivium as tv
 from emit_suite import CASES, MODELS, UPDATES, Bound, near, sample, shaken
 from trivium import nn
 from trivium.frameworks.keras.emit import emit, emit_function
-from trivium.frameworks.keras.read import read
+from trivium.frameworks.keras.open import read
 from trivium.frameworks.keras.run import KerasRunner, KerasTrainer, build, foreign
 from trivium.frameworks.made import execute
 from trivium.graph import OPS, Graph, UnsupportedError

@@ -14,8 +14,7 @@ tf = pytest.importorskip("tensorflow")
 
 import trivium as tv  # noqa: E402
 from trivium.frameworks.keras.layers import FORMS, same_pad  # noqa: E402
-from trivium.frameworks.keras.open import opened  # noqa: E402
-from trivium.frameworks.keras.read import read  # noqa: E402
+from trivium.frameworks.keras.open import opened, read  # noqa: E402
 from trivium.graph import MODE, OPS, Graph, UnsupportedError  # noqa: E402
 from trivium.interpret import Interpreter  # noqa: E402
 from trivium.nn.module import GraphModule, Spec  # noqa: E402
