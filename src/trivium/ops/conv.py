@@ -145,7 +145,10 @@ _CASES = [
 ]  # fmt: skip
 
 
-@primitive(rule=_conv_rule, normal=conv_attrs, cases=_CASES)
+_IN_GROUPS = Refused("in groups, with a kernel that is no layer's", lambda a: a["groups"] != 1)
+
+
+@primitive(rule=_conv_rule, normal=conv_attrs, cases=_CASES, keras=_IN_GROUPS)
 def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
          groups: int = 1, layout: Any = None) -> Any:  # fmt: skip
     """The convolution (correlation) of images x with kernels w, plus bias b.

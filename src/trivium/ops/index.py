@@ -87,9 +87,10 @@ def _grad_axis(g: Type, indices: Type, *, axis: int, size: Any) -> dict[str, Any
     normal=_grad_axis,
     vjp=lambda g, out, x, indices, *, axis, size: (take(g, indices, axis=axis), None),
     cases=[case(S(2, 4, 3), S(2, 4, dtype="int64", low=0, high=5), axis=0, size=5)],
-    torch=Refused("a gradient: the framework derives its own"),
-    tensorflow=Refused("a gradient: the framework derives its own"),
-)
+    **dict.fromkeys(("torch", "keras", "mxnet"),
+                    Refused("a gradient: the framework derives its own")),
+    tensorflow=Refused("it scatters along the first axis alone", lambda a: a["axis"] != 0),
+)  # fmt: skip
 def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
     """The transpose of take: each slice of g added where ``indices`` took it from."""
     rank = indices.ndim

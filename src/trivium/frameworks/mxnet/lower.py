@@ -99,7 +99,7 @@ def _extremum(name: str) -> Lowering:
         x, y = _inputs(node, 2)
         b = number(target, y)
         if node.attrs["ties"] == "share":
-            return [f"shared_{name}(F, ", *target.array(x), ", ", *target.array(y), ")"]
+            return target.by_line(node)
         if b and not number(target, x):  # the other way round a tie would have another gradient
             return call(name, target.array(x), b)
         return call(f"broadcast_{name}", target.array(x), target.array(y))
@@ -288,8 +288,6 @@ def _pad(target: Target, node: Node) -> Code:
     (x,), a = _inputs(node, 1), node.attrs
     padded = [i for i, pair in enumerate(zip(a["low"], a["high"], strict=True)) if pair != (0, 0)]
     rank = len(x.shape)
-    if any(a["interior"]):
-        raise _refuse(node, "between elements is not there")
     if not padded:
         return target.array(x)
     lead = next((n - rank for n in (4, 5) if n >= rank and padded[0] + n - rank >= 2), None)
@@ -358,8 +356,6 @@ def _linear(target: Target, node: Node) -> Code:
 def _take(target: Target, node: Node) -> Code:
     # mode: an index out of range stays an error; MXNet's default takes the nearest in range.
     x, indices = _inputs(node, 2)
-    if node.op == "embedding":
-        return call("take", target.array(x), target.array(indices), mode="raise")
     if indices.shape == ():
         raise _refuse(node, "by one index without axes", "use select")
     words: dict[str, Any] = {"axis": node.attrs["axis"]} if node.attrs["axis"] else {}
@@ -397,8 +393,6 @@ def _conv(target: Target, node: Node) -> Code:
 
 def _pool(target: Target, node: Node) -> Code:
     a = node.attrs
-    if set(a.get("dilation", (1,))) != {1}:
-        raise _refuse(node, f"with dilation {a['dilation']}: its windows have no gaps")
     kind = node.op.partition("_")[0]
     words: dict[str, Any] = {"kernel": a["kernel"], "stride": a["stride"]}
     pad = symmetric(a["padding"])
@@ -435,7 +429,7 @@ def _arange(target: Target, node: Node) -> Code:
     (count,) = node.out.shape
     words = {} if a["step"] == 1 else {"step": a["step"]}
     if isinstance(a["start"], int) and isinstance(count, int):
-        return call("arange", [str(a["start"])], [str(a["stop"])], **words, dtype=a["dtype"])
+        return target.by_line(node)
     if not isinstance(a["start"], int):
         raise _refuse(node, f"from the open {a['start']}", "trace with fixed sizes")
     like: Any = Like(count)  # type: ignore[arg-type]
@@ -455,7 +449,7 @@ FUNCTIONS: dict[str, Lowering] = {
     "reshape": _reshape, "transpose": _transpose, "squeeze": _squeeze, "slice_axis": _slice,
     "pad": _pad,
     **{name: _reduction(name) for name in ("sum", "mean", "max", "min")},
-    "matmul": _matmul, "linear": _linear, "take": _take, "embedding": _take,
+    "matmul": _matmul, "linear": _linear, "take": _take,
     "log_softmax": _log_softmax, "cross_entropy": _cross_entropy, "conv": _conv,
     "max_pool": _pool, "avg_pool": _pool, "layer_norm": _layer_norm,
     "full": _full, "arange": _arange,

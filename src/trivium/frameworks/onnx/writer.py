@@ -189,7 +189,7 @@ class Writer:
             return made
         if (said := words().says(OPS[node.op], node.attrs)) is not None:
             return self.emit(said.name, *inputs, **said.keywords)
-        refused = OPS[node.op].lowerings.get("onnx")
+        refused = OPS[node.op].lowering("onnx", node.attrs)
         why = refused.reason if isinstance(refused, Refused) else "no ONNX operator means the same"
         raise UnsupportedError(f"{node.op} cannot be exported to ONNX: {why}", self.scope, _REMEDY)
 
