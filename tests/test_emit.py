@@ -5,6 +5,7 @@ What a framework refuses, the declarations say: of everything else the numbers h
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ import pytest
 
 import trivium as tv
 from coverage_table import target_of
-from emit_suite import BESIDE, CASES, MODELS, UPDATES, WIDER, Bound, bound, one_node
+from emit_suite import BESIDE, CASES, MODELS, UPDATES, WIDER, Bound, bound, draw, one_node
 from trivium import nn
 from trivium.framework import FRAMEWORKS
+from trivium.frameworks.words import Vocabulary
 from trivium.frameworks.writing.code import Target
 from trivium.graph import OPS, Graph, Node, UnsupportedError
-from trivium.op import Case, Op, Refused
+from trivium.op import By, Case, Op, Refused
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import specialize
 
@@ -155,3 +157,63 @@ def test_a_reason_is_found_in_the_declarations() -> None:
     assert refusal("torch", layer) == "" and "a loop" in refusal("torch", bare)
     assert refusal("jax", one_node(OPS["cast"], OPS["cast"].cases[1])) == "float64 in"
     assert refusal("jax", bare) == ""
+
+
+# -- a line that a function stands before ----------------------------------------------------------
+def overridden(source: str) -> list[str]:
+    """The ops that have both a line and a function that writes them."""
+    target = target_of(source)
+    assert target is not None
+    return [n for n in target.functions if isinstance(OPS[n].lowerings.get(source), (str, By))]
+
+
+def written(framework: str, op: Op) -> None:
+    emitted = FRAMEWORKS[framework].at("emit").emit
+    for case in op.cases:
+        with contextlib.suppress(UnsupportedError):
+            emitted(model_of(op, case))
+
+
+def read_again(framework: str, op: Op) -> None:
+    """The cases, written by the line, made a model and read."""
+    record = FRAMEWORKS[framework]
+    for case in op.cases:
+        graph = one_node(op, case)
+        with contextlib.suppress(UnsupportedError):  # the function may be there for such a case
+            model = record.at("run").build(graph, {})[0]
+            record.at("open").opened(model, *draw(graph, case))
+
+
+@pytest.mark.parametrize("framework", [s for s in SOURCES if overridden(s)])
+def test_a_line_before_which_a_function_stands_is_still_said(
+    framework: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The function fills it for some nodes, or the reader reads it: else it is dead text."""
+    both = overridden(framework)
+    filled, read = set(), set()
+
+    def fill(target: Target, line: str, node: Node, fill: Any = Target.fill) -> Any:
+        filled.add((node.op, line))
+        return fill(target, line, node)
+
+    def understood(words: Vocabulary, *call: Any, read_: Any = Vocabulary.read) -> Any:
+        for found in read_(words, *call):
+            read.add((found[0].name, found[0].lowering(words.framework, found[2])))
+            yield found
+
+    monkeypatch.setattr(Target, "fill", fill)
+    monkeypatch.setattr(Vocabulary, "read", understood)
+    kind = type(target_of(framework))
+    for name in both:
+        op = OPS[name]
+        written(framework, op)
+        nodes = [one_node(op, case).nodes[-1] for case in op.cases]
+        lines = {op.lowering(framework, node.attrs) for node in nodes}
+        if lines <= {line for n, line in filled if n == name}:
+            continue
+        with monkeypatch.context() as patch:
+            rest = {k: f for k, f in kind.functions.items() if k != name}
+            patch.setattr(kind, "functions", rest)
+            read_again(framework, op)
+        unsaid = lines - {line for n, line in filled | read if n == name}
+        assert not unsaid, f"{framework}, {name}: {unsaid}"
