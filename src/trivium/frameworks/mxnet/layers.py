@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,15 +24,15 @@ def symmetric(padding: Any) -> Any:
     return tuple(a for a, _ in padding) if all(a == b for a, b in padding) else None
 
 
-def often(value: Value) -> bool:
-    """Is a sum with it written broadcast_add, because of what the way back makes of plain ones?
+def often(graph: Graph) -> set[Value | None]:
+    """Sums with these are written broadcast_add, because of what the way back makes of plain ones.
 
     MXNet 1.9.1 adds eight and more gradients of one array one after the other, each told to wait
     for the one before. The two of a plain sum are one copy twice, which is then made once, and what
     waited for the other is waiting for nothing: "control dep not found in graph". A reader's line
     may read it three times, hence four.
     """
-    return sum(v is value for n in value.graph.nodes for v in n.inputs) >= 4
+    return {v for v, n in Counter(v for n in graph.nodes for v in n.inputs).items() if n >= 4}
 
 
 # Input sizes are not said: Gluon learns them from the first batch, or from the parameters it loads.

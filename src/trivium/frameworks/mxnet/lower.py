@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium import dtype as dt
 from trivium.dtype import DType
-from trivium.frameworks.mxnet.layers import bias_alone, often, symmetric
+from trivium.frameworks.mxnet.layers import bias_alone, symmetric
 from trivium.frameworks.writing.code import Code, Target, number
 from trivium.graph import MODE, Node, UnsupportedError, Value
 from trivium.shape import Dim, Shape, broadcast
@@ -73,13 +73,13 @@ def carrier(value: Value) -> DType:
 def _binary(sign: str, name: str, number_first: bool = True) -> Lowering:
     """Python's sign between equal shapes or with a number, a broadcasting function elsewhere."""
 
-    def lower(target: Target, node: Node) -> Code:
+    def lower(target: Any, node: Node) -> Code:
         x, y = _inputs(node, 2)
         a, b = number(target, x), number(target, y)
         if a and b:
             a = b = []  # Python would compute a number that no operator of MXNet reads
         alike = x.shape == y.shape and carrier(x) == carrier(y)
-        if alike and not (a or b) and name == "add" and (often(x) or often(y)):
+        if alike and not (a or b) and name == "add" and target.often & {x, y}:
             alike = False
         if b or (a and number_first) or alike:
             return [*(a or target.array(x)), f" {sign} ", *(b or target.array(y))]
