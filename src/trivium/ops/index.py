@@ -132,7 +132,6 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
     cases=[case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5))],
     checks={"indices": _embedded},
     torch="F.embedding({indices}, {weight})",
-    mxnet="F.take({weight}, {indices}, mode='raise')",
 )  # fmt: skip
 def embedding(weight: Any, indices: Any) -> Any:
     """Rows of the table ``weight`` (count, width) at integer ``indices``."""

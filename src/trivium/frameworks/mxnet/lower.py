@@ -356,6 +356,8 @@ def _linear(target: Target, node: Node) -> Code:
 def _take(target: Target, node: Node) -> Code:
     # mode: an index out of range stays an error; MXNet's default takes the nearest in range.
     x, indices = _inputs(node, 2)
+    if node.op == "embedding":
+        return call("take", target.array(x), target.array(indices), mode="raise")
     if indices.shape == ():
         raise _refuse(node, "by one index without axes", "use select")
     words: dict[str, Any] = {"axis": node.attrs["axis"]} if node.attrs["axis"] else {}
@@ -449,7 +451,7 @@ FUNCTIONS: dict[str, Lowering] = {
     "reshape": _reshape, "transpose": _transpose, "squeeze": _squeeze, "slice_axis": _slice,
     "pad": _pad,
     **{name: _reduction(name) for name in ("sum", "mean", "max", "min")},
-    "matmul": _matmul, "linear": _linear, "take": _take,
+    "matmul": _matmul, "linear": _linear, "take": _take, "embedding": _take,
     "log_softmax": _log_softmax, "cross_entropy": _cross_entropy, "conv": _conv,
     "max_pool": _pool, "avg_pool": _pool, "layer_norm": _layer_norm,
     "full": _full, "arange": _arange,
