@@ -3,7 +3,7 @@
     python tests/coverage_table.py > docs/coverage.md
 
 Every conformance case of every op is emitted for every target. That the emitted form gives the
-right numbers is what the test_emit_* files check, case by case.
+right numbers is what test_emit.py checks, case by case.
 """
 
 from __future__ import annotations

@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import trivium as tv
 from trivium import nn
+from trivium.framework import FRAMEWORKS
 from trivium.graph import MODE, OPS, Graph
 from trivium.graph.check import check
 from trivium.interpret import Interpreter
-from trivium.op import Case, Op
+from trivium.op import Case, Op, S
 from trivium.transforms.grad import pullback
 from trivium.transforms.replay import specialize
 from trivium.transforms.step import Update, initial_slots, training_step, update_of
 
 GOLDENS = Path(__file__).parent / "goldens"
+BESIDE = (2, 3)  # the shape of an input beside ops that read none
 FLAT = {"batch_norm": {1, 2}}  # outputs that are state: nothing flows through them
 CASES = [(op, i, c) for op in OPS.values() if isinstance(op, Op) for i, c in enumerate(op.cases)]
 
@@ -37,9 +40,11 @@ def one_node(op: Op, case: Case) -> Graph:
 
 
 def draw(graph: Graph, case: Case) -> list[Any]:
-    """Arrays for all inputs."""
+    """Arrays for all inputs: the case's, and one beside them."""
     rng = np.random.default_rng(0)
-    return [s.array(rng) for s in case.arrays if s is not None]
+    samples = [s for s in case.arrays if s is not None]
+    beside = [S(*BESIDE)] * (len(graph.inputs) - len(samples))
+    return [s.array(rng) for s in (*samples, *beside)]
 
 
 def near(got: Any, exact: Any, units: float = 64, what: str = "") -> None:
@@ -61,9 +66,8 @@ class Bound:
     trainer: Any
 
     # -- ops -----------------------------------------------------------------------------------
-    def op(self, op: Op, case: Case) -> None:
+    def op(self, graph: Graph, case: Case) -> None:
         """One node: outputs against the float64 oracle, gradients against our own."""
-        graph = one_node(op, case)
         arrays = draw(graph, case)
         exact = Interpreter(graph, tv.float64)(*arrays)
         keyless = [a for a, v in zip(arrays, graph.inputs, strict=True) if v.kind == "data"]
@@ -73,7 +77,7 @@ class Bound:
         for got, want in zip(found, exact, strict=True):
             assert got.dtype.kind == want.dtype.kind
             near(got, want)
-        flat = FLAT.get(op.name, set())
+        flat = FLAT.get(graph.nodes[0].op, set())
         smooth = [v.dtype.is_floating for v in graph.outputs]
         wrt = [v.name for v in graph.inputs if v.dtype.is_floating]
         if not any(smooth) or not wrt:
@@ -86,9 +90,8 @@ class Bound:
         ]
         pulled = runner.pull(keyless, gs)
         want = Interpreter(pullback(graph, wrt), tv.float64)(*arrays, *gs)[len(exact) :]
-        at = [v.name for v in graph.inputs]
         for name, w in zip(wrt, want, strict=True):
-            g = pulled.inputs[at.index(name)]
+            g = pulled.inputs[self.place(graph, name)]
             near(np.zeros_like(w) if g is None else g, w, what=f"d/d {name}")
 
     def dropout(self) -> None:
@@ -126,7 +129,8 @@ class Bound:
             given = iter(arrays)
             inputs = [values[v.name] if v.name in values else next(given) for v in graph.inputs]
             exact = Interpreter(specialize(graph, training=False), tv.float64)(*inputs)
-            for got, want in zip(runner.outputs(arrays), exact, strict=False):
+            outputs = exact[: len(graph.outputs)]
+            for got, want in zip(runner.outputs(arrays), outputs, strict=True):
                 near(got, want, 128)
         fresh = {n: v + np.float32(0.1) for n, v in values.items()}
         runner.load(fresh)
@@ -213,6 +217,18 @@ class Bound:
         path = GOLDENS / self.name / f"{name}.txt"
         assert path.exists(), f"write {path} and read it:\n{source}"
         assert source == path.read_text()
+
+
+def bound(name: str) -> Bound:
+    """A framework as its record has it; the test is skipped where it is not installed."""
+    record = FRAMEWORKS[name]
+    if record.version() is None:
+        pytest.skip(f"not installed: {record.remedy}")
+    emit, run = record.at("emit"), record.at("run")
+    if name == "keras" and run.load().config.backend() != "tensorflow":
+        pytest.skip("gradients are TensorFlow's")
+    runner, trainer = getattr(run, record.runner), getattr(run, record.trainer)
+    return Bound(name, emit.emit, run.build, runner, trainer)
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -418,7 +434,7 @@ WIDER: dict[str, Any] = {
         None,
     ),
 }  # fmt: skip
-"""For targets whose source is free enough to say all of it."""
+"""Models that not every target has words for."""
 
 
 def shaken(module: nn.Module) -> dict[str, Any]:

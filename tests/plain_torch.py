@@ -167,3 +167,15 @@ def adam_update(p: Any, g: Any, m: Any, v: Any, count: Any, lr: Any, *, beta1: f
 def one_hot(indices: Any, *, classes: int, dtype: Any) -> Any:
     """F.one_hot, in the dtype that is asked for."""
     return F.one_hot(indices, classes).to(dtype)
+
+
+def select(x: Any, *, axis: int, index: int) -> Any:
+    return x.select(axis, index)
+
+
+def where(condition: Any, x: Any, y: Any) -> Any:
+    return torch.where(condition, x, y)
+
+
+def constant(*, value: Any) -> Any:
+    return torch.tensor(value)

@@ -283,7 +283,7 @@ KERAS = [
 def test_from_keras(name: str) -> None:
     keras = pytest.importorskip("keras")
     tf = pytest.importorskip("tensorflow")
-    from trivium.frameworks.keras.read import read
+    from trivium.frameworks.keras.open import read
 
     function, arrays = _keras_functions()[name]
     inputs = [keras.Input(a.shape[1:], name=f"x{i}") for i, a in enumerate(arrays)]

@@ -1,4 +1,4 @@
-"""JAX source and engine: what is emitted means what the Graph means."""
+"""JAX source and engine: what is particular to them."""
 
 import os
 import re
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from emit_suite import CASES, MODELS, UPDATES, WIDER, Bound, near, shaken
+from emit_suite import near, shaken
 from trivium import nn
 from trivium.graph import Graph, UnsupportedError
-from trivium.op import Case, Op
 
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0"
@@ -19,50 +18,7 @@ os.environ.setdefault(
 pytest.importorskip("jax")
 
 from trivium.frameworks.jax.emit import emit
-from trivium.frameworks.jax.run import JaxRunner, JaxTrainer, build
-
-JAX = Bound("jax", emit, build, JaxRunner, JaxTrainer)
-
-REFUSED = {
-    "cast-1": "float64 in JAX source",
-    "conv_input_grad": "derives its own",
-    "conv_weight_grad": "derives its own",
-    "windows": "the inside of a pool",
-    "fold": "the inside of a pool",
-    "random_uniform": "no exact form",
-}
-OPS_CASES = [
-    pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES if (o.name, i) != ("dropout", 0)
-]
-
-
-@pytest.mark.parametrize(("op", "case"), OPS_CASES)
-def test_op(op: Op, case: Case, request: pytest.FixtureRequest) -> None:
-    name = request.node.callspec.id
-    reason = REFUSED.get(name) or REFUSED.get(op.name)
-    if reason is None:
-        return JAX.op(op, case)
-    with pytest.raises(UnsupportedError, match=reason):
-        JAX.op(op, case)
-
-
-@pytest.mark.parametrize("name", [*MODELS, *WIDER])
-def test_model(name: str) -> None:
-    JAX.model(name)
-
-
-@pytest.mark.parametrize("optimizer", UPDATES)
-def test_ten_steps(optimizer: str) -> None:
-    JAX.trains(optimizer)
-
-
-def test_dropout() -> None:
-    JAX.dropout()
-
-
-@pytest.mark.parametrize("name", ["mlp", "residual", "rnn"])
-def test_golden(name: str) -> None:
-    JAX.golden(name)
+from trivium.frameworks.jax.run import JaxRunner, build
 
 
 def test_open_sizes() -> None:
@@ -91,12 +47,6 @@ def test_every_dropout_has_a_key_of_its_own() -> None:
     model, _ = build(tv.trace(module, ("float32", ("batch", 8))), module.state_dict())
     assert "keys = jax.random.split(rng, 3) if training else [None] * 3" in model.source
     assert len(set(re.findall(r"keys\[\d\]", model.source))) == 3
-
-
-def test_source_stands_alone() -> None:
-    module, specs, _ = MODELS["residual"]()
-    source = emit(tv.trace(module, *specs)).source
-    assert "trivium" not in source
 
 
 def test_state_is_threaded() -> None:

@@ -1,4 +1,4 @@
-"""Graphs as Keras models: every op, whole models, gradients, statistics and training steps."""
+"""Graphs as Keras models: what is particular to Keras, saved and read back too."""
 
 import os
 from pathlib import Path
@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 import trivium as tv
-from emit_suite import CASES, MODELS, UPDATES, Bound, near, sample, shaken
+from emit_suite import MODELS, UPDATES, near, sample, shaken
 from trivium import nn
 from trivium.frameworks.keras.emit import emit, emit_function
-from trivium.frameworks.keras.read import read
-from trivium.frameworks.keras.run import KerasRunner, KerasTrainer, build, foreign
+from trivium.frameworks.keras.open import read
+from trivium.frameworks.keras.run import KerasRunner, build, foreign
 from trivium.frameworks.made import execute
 from trivium.graph import OPS, Graph, UnsupportedError
 from trivium.interpret import Interpreter
-from trivium.op import Case, Op
 from trivium.transforms.grad import pullback
 from trivium.transforms.replay import specialize
 
@@ -24,57 +23,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras")
 if keras.config.backend() != "tensorflow":
     pytest.skip("gradients are TensorFlow's", allow_module_level=True)
-
-KERAS = Bound("keras", emit, build, KerasRunner, KerasTrainer)
-
-_NO_INPUT = "without an input"
-_GRADIENT = "a gradient"
-_INSIDE = "the inside of a pool"
-_CLOSURE = "not saved with functions inside"
-_RANDOM = "other bits"
-REFUSED = {
-    "full": _NO_INPUT, "constant": _NO_INPUT, "arange": _NO_INPUT,
-    "conv_input_grad": _GRADIENT, "conv_weight_grad": _GRADIENT, "take_grad": _GRADIENT,
-    "windows": _INSIDE, "fold": _INSIDE,
-    "cond": _CLOSURE,
-    "rnn": "no exact form of scan",  # of weights that are no layer's; tested as layers below
-    "random_uniform": _RANDOM, "dropout-0": _RANDOM,
-    "conv-1": "in groups", "conv-3": "in groups",  # of kernels that are no layer's
-    "max_pool-3": "dilation",
-    "pad-2": "between elements",
-}  # fmt: skip
-"""op or op-case: why Keras has no exact form."""
-
-
-OPS_CASES = [pytest.param(o, c, id=f"{o.name}-{i}") for o, i, c in CASES]
-
-
-@pytest.mark.parametrize(("op", "case"), OPS_CASES)
-def test_op(op: Op, case: Case, request: pytest.FixtureRequest) -> None:
-    reason = REFUSED.get(request.node.callspec.id, REFUSED.get(op.name))
-    if reason is None:
-        return KERAS.op(op, case)
-    with pytest.raises(UnsupportedError, match=reason):
-        KERAS.op(op, case)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_model(name: str) -> None:
-    KERAS.model(name)
-
-
-@pytest.mark.parametrize("optimizer", UPDATES)
-def test_ten_steps(optimizer: str) -> None:
-    KERAS.trains(optimizer)
-
-
-def test_dropout() -> None:
-    KERAS.dropout()
-
-
-@pytest.mark.parametrize("name", ["mlp", "residual", "rnn"])
-def test_golden(name: str) -> None:
-    KERAS.golden(name)
 
 
 def agree(graph: Graph, values: dict[str, Any], inputs: list[Any], training: bool) -> Any:
@@ -101,7 +49,8 @@ def agree(graph: Graph, values: dict[str, Any], inputs: list[Any], training: boo
         np.testing.assert_array_equal(v, before[n], err_msg=f"{n} was not put back")
     results = Interpreter(pullback(special, wrt), tv.float64)(*arrays, *cts)
     names = [v.name for v in graph.of_kind("data")]
-    for name, want in zip(wrt, results[len(outputs) :], strict=False):
+    slopes = results[len(outputs) : len(outputs) + len(wrt)]  # then what states become
+    for name, want in zip(wrt, slopes, strict=True):
         got = pulled.parameters[name] if name in values else pulled.inputs[names.index(name)]
         near(np.zeros_like(want, np.float32) if got is None else got, want, 1024, name)
     for state, want in zip(graph.updates, exact[len(outputs) :], strict=True):
@@ -204,7 +153,8 @@ def test_saves_and_reads_back(name: str, tmp_path: Path) -> None:
     special = Interpreter(specialize(back.graph, training=False), tv.float64)
     data = iter(batch)
     arrays = [np.asarray(held[v.name]) if v.name in held else next(data) for v in back.graph.inputs]
-    for got, want in zip(runner.outputs(batch), special(*arrays), strict=False):
+    wanted = special(*arrays)[: len(back.graph.outputs)]
+    for got, want in zip(runner.outputs(batch), wanted, strict=True):
         near(got, want, 128)
 
 
@@ -351,3 +301,8 @@ def test_what_broadcasts_is_no_bias(shapes: Any) -> None:
     graph = tv.trace(lambda x, y: x + y, *[tv.Spec("float32", s) for s in shapes])
     runner = KerasRunner(*build(graph, {}))
     np.testing.assert_array_equal(runner.outputs([x, y])[0], x + y)
+
+
+def test_a_model_without_an_input_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="without an input"):
+        emit(tv.trace(lambda: tv.zeros((2, 3))))

@@ -1,7 +1,6 @@
-"""Gluon source for MXNet: every op and whole models, imperatively and hybridized."""
+"""Gluon source for MXNet: what is particular to it, imperatively and hybridized."""
 
 import importlib.util
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import pytest
 
 import emit_suite
 import trivium as tv
-from emit_suite import Bound, near, sample, shaken
+from emit_suite import bound, near, sample, shaken
 from trivium import nn
 from trivium.graph import MODE, OPS, Graph, UnsupportedError
 from trivium.graph.check import check
 from trivium.interpret import Interpreter
 from trivium.nn.layers import normal
-from trivium.op import Case, Op
 from trivium.shape import Dim
 
 if importlib.util.find_spec("mxnet") is None:
@@ -24,86 +22,20 @@ if importlib.util.find_spec("mxnet") is None:
 
 from trivium.frameworks.mxnet.emit import emit
 from trivium.frameworks.mxnet.lower import reshape_codes
-from trivium.frameworks.mxnet.run import MxnetRunner, MxnetTrainer, build
+from trivium.frameworks.mxnet.run import MxnetRunner, build
 
-INSIDE = "the inside of a pool or of its gradient"
-NO_INPUT = "a HybridBlock has at least one"
-REFUSED = {
-    "arange": NO_INPUT,
-    "atan2": "it has arctan alone",
-    "cond": "no exact form of cond",
-    "constant": NO_INPUT,
-    "conv_input_grad": "a gradient: the framework derives its own",
-    "conv_weight_grad": "a gradient: the framework derives its own",
-    "floor_divide": "no exact form of floor_divide",
-    "fmod": "no exact form of fmod",
-    "fold": INSIDE,
-    "full": NO_INPUT,
-    "max_pool-3": "with dilation (2, 2)",
-    "pad-2": "between elements",
-    "random_uniform": NO_INPUT,
-    "rnn": "no exact form of scan",  # whose arrays are no layer's; the layer is tested below
-    "take_grad": "no exact form of take_grad",
-    "windows": INSIDE,
-}
-"""Op, or op and number of the case -> a word of the reason why MXNet has no exact form of it."""
-
-CASES = [
-    pytest.param(op, case, id=f"{op.name}-{i}")
-    for op, i, case in emit_suite.CASES
-    if (op.name, i) != ("dropout", 0)  # random: see test_dropout
-]
+HYBRID = {"imperative": False, "hybridized": True}
+each_way = pytest.mark.parametrize("way", HYBRID)
+MXNET = bound("mxnet")
 
 
-def _hybridized(block: Any, weights: Any) -> MxnetRunner:
-    block.hybridize(static_alloc=True)
-    return MxnetRunner(block, weights)
-
-
-WAYS = {
-    "imperative": Bound("mxnet", emit, build, MxnetRunner, MxnetTrainer),
-    "hybridized": Bound("mxnet", emit, build, _hybridized, MxnetTrainer),
-}
-MXNET = WAYS["hybridized"]
-each_way = pytest.mark.parametrize("way", WAYS)
-
-
-@each_way
-@pytest.mark.parametrize(("op", "case"), CASES)
-def test_op(op: Op, case: Case, way: str, request: pytest.FixtureRequest) -> None:
-    name = request.node.callspec.id.removesuffix(f"-{way}")
-    reason = REFUSED.get(name, REFUSED.get(op.name))
-    if reason is None:
-        return WAYS[way].op(op, case)
-    with pytest.raises(UnsupportedError, match=re.escape(reason)):
-        WAYS[way].op(op, case)
-
-
-@each_way
-@pytest.mark.parametrize("name", emit_suite.MODELS)
-def test_model(name: str, way: str) -> None:
-    WAYS[way].model(name)
-
-
-@pytest.mark.parametrize("optimizer", emit_suite.UPDATES)
-def test_ten_steps(optimizer: str) -> None:
-    MXNET.trains(optimizer)
-
-
-@each_way
-def test_dropout(way: str) -> None:
-    WAYS[way].dropout()
+def test_dropout_that_never_rests() -> None:
     graph = Graph("always")
     with graph:
         x = graph.input("data", "float32", ("n",), "x")
         key = graph.input("rng", "uint64", (2,), "rng")
         graph.outputs = [OPS["dropout"](x, key, rate=0.5, training=True)]
     assert 'mode="always"' in emit(graph).source
-
-
-@pytest.mark.parametrize("name", ["mlp", "residual", "rnn"])
-def test_golden(name: str) -> None:
-    MXNET.golden(name)
 
 
 # -- models ----------------------------------------------------------------------------------------
@@ -173,9 +105,10 @@ def test_more_models(name: str, way: str) -> None:
     model = make()
     graph = tv.trace(model, spec)
     values = shaken(model)
-    runner = WAYS[way].runner(*build(graph, values))
+    block, weights = build(graph, values)
+    block.hybridize(HYBRID[way], static_alloc=HYBRID[way])
     for batch in (3, 1):
-        WAYS[way].both_modes(graph, runner, values, [sample(spec, batch)])
+        MXNET.both_modes(graph, MxnetRunner(block, weights), values, [sample(spec, batch)])
 
 
 # -- what is particular to MXNet -------------------------------------------------------------------
@@ -412,3 +345,8 @@ def test_statistics_that_MXNet_would_not_collect() -> None:
 
     with pytest.raises(UnsupportedError, match="no gradient reaches"):
         emit(tv.trace(alone, ("float32", ("batch", 3, 4, 4))))
+
+
+def test_a_model_without_an_input_is_refused() -> None:
+    with pytest.raises(UnsupportedError, match="a HybridBlock has at least one"):
+        emit(tv.trace(lambda: tv.zeros((2, 3))))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import trivium as tv
+from conftest import Plant, op_for
 
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
@@ -195,9 +196,7 @@ def test_a_model_without_gradients_is_carried() -> None:
     assert tv.to_torch(Picks(), X).report.ok
 
 
-def test_a_layer_that_starts_at_almost_nothing_is_looked_behind(monkeypatch: Any) -> None:
-    from trivium.frameworks.torch import open as door
-
+def test_a_layer_that_starts_at_almost_nothing_is_looked_behind(plant: Plant) -> None:
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -207,17 +206,8 @@ def test_a_layer_that_starts_at_almost_nothing_is_looked_behind(monkeypatch: Any
         def forward(self, x: Any) -> Any:
             return x + self.scale * F.gelu(self.fc(x))
 
-    honest = door.read
-
-    def wrong(*args: Any, **options: Any) -> Any:
-        module = honest(*args, **options)
-        for node in module.graph.nodes:
-            if node.op == "gelu":
-                node.op, node.attrs = "relu", {}
-        return module
-
     assert tv.from_torch(Scaled(), X).report.ok
-    monkeypatch.setattr(door, "read", wrong)
+    plant("torch", op_for("gelu", "relu"))
     with pytest.raises(tv.VerificationError, match="misread"):
         tv.from_torch(Scaled(), X)
 

@@ -14,8 +14,7 @@ tf = pytest.importorskip("tensorflow")
 
 import trivium as tv  # noqa: E402
 from trivium.frameworks.keras.layers import FORMS, same_pad  # noqa: E402
-from trivium.frameworks.keras.open import opened  # noqa: E402
-from trivium.frameworks.keras.read import read  # noqa: E402
+from trivium.frameworks.keras.open import opened, read  # noqa: E402
 from trivium.graph import MODE, OPS, Graph, UnsupportedError  # noqa: E402
 from trivium.interpret import Interpreter  # noqa: E402
 from trivium.nn.module import GraphModule, Spec  # noqa: E402
@@ -212,7 +211,7 @@ def test_written_layer_is_exact(form: Any, case: Any) -> None:
         return
     layer = getattr(L, form.layer.removeprefix("layers."))(**kwargs)
     names = {w.array for w in form.weights}
-    data = next(a for n, a in zip(op.arrays, arrays, strict=False) if n not in names)
+    data = next(a for n, a in zip(op.arrays[: len(arrays)], arrays, strict=True) if n not in names)
     layer.build(data.shape)
     for w in form.weights:
         array = arrays[op.arrays.index(w.array)] if op.arrays.index(w.array) < len(arrays) else None
@@ -300,7 +299,7 @@ def test_gradients() -> None:
     assert len(params) == len(theirs) == 8
     by_name = {f"{f.layer.removeprefix('layers.')}.{w.theirs}": w for f in FORMS for w in f.weights}
     kinds = {la.name: type(la).__name__ for la in model.layers}
-    for value, ours in zip(params, results[1:], strict=False):
+    for value, ours in zip(params, results[1 : 1 + len(params)], strict=True):
         path = module.source_names[value.name]
         layer, _, leaf = path.rpartition("/")
         back = by_name[f"{kinds[layer]}.{leaf}"].back

@@ -76,7 +76,9 @@ def leaves(result: Any) -> list[Any]:
 def same(block: Any, *arrays: Any, training: bool = True, gradients: bool = True) -> GraphModule:
     """Assert that ``block`` and what is read from it agree: outputs, gradients, statistics."""
     model = read(block, *arrays)
-    for a, b in zip(ours(model, *arrays), leaves(block(*map(mx.nd.array, arrays))), strict=False):
+    theirs = leaves(block(*map(mx.nd.array, arrays)))
+    found = ours(model, *arrays)[: len(model.graph.outputs)]  # then what states become
+    for a, b in zip(found, theirs, strict=True):
         close(a, b.asnumpy(), "inference")
     if gradients:
         agree_in_gradients(block, model, arrays, training)
@@ -99,12 +101,13 @@ def agree_in_gradients(block: Any, model: GraphModule, arrays: Any, training: bo
     back = pullback(graph, data + params)
     found = Interpreter(back)(*before, *heads)
     count = len(graph.outputs)
-    for a, b in zip(found, results, strict=False):
+    for a, b in zip(found[:count], results, strict=True):
         close(a, b.asnumpy(), "outputs")
     theirs = {p.name: p for p in block.collect_params().values()}
     grads = [a.grad for a in given if a.grad is not None]
     grads += [theirs[model.source_names[n]].grad() for n in params]
-    for name, a, b in zip(data + params, found[count:], grads, strict=False):
+    slopes = found[count : count + len(grads)]  # then what states become
+    for name, a, b in zip(data + params, slopes, grads, strict=True):
         close(a, b.asnumpy(), f"the gradient of {name}", 5e-5)
     updates = [state.name for state in back.updates]
     mx.nd.waitall()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import trivium as tv
+from conftest import Plant
 from trivium.graph import OPS, Graph, Node
 from trivium.nn.module import GraphModule
 from trivium.transforms.replay import prune
@@ -368,22 +369,17 @@ PLANTED: list[tuple[str, str, Misreading, bool]] = [
 ]  # fmt: skip
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, framework: str, misreading: Misreading) -> None:
-    """The framework's reader, from now on, makes this mistake."""
-    import importlib
+def mistaken(misreading: Misreading) -> Callable[[GraphModule], GraphModule]:
+    """What a reader gives that makes this mistake."""
 
-    door = importlib.import_module(f"trivium.frameworks.{framework}.open")
-    honest = door.read
-
-    def read(*args: Any, **options: Any) -> GraphModule:
-        module = honest(*args, **options)
+    def misread(module: GraphModule) -> GraphModule:
         values = copy.deepcopy(module.state_dict())
         misreading(module.graph, values)
         wrong = GraphModule(module.graph, values, module.source_names)
         wrong.weight_maps = module.weight_maps
         return wrong
 
-    monkeypatch.setattr(door, "read", read)
+    return misread
 
 
 @pytest.mark.parametrize(
@@ -392,13 +388,13 @@ def plant(monkeypatch: pytest.MonkeyPatch, framework: str, misreading: Misreadin
     ids=[f"{m}: {w}" for m, w, *_ in PLANTED],
 )
 def test_a_misreading_is_found_out(
-    model: str, what: str, misreading: Misreading, seen: bool, monkeypatch: pytest.MonkeyPatch
+    model: str, what: str, misreading: Misreading, seen: bool, plant: Plant
 ) -> None:
     framework = model.partition("_")[0].replace("gluon", "mxnet")
     pytest.importorskip(framework if framework != "mxnet" else "numpy")
     make, x = MODELS[model]
     source, examples = make(), [] if x is None else [x]
-    plant(monkeypatch, framework, misreading)
+    plant(framework, mistaken(misreading))
     with pytest.raises(tv.VerificationError, match="was misread") as caught:
         tv.to_torch(source, *examples)
     assert caught.value.report.misread

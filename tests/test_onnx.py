@@ -26,9 +26,9 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from trivium.engines.onnxruntime import OnnxRuntime  # noqa: E402
 from trivium.frameworks.onnx.emit import write  # noqa: E402
-from trivium.frameworks.onnx.layers import OPERATORS  # noqa: E402
 from trivium.frameworks.onnx.load import array  # noqa: E402
-from trivium.frameworks.onnx.read import read  # noqa: E402
+from trivium.frameworks.onnx.open import read  # noqa: E402
+from trivium.frameworks.onnx.operators_nn import OPERATORS  # noqa: E402
 from trivium.frameworks.onnx.sizes import FOLDS  # noqa: E402
 
 ENGINE = OnnxRuntime(threads=1)

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper  # noqa: E402
 
 from test_onnx import FLOAT, MODELS, example, model_of, write  # noqa: E402
-from trivium.frameworks.onnx.read import read  # noqa: E402
+from trivium.frameworks.onnx.open import read  # noqa: E402
 
 
 def conv_model(**attrs: Any) -> Any:

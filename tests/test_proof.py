@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import trivium as tv
+from conftest import Plant, op_for
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -75,20 +76,9 @@ def test_the_same_is_the_same_whichever_comes_first(a: str, b: str) -> None:
     assert report.ok, report.table()
 
 
-def test_what_is_the_same_in_both_orders_but_not_read_rightly(monkeypatch: Any) -> None:
-    from trivium.frameworks.torch import open as door
-
-    honest = door.read
-
-    def wrong(*args: Any, **options: Any) -> Any:
-        module = honest(*args, **options)
-        for node in module.graph.nodes:
-            if node.op == "relu":
-                node.op, node.attrs = "tanh", {}
-        return module
-
+def test_what_is_the_same_in_both_orders_but_not_read_rightly(plant: Plant) -> None:
     a, b = net(), tv.to_trivium(net(), X) if hasattr(tv, "to_trivium") else tv.from_torch(net(), X)
-    monkeypatch.setattr(door, "read", wrong)
+    plant("torch", op_for("relu", "tanh"))
     for report in (tv.verify(a, b, X), tv.verify(b, a, X)):
         assert not report.ok
         assert report.misread == ["torch"]
@@ -193,24 +183,13 @@ def test_files_are_run(tmp_path: Any) -> None:
     assert tv.from_onnx(tmp_path / "a.onnx").report.ran["a.onnx"].startswith("onnxruntime")
 
 
-def test_zeros_do_not_hide_what_stands_before_them(monkeypatch: Any) -> None:
+def test_zeros_do_not_hide_what_stands_before_them(plant: Plant) -> None:
     """A head that starts at zero gives 0 whatever comes before it, and no gradient either."""
-    from trivium.frameworks.torch import open as door
-
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     with torch.no_grad():
         model[2].weight.zero_()
     assert tv.to_keras(model, X).report.ok
-    honest = door.read
-
-    def wrong(*args: Any, **options: Any) -> Any:
-        module = honest(*args, **options)
-        for node in module.graph.nodes:
-            if node.op == "relu":
-                node.op, node.attrs = "tanh", {}
-        return module
-
-    monkeypatch.setattr(door, "read", wrong)
+    plant("torch", op_for("relu", "tanh"))
     with pytest.raises(tv.VerificationError, match="misread"):
         tv.from_torch(model, X)
     with pytest.raises(tv.VerificationError, match="misread"):

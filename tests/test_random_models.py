@@ -13,9 +13,9 @@ import trivium as tv
 from random_models import Model, draw
 from trivium.engines import ENGINES
 from trivium.graph import GraphError, Value
+from trivium.nn.parameter import captured
 from trivium.op import S
 from trivium.shape import ShapeError
-from trivium.train.fit import captured
 
 HERE = [name for name in fuzz.ENGINES if ENGINES[name].version() is not None]
 

@@ -44,9 +44,9 @@ BACK = {  # what comes back as something else, and why
 def prepared(framework: str, graph: Graph) -> Graph:
     """The Graph as the framework's source says it, node for node."""
     if framework == "onnx":
-        from trivium.frameworks.onnx.emit import _prepared
+        from trivium.frameworks.onnx import lower
 
-        return _prepared(specialize(graph, training=False))
+        return lower.prepared(specialize(graph, training=False))
     module = importlib.import_module(f"trivium.frameworks.{framework}.emit")
     found = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Target))
     target = next(c for c in found if c.name == framework and c.__module__ == module.__name__)

@@ -32,9 +32,12 @@ _TRAITS = {f.name for f in fields(Traits)}
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a framework has no exact form of an op."""
+    """Why a framework has no exact form of an op, or none with some attributes."""
 
     reason: str
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+    """With which attributes; with others the framework's own function writes the op."""
+    remedy: str = ""
 
 
 class By:
@@ -202,7 +205,10 @@ class Op(Traits):
     def lowering(self, framework: str, attrs: Mapping[str, Any]) -> str | Refused | None:
         """What is declared of a framework's form of this op, with these attributes."""
         form = self.lowerings.get(framework)
-        return form.lines.get(attrs[form.attribute]) if isinstance(form, By) else form
+        if isinstance(form, By):
+            return form.lines.get(attrs[form.attribute])
+        fits = isinstance(form, Refused) and form.when is not None and not form.when(attrs)
+        return None if fits else form
 
     def names(self, values: Sequence[Any]) -> list[str]:
         """What each of so many arrays is called in the signature."""

@@ -97,7 +97,7 @@ def _where_rule(c: Type, x: Type, y: Type) -> Type:
 @primitive(
     rule=_where_rule,
     cases=[case(S(2, 3, dtype=bool_), S(3), S(2, 1))],
-    torch="torch.where({condition}, {x}, {y})", keras="ops.where({condition}, {x}, {y})",
+    keras="ops.where({condition}, {x}, {y})",
     tensorflow="tf.where({condition}, {x}, {y})", jax="jnp.where({condition}, {x}, {y})",
     mxnet="F.where({condition}, {x}, {y})", onnx="Where",
 )  # fmt: skip

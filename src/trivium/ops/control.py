@@ -38,7 +38,11 @@ def _types(xs: Sequence[Any]) -> list[Type]:
 
 
 def _refused(what: str) -> dict[str, Any]:
-    return dict.fromkeys(("torch", "tensorflow"), Refused(what))
+    return {
+        "torch": Refused(f"a {what} in a module's source"),
+        "keras": Refused("a functional model is not saved with functions inside it"),
+        "mxnet": Refused(f"a {what} in a block's source"),
+    }
 
 
 # -- cond ------------------------------------------------------------------------------------------
@@ -63,7 +67,7 @@ def _cond_rule(condition: Type, *operands: Type, then: Graph, otherwise: Graph) 
     return a
 
 
-@primitive(name="cond", rule=_cond_rule, **_refused("a branch in a module's source"))
+@primitive(name="cond", rule=_cond_rule, **_refused("branch"))
 def _cond(condition: Any, *operands: Any, then: Graph, otherwise: Graph) -> Any:
     """One of two Graphs, applied to the operands."""
     return tuple(run(then if condition else otherwise, operands))
@@ -110,7 +114,7 @@ def _scan_rule(*xs: Type, body: Graph, carries: int, scanned: int, reverse: bool
     ]
 
 
-@primitive(name="scan", rule=_scan_rule, **_refused("a loop in a module's source"))
+@primitive(name="scan", rule=_scan_rule, **_refused("loop"))
 def _scan(*xs: Any, body: Graph, carries: int, scanned: int, reverse: bool = False) -> Any:
     """A Graph applied along the first axis: carries, then scanned arrays, then what stays."""
     carry, along = list(xs[:carries]), xs[carries : carries + scanned]

@@ -154,8 +154,11 @@ def _without_bias(x: Any, w: Any, b: Any, *, layout: str, **attrs: Any) -> Any:
     return conv(x, w, layout=layout, **attrs) + OPS["reshape"](b, shape=shape)
 
 
+_IN_GROUPS = Refused("in groups, with a kernel that is no layer's", lambda a: a["groups"] != 1)
+
+
 @primitive(
-    rule=_conv_rule, normal=conv_attrs, cases=_CASES, native=_without_bias,
+    rule=_conv_rule, normal=conv_attrs, cases=_CASES, native=_without_bias, keras=_IN_GROUPS,
     family=CONTRACTION, images=("x",), around=0.0,
 )  # fmt: skip
 def conv(x: Any, w: Any, b: Any = None, *, stride: Any = 1, padding: Any = 0, dilation: Any = 1,

@@ -39,7 +39,6 @@ def _full_rule(*, shape: Any, value: Any, dtype: DType) -> Type:
     torch="torch.full({shape}, {value}, dtype={dtype})",
     keras="ops.full({shape}, {value}, dtype={dtype})",
     tensorflow="tf.fill({shape}, tf.constant({value}, {dtype}))",
-    mxnet="F.full({shape}, {value}, dtype={dtype})",
     jax="jnp.full({shape}, {value}, {dtype})",
 )
 def full(*, shape: Any, value: Any, dtype: Any = None) -> Any:
@@ -56,10 +55,6 @@ def full(*, shape: Any, value: Any, dtype: Any = None) -> Any:
     rule=lambda *, value: Type(as_dtype(value.dtype), value.shape),
     vjp=zero_gradient,
     cases=[case(value=np.array([[1.0, 2.0, 3.0]], np.float32))],
-    torch="torch.tensor({value})",
-    keras="ops.convert_to_tensor({value})",
-    tensorflow="tf.constant({value})",
-    jax="jnp.array({value})",
 )
 def constant(*, value: Any) -> Any:
     """An array of numbers that is part of the Graph."""
@@ -100,7 +95,7 @@ def _arange_rule(*, stop: Any, start: Any, step: Any, dtype: DType) -> Type:
     torch="torch.arange({start}, {stop}, {step}, dtype={dtype})",
     keras="ops.arange({start}, {stop}, {step}, dtype={dtype})",
     tensorflow="tf.range({start}, {stop}, {step}, dtype={dtype})",
-    mxnet="F.arange({start}, {stop}, {step}, dtype={dtype})",
+    mxnet="F.arange({start}, {stop}, step={step|1}, dtype={dtype})",
     jax="jnp.arange({start}, {stop}, {step}, dtype={dtype})",
 )
 def arange(*, stop: Any, start: Any = 0, step: int = 1, dtype: Any = dt.int64) -> Any:

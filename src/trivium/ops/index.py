@@ -74,9 +74,10 @@ def _grad_axis(g: Type, indices: Type, *, axis: int, size: Any) -> dict[str, Any
     normal=_grad_axis,
     vjp=lambda g, out, x, indices, *, axis, size: (take(g, indices, axis=axis), None),
     cases=[case(S(2, 4, 3), S(2, 4, dtype="int64", low=0, high=5), axis=0, size=5)],
-    torch=Refused("a gradient: the framework derives its own"),
-    tensorflow=Refused("a gradient: the framework derives its own"),
-)
+    **dict.fromkeys(("torch", "keras", "mxnet"),
+                    Refused("a gradient: the framework derives its own")),
+    tensorflow=Refused("it scatters along the first axis alone", lambda a: a["axis"] != 0),
+)  # fmt: skip
 def take_grad(g: Any, indices: Any, *, axis: int, size: Any) -> Any:
     """The transpose of take: each slice of g added where ``indices`` took it from."""
     rank = indices.ndim
@@ -116,7 +117,6 @@ def one_hot(indices: Any, *, classes: int, dtype: dt.DType = dt.float32) -> Any:
     cases=[case(S(5, 3), S(2, 4, dtype="int64", low=0, high=5))],
     bounds={"indices": _rows},
     torch="F.embedding({indices}, {weight})",
-    mxnet="F.take({weight}, {indices}, mode='raise')",
 )  # fmt: skip
 def embedding(weight: Any, indices: Any) -> Any:
     """Rows of the table ``weight`` (count, width) at integer ``indices``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -146,6 +147,10 @@ def _max_pool_numpy(
     return np.ascontiguousarray(_channels_back(out, layout))
 
 
+def _dilated(a: Mapping[str, Any]) -> bool:
+    return any(d != 1 for d in a["dilation"])
+
+
 @composite(
     rule=_pool_rule, normal=_normal, numpy=_max_pool_numpy, images=("x",), around=float("-inf"),
     cases=[
@@ -155,6 +160,8 @@ def _max_pool_numpy(
         case(S(2, 5, 6, 3), kernel=3, stride=2, padding=1, layout="NHWC"),
         case(S(2, 3, 7, 6), kernel=2, stride=1, dilation=2),
     ],
+    **dict.fromkeys(("keras", "mxnet"), Refused("a window with a dilation", _dilated,
+                                                "pool without a dilation")),
 )  # fmt: skip
 def max_pool(x: Any, *, kernel: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
              layout: Any = None) -> Any:  # fmt: skip

@@ -11,8 +11,18 @@ from typing import Any
 import numpy as np
 
 from trivium import dtype as dt
+from trivium.framework import everywhere
 from trivium.graph import MODE, OPS, Type
-from trivium.op import S, case, composite, each_place, elementwise, primitive, zero_gradient
+from trivium.op import (
+    Refused,
+    S,
+    case,
+    composite,
+    each_place,
+    elementwise,
+    primitive,
+    zero_gradient,
+)
 from trivium.shape import ShapeError, as_shape
 
 _KEY = S(2, dtype="uint64", low=0, high=1000)
@@ -29,6 +39,7 @@ def _uniform_rule(key: Type, *, shape: Any, salt: int, dtype: dt.DType) -> Type:
     normal=lambda key, *, shape, salt, dtype: {"shape": as_shape(shape)},
     vjp=zero_gradient, random="key",
     cases=[case(_KEY, shape=(2, 3)), case(_KEY, shape=(4,), salt=7)],
+    **everywhere(Refused("the framework's own generator has other bits", remedy="use a Dropout")),
 )  # fmt: skip
 def random_uniform(key: Any, *, shape: Any, salt: int = 0, dtype: dt.DType = dt.float32) -> Any:
     """Uniform numbers in [0, 1): the top 24 bits of Philox 4x64-10 (Salmon et al., 2011)."""

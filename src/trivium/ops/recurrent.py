@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trivium.graph import OPS
-from trivium.op import S, case, composite
+from trivium.op import Refused, S, case, composite
 from trivium.ops.control import scan
 
 
@@ -15,6 +15,7 @@ from trivium.ops.control import scan
         case(S(2, 4, 3), S(5, 3), S(5, 5, low=-0.5, high=0.5), S(5), S(5)),
         case(S(2, 4, 3), S(5, 3), S(5, 5, low=-0.5, high=0.5), activation="relu"),
     ],
+    torch=Refused("a loop in a module's source, where its weights are no layer's"),
 )
 def rnn(x: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any = None, bias_hh: Any = None, *,
         activation: str = "tanh") -> Any:  # fmt: skip

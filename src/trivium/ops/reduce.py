@@ -48,9 +48,8 @@ def _sum_rule(x: Type, **attrs: Any) -> Type:
     rule=_sum_rule, normal=_axes, cases=_CASES, family=REDUCTION, axes=reduced, idle=no_axis,
     torch="{x}.sum({axis!axes|None}, keepdim={keepdims|False})",
     keras="ops.sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
-    tensorflow="tf.reduce_sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    tensorflow="tf.reduce_sum({x}, {axis!axes}, keepdims={keepdims|False})",
     mxnet="F.sum({x}, axis={axis!axes}, keepdims={keepdims|False})",
-    jax="{x}.sum({axis!axes}, keepdims={keepdims|False})",
 )  # fmt: skip
 def sum(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The sum along ``axis`` (an int, several, or None for all); the dtype stays.
@@ -72,9 +71,8 @@ def _sum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     numpy=lambda x, *, axis, keepdims: np.mean(x, axis, x.dtype, keepdims=keepdims),
     torch="{x}.mean({axis!axes|None}, keepdim={keepdims|False})",
     keras="ops.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
-    tensorflow="tf.reduce_mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    tensorflow="tf.reduce_mean({x}, {axis!axes}, keepdims={keepdims|False})",
     mxnet="F.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
-    jax="{x}.mean({axis!axes}, keepdims={keepdims|False})",
 )  # fmt: skip
 def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The arithmetic mean along ``axis``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from trivium.dtype import holds
 from trivium.graph import OPS, Type, UnsupportedError
-from trivium.op import S, case, composite, primitive
+from trivium.op import Refused, S, case, composite, primitive
 from trivium.shape import (
     Dim,
     ShapeError,
@@ -45,8 +46,8 @@ def _reshape_normal(x: Type, *, shape: Any) -> dict[str, Any]:
     family=MOVEMENT, cost=0, idle=lambda x, *, shape: bool(shape == x.shape),
     vjp=lambda g, out, x, *, shape: (OPS["reshape"](g, shape=x.shape),),
     cases=[case(S(2, 3, 4), shape=(4, 6)), case(S(2, 3), shape=(-1,)), case(S(), shape=(1, 1))],
-    torch="{x}.reshape(*{shape})", keras="ops.reshape({x}, {shape})",
-    tensorflow="tf.reshape({x}, {shape})", jax="{x}.reshape(*{shape})",
+    torch="{x}.reshape(*{shape})",
+    tensorflow="tf.reshape({x}, {shape})",
 )  # fmt: skip
 def reshape(x: Any, *, shape: Any) -> Any:
     """The elements of x, row-major, in ``shape``; one size may be -1.
@@ -88,7 +89,6 @@ def _transpose_normal(x: Type, *, axes: Any) -> dict[str, Any]:
     family=MOVEMENT, cost=0, idle=lambda x, *, axes: axes == tuple(range(len(axes))),
     torch="{x}.permute(*{axes})", keras="ops.transpose({x}, {axes})",
     tensorflow="tf.transpose({x}, {axes})", mxnet="F.transpose({x}, axes={axes})",
-    jax="{x}.transpose(*{axes})",
 )  # fmt: skip
 def transpose(x: Any, *, axes: Any = None) -> Any:
     """The axes in the order ``axes`` (None: reversed); the array API's permute_dims."""
@@ -288,9 +288,6 @@ def _slice_vjp(g: Any, out: Any, x: Any, *, axis: int, start: Any, stop: Any, st
     cases=[case(S(4, 3), axis=0, index=2), case(S(2, 4, 3), axis=1, index=-1)],
     family=MOVEMENT,
     axes=reduced,
-    torch="{x}.select({axis}, {index})",
-    keras="ops.take({x}, {index}, axis={axis})",
-    tensorflow="tf.gather({x}, {index}, axis={axis})",
 )
 def select(x: Any, *, axis: int, index: int) -> Any:
     """``x[index]`` along one axis, which goes."""
@@ -352,6 +349,14 @@ def _pad_rule(x: Type, *, low: Any, high: Any, interior: Any, value: float) -> T
     )
 
 
+def _between(a: Mapping[str, Any]) -> bool:
+    return any(a["interior"])
+
+
+def _cut(a: Mapping[str, Any]) -> bool:
+    return any(isinstance(p, int) and p < 0 for p in (*a["low"], *a["high"]))
+
+
 @primitive(
     rule=_pad_rule, normal=_pad_normal,
     family=MOVEMENT, axes=each_axis("low", "high", "interior"),
@@ -362,6 +367,9 @@ def _pad_rule(x: Type, *, low: Any, high: Any, interior: Any, value: float) -> T
         case(S(3, 2), low=(1, 0), high=(0, 0), interior=(2, 1)),
         case(S(3, 4), low=(0, -1), high=(-1, 2)),
     ],
+    **dict.fromkeys(("torch", "keras", "mxnet"), Refused("padding between elements", _between)),
+    tensorflow=Refused("padding that is negative or between elements",
+                       lambda a: _between(a) or _cut(a), "slice instead"),
 )  # fmt: skip
 def pad(x: Any, *, low: Any, high: Any, interior: Any = None, value: float = 0.0) -> Any:
     """``low`` and ``high`` elements of ``value`` before and after each axis, ``interior`` between.

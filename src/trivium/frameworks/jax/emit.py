@@ -222,6 +222,7 @@ class Jax(Calls):
     forms = FORMS
     holds = False
     helpers = HELPERS
+    lacks = frozenset({"float64"})
     reserved = frozenset(
         {"jax", "jnp", "lax", "math", "params", "state", "training", "rng", "keys", "i"}
     )
@@ -234,9 +235,9 @@ class Jax(Calls):
     }  # fmt: skip
 
     def prepare(self, graph: Graph) -> Graph:
-        """float64 is refused."""
+        """Without float64."""
         for v in (*graph.inputs, *(v for n in graph.nodes for v in n.outputs)):
-            if v.dtype == "float64":
+            if v.dtype in self.lacks:
                 raise UnsupportedError(
                     "float64 in JAX source, which is float32 there unless x64 is on",
                     v.node.scope if v.node else v.name, "cast the model to float32",

@@ -30,9 +30,6 @@ def _conv(target: Target, node: Node) -> Code:
     x, w, b = (*node.inputs, None)[:3]
     a = node.attrs
     n = len(a["stride"])
-    if a["groups"] != 1:
-        what = "keras.ops.conv in groups, with a kernel that is no layer's"
-        raise UnsupportedError(what, node.scope)
     padding = "valid" if all(p == (0, 0) for p in a["padding"]) else "same"
     words = (("strides", square(a["stride"]), 1), ("padding", padding, "valid"),
              ("dilation_rate", square(a["dilation"]), 1))  # fmt: skip
@@ -51,10 +48,10 @@ def _add(target: Target, node: Node) -> Code:
     assert x is not None and y is not None
     long = [i for i, s in enumerate(y.shape) if s != 1]
     if len(long) != 1 or long[0] == len(y.shape) - 1 or number(target, x):
-        return target.fill("{x} + {y}", node)
+        return target.by_line(node)
     swapped = Node(node.op, [y, x], node.attrs)
     swapped.outputs, swapped.scope = node.outputs, node.scope
-    return target.fill("{x} + {y}", swapped)
+    return target.by_line(swapped)
 
 
 _WIDENED = ("bool", "int8", "int16", "uint8", "uint16")
@@ -62,18 +59,13 @@ _WIDENED = ("bool", "int8", "int16", "uint8", "uint16")
 
 def _as_narrow(target: Target, node: Node) -> Code:
     """By its own line; but of these dtypes Keras makes wider ones, where ours stay."""
-    line, dtype = target.template(node), node.out.dtype
-    assert line is not None
-    code = target.fill(line, node)
+    code, dtype = target.by_line(node), node.out.dtype
     return ["ops.cast(", *code, f', "{dtype}")'] if dtype in _WIDENED else code
 
 
 def _pool(target: Target, node: Node) -> Code:
     """A pool that is no layer: of float64, which a layer would cast."""
     a, volume = node.attrs, len(node.attrs["kernel"]) == 3
-    if any(d != 1 for d in a.get("dilation", ())):
-        what = f"Keras has no {node.op} with the dilation {a['dilation']}"
-        raise UnsupportedError(what, node.scope, "pool without a dilation")
     if node.op == "max_pool" and volume:
         what = f"keras.ops.max_pool of {node.out.dtype} volumes, whose ties have another gradient"
         raise UnsupportedError(what, node.scope, "make the model float32")
@@ -92,22 +84,8 @@ def _argmax(target: Target, node: Node) -> Code:
     return ["ops.cast(ops.argmax(", *code, ", axis=", *axis, '), "int64")']
 
 
-def _no_source(why: str, remedy: str = "") -> Any:
-    def refuse(target: Target, node: Node) -> Code:
-        raise UnsupportedError(f"Keras source of {node.op}: {why}", node.scope, remedy)
-
-    return refuse
-
-
-_CLOSURE = _no_source("a functional model is not saved with functions inside it")
-_GRADIENT = _no_source("a gradient, and TensorFlow derives its own")
-_RANDOM = _no_source("Keras's own generator has other bits", "use a Dropout")
-
-
 def _pad(target: Target, node: Node) -> Code:
     a = node.attrs
-    if any(a["interior"]):
-        raise UnsupportedError("Keras has no padding between elements", node.scope)
     widths = tuple(zip(a["low"], a["high"], strict=True))
     code: Code = ["ops.pad(", *target.array(node.inputs[0]), ", ", target.literal(widths)]
     return [*code, f", constant_values={target.literal(a['value'])})" if a["value"] else ")"]
@@ -197,7 +175,7 @@ def _broadcast_to(target: Target, node: Node) -> Code:
             return ["ops.logical_and(", *target.array(x), f", {ones})"]
         return [*target.array(x), f" * {ones}"]
     if one is None:
-        return ["ops.broadcast_to(", *target.array(x), ", ", *target.attribute(shape), ")"]
+        return target.by_line(node)
     row: Code = target.array(x)
     if x.shape != one:
         row = ["ops.broadcast_to(", *row, f", {one})"]
@@ -207,9 +185,9 @@ def _broadcast_to(target: Target, node: Node) -> Code:
 def _full(target: Target, node: Node) -> Code:
     a = node.attrs
     one = _one(node.out, a["shape"])
-    end: Code = [", ", *target.attribute(a["value"]), f', dtype="{a["dtype"]}")']
     if one is None:
-        return ["ops.full(", *target.attribute(a["shape"]), *end]
+        return target.by_line(node)
+    end: Code = [", ", *target.attribute(a["value"]), f', dtype="{a["dtype"]}")']
     return [f"LikeBatch()([ops.full({one}", *end, ", ", Like(a["shape"][0]), "])"]
 
 
@@ -227,6 +205,4 @@ FUNCTIONS: dict[str, Callable[..., Code]] = {
     "broadcast_to": _broadcast_to, "full": _full, "constant": _constant,
     "batch_norm": _batch_norm, "cross_entropy": _cross_entropy,
     "mse_loss": _mse_loss, "sum": _as_narrow, "square": _as_narrow,
-    "cond": _CLOSURE, "take_grad": _GRADIENT,
-    "random_uniform": _RANDOM,
 }  # fmt: skip

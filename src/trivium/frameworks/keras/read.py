@@ -2,10 +2,7 @@
 
 A layer in the table of ``layers.py`` becomes its op; a ``keras.ops`` operation becomes ours; every
 other layer, Keras's own or a user's, is called on symbolic tensors and what that records is read in
-turn. The model is read twice, training and not. Where the two differ in nothing but the flag of a
-dropout or a batch norm, that flag is left open (``training=MODE``); all else is refused.
-
-What belongs to the training objective (regularizers, constraints) is no part of a Graph.
+turn.
 """
 
 from __future__ import annotations
@@ -13,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -25,13 +21,11 @@ from trivium.frameworks.keras import operations
 from trivium.frameworks.keras.exact import EXACT
 from trivium.frameworks.keras.layers import FORMS
 from trivium.frameworks.keras.operations import ACTIVATIONS
-from trivium.frameworks.keras.special import SPECIAL
-from trivium.frameworks.keras.symbolic import behind, called, nodes_kept, objective
+from trivium.frameworks.keras.symbolic import behind, called
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.ways import NotTheirs
 from trivium.graph import MODE, OPS, Graph, GraphError, Node, UnsupportedError, Value, identifier
-from trivium.graph.check import check
-from trivium.nn.module import GraphModule, Spec
+from trivium.nn.module import Spec
 from trivium.op import lift
 from trivium.shape import Dim, ShapeError
 
@@ -76,64 +70,24 @@ def load() -> Any:
     return keras
 
 
-def read(model: Any, *examples: Any, training: bool | None = None) -> GraphModule:
-    """The Graph and the parameters of a Keras model (or layer).
-
-    A subclassed model that was never called wants ``examples``, one for each argument of its call:
-    arrays, or Specs where the model is built already. ``training`` True or False reads the model in
-    that mode alone. Parameters are named "<layer>.weight", "<layer>.bias", ...; ``source_names``
-    has Keras's own paths.
-    """
-    keras = load()
-    if not isinstance(model, keras.Layer):
-        raise TypeError(f"read() wants a Keras model or layer, got {type(model).__name__}")
-    if not model.built and examples and all(isinstance(e, np.ndarray) for e in examples):
-        model(*examples)
-    if not model.built:
-        raise UnsupportedError(
-            "a model that is not built yet", model.name,
-            "call it on a batch, give it an Input, or pass an example array here",
-        )  # fmt: skip
-    # Twice in the one mode: what differs between two readings was drawn at random on the way.
-    modes = (True, False) if training is None else (training, training)
-    with nodes_kept(model):
-        readers = [Reader(keras, model, examples, mode) for mode in modes]
-    first = readers[0]
-    _open_mode(model, first.graph, readers[1].graph)
-    first.update_states()
-    for variable in (v for v in model.weights if id(v) not in first.claimed):
-        *scope, name = variable.path.split("/")  # nothing reads it: it is kept
-        first.variable(variable, ".".join(scope), model, name)
-    if beside := objective(model):
-        warnings.warn(
-            f"the {beside} of {model.name!r} is no part of a Graph and is left behind: it belongs "
-            "to the training objective; add it to the loss where the model goes on being trained",
-            stacklevel=4,
-        )
-    module = GraphModule(check(first.graph), first.arrays, first.source_names)
-    claimed = {v.path: first.claimed[id(v)] for v in model.weights if id(v) in first.claimed}
-    module.weight_maps = {path: weight for path, (_, weight) in claimed.items()}
-    return module
-
-
-def _open_mode(model: Any, graph: Graph, other: Graph) -> None:
-    """Leave the flags open in which the training ``graph`` and the ``other`` one differ."""
-    for a, b in zip(graph.nodes, other.nodes, strict=False):
-        if a.op == b.op and a.attrs.get("training") is not b.attrs.get("training"):
-            a.attrs["training"] = b.attrs["training"] = MODE
-    if difference := graph.difference(other):
-        raise UnsupportedError(
-            f"the model computes something else while training ({difference})", model.name,
-            "read it with training=True or training=False; draw random numbers by layers",
-        )  # fmt: skip
+Special = Callable[["Reader", Any, Value, str, bool], Any]
+"""``(reader, layer, x, path, training)``: what a layer with a reading of its own makes."""
 
 
 class Reader:
     """One reading of a model, in one mode."""
 
-    def __init__(self, keras: Any, model: Any, examples: Sequence[Any], training: bool):
+    def __init__(
+        self,
+        keras: Any,
+        model: Any,
+        examples: Sequence[Any],
+        training: bool,
+        special: Mapping[str, Special],
+    ):
         from keras.src.models.functional import Functional
 
+        self.special = special
         self.keras, self.functional_call = keras, Functional.call
         named = self.recorded(model) is not None
         self.graph = Graph(model.name if named else type(model).__name__)
@@ -290,7 +244,7 @@ class Reader:
         own = getattr(self.keras.layers, kind, None) is type(layer)
         with self.graph.within(path), _placed(path, kind):
             name = kind if own else self.keras.saving.get_registered_name(type(layer))
-            special = SPECIAL.get(name)
+            special = self.special.get(name)
             if special or forms_of(self.keras, layer):
                 if len(args) != 1 or any(v is not None for v in kwargs.values()):
                     raise UnsupportedError("further arguments of its call", path)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trivium.dtype import float32
 from trivium.frameworks.keras.layers import FORMS
+from trivium.frameworks.keras.read import Reader, Special
 from trivium.frameworks.layer import Weight
 from trivium.graph import OPS, UnsupportedError, Value
-
-if TYPE_CHECKING:
-    from trivium.frameworks.keras.read import Reader
 
 
 def separable(reader: Reader, layer: Any, x: Value, path: str, training: bool) -> Any:
@@ -129,7 +126,7 @@ def kept_weight(reader: Reader, layer: Any, x: Value, path: str, training: bool)
     return x
 
 
-SPECIAL: dict[str, Callable[[Reader, Any, Value, str, bool], Any]] = {
+SPECIAL: dict[str, Special] = {
     "Activation": activation,
     **dict.fromkeys(
         ("Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D"), dropout

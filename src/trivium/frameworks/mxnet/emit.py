@@ -13,7 +13,7 @@ import numpy as np
 from trivium import dtype as dt
 from trivium.frameworks.layer import LayerForm, Weight
 from trivium.frameworks.mxnet.cut import cut, stopped
-from trivium.frameworks.mxnet.forms import FORMS, HELPERS, applications
+from trivium.frameworks.mxnet.layers import FORMS, HELPERS, applications, often
 from trivium.frameworks.mxnet.lower import FUNCTIONS, IF, Like, call, literal
 from trivium.frameworks.mxnet.prepare import check_dtypes, prepare
 from trivium.frameworks.writing.blocks import Block, Layer, inside, numbered
@@ -106,6 +106,7 @@ class MXNet(Target):
     def __init__(self) -> None:
         self.constants: dict[str, np.ndarray[Any, Any]] = {}
         self.cut: set[Node] = set()  # the ends of what autograd must not have recorded
+        self.often: set[Value | None] = set()  # what is read in many places
 
     def prepare(self, graph: Graph) -> Graph:
         """See :func:`trivium.frameworks.mxnet.prepare.prepare`."""
@@ -391,6 +392,7 @@ class _Emitter(Emitter):
                 last.inputs = (*last.inputs[:5], *(n.inputs[0] for n in calls[:-1]))
         self.graph, self.target.cut = cut(self.graph)
         self.unread = dict.fromkeys(self.graph.unread())
+        self.target.often = often(self.graph)
         return super().nested()
 
     def sub_block(self, body: Body, block: Block) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium import dtype as dt
 from trivium.dtype import DType
-from trivium.frameworks.mxnet.forms import bias_alone, often
+from trivium.frameworks.mxnet.layers import bias_alone
 from trivium.frameworks.ways import symmetric
 from trivium.frameworks.writing.code import Code, Target, number
 from trivium.graph import MODE, Node, UnsupportedError, Value
@@ -74,13 +74,13 @@ def carrier(value: Value) -> DType:
 def _binary(sign: str, name: str, number_first: bool = True) -> Lowering:
     """Python's sign between equal shapes or with a number, a broadcasting function elsewhere."""
 
-    def lower(target: Target, node: Node) -> Code:
+    def lower(target: Any, node: Node) -> Code:
         x, y = _inputs(node, 2)
         a, b = number(target, x), number(target, y)
         if a and b:
             a = b = []  # Python would compute a number that no operator of MXNet reads
         alike = x.shape == y.shape and carrier(x) == carrier(y)
-        if alike and not (a or b) and name == "add" and (often(x) or often(y)):
+        if alike and not (a or b) and name == "add" and target.often & {x, y}:
             alike = False
         if b or (a and number_first) or alike:
             return [*(a or target.array(x)), f" {sign} ", *(b or target.array(y))]
@@ -100,7 +100,7 @@ def _extremum(name: str) -> Lowering:
         x, y = _inputs(node, 2)
         b = number(target, y)
         if node.attrs["ties"] == "share":
-            return [f"shared_{name}(F, ", *target.array(x), ", ", *target.array(y), ")"]
+            return target.by_line(node)
         if b and not number(target, x):  # the other way round a tie would have another gradient
             return call(name, target.array(x), b)
         return call(f"broadcast_{name}", target.array(x), target.array(y))
@@ -289,8 +289,6 @@ def _pad(target: Target, node: Node) -> Code:
     (x,), a = _inputs(node, 1), node.attrs
     padded = [i for i, pair in enumerate(zip(a["low"], a["high"], strict=True)) if pair != (0, 0)]
     rank = len(x.shape)
-    if any(a["interior"]):
-        raise _refuse(node, "between elements is not there")
     if not padded:
         return target.array(x)
     lead = next((n - rank for n in (4, 5) if n >= rank and padded[0] + n - rank >= 2), None)
@@ -398,8 +396,6 @@ def _conv(target: Target, node: Node) -> Code:
 
 def _pool(target: Target, node: Node) -> Code:
     a = node.attrs
-    if set(a.get("dilation", (1,))) != {1}:
-        raise _refuse(node, f"with dilation {a['dilation']}: its windows have no gaps")
     kind = node.op.partition("_")[0]
     words: dict[str, Any] = {"kernel": a["kernel"], "stride": a["stride"]}
     pad = symmetric(a["padding"])
@@ -436,7 +432,7 @@ def _arange(target: Target, node: Node) -> Code:
     (count,) = node.out.shape
     words = {} if a["step"] == 1 else {"step": a["step"]}
     if isinstance(a["start"], int) and isinstance(count, int):
-        return call("arange", [str(a["start"])], [str(a["stop"])], **words, dtype=a["dtype"])
+        return target.by_line(node)
     if not isinstance(a["start"], int):
         raise _refuse(node, f"from the open {a['start']}", "trace with fixed sizes")
     like: Any = Like(count)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import numpy as np
 
 from trivium import dtype as dt
 from trivium.frameworks.mxnet.cut import reached
-from trivium.frameworks.mxnet.forms import applications
+from trivium.frameworks.mxnet.layers import applications
 from trivium.frameworks.mxnet.params import DTYPES
 from trivium.frameworks.ways import symmetric
 from trivium.graph import OPS, Graph, Node, UnsupportedError, Value

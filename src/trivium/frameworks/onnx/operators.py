@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trivium.dtype import as_dtype
 from trivium.frameworks.onnx import from_onnx_dtype, words
+from trivium.frameworks.onnx.read import Call
 from trivium.frameworks.onnx.sizes import MOST
 from trivium.graph import OPS, Value
 from trivium.ops.control import cond, scan
 from trivium.shape import Dim, size_product
-
-if TYPE_CHECKING:
-    from trivium.frameworks.onnx.read import Call
 
 OPERATORS: dict[str, Callable[[Call], Any]] = {}
 """ONNX operator -> a function that gives the Value(s), or the known numbers, that it makes."""

@@ -1,4 +1,4 @@
-"""ONNX -> Graph: a ModelProto or file as a GraphModule, its names kept."""
+"""ONNX -> Graph: a ModelProto while it is read, its names kept."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ import numpy as np
 
 from trivium.frameworks import words
 from trivium.frameworks.onnx import FROZEN, KIND, OUTPUTS, decimal, from_onnx_dtype, package
-from trivium.frameworks.onnx.layers import OPERATORS
-from trivium.frameworks.onnx.load import array, load
-from trivium.frameworks.onnx.operators import by_its_line
-from trivium.frameworks.onnx.sizes import fold
+from trivium.frameworks.onnx.load import array
 from trivium.graph import OPS, Graph, GraphError, UnsupportedError, Value, current
 from trivium.graph.check import check
-from trivium.nn.module import GraphModule
 from trivium.shape import Dim, ShapeError, Size, parse_size
 from trivium.transforms.replay import prune
 
@@ -28,28 +24,11 @@ DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivi
 _PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
-def read(source: Any) -> GraphModule:
-    """The model in ``source``, a path or an ``onnx.ModelProto``, as a trainable module.
-
-    Floating initializers become parameters (running statistics: states) under their own names;
-    those that only make shapes become attributes. An operator without an exact meaning here, and a
-    file that is not what it says, are refused with the node's name.
-    """
-    model = load(source)
-    try:
-        reader = Reader(model)
-        graph = reader.read()
-    except (GraphError, UnsupportedError):
-        raise
-    except DAMAGED as error:  # names that are no text, types that do not exist, ...
-        raise GraphError(f"this ONNX model is damaged: {error}") from error
-    return GraphModule(graph, reader.values, reader.source_names)
-
-
 class Reader:
-    """A Graph being made from a ModelProto."""
+    """A Graph being made from a ModelProto; ``meaning`` says what one of its nodes makes."""
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, meaning: Callable[[Call], Any]):
+        self.meaning = meaning
         self.proto = model.graph
         self.named = any(p.key == OUTPUTS and p.value == "named" for p in model.metadata_props)
         self.opset = max((o.version for o in model.opset_import if o.domain in ONNX), default=0)
@@ -227,13 +206,11 @@ class Reader:
             self.alias[node.output[0]] = node.input[0]
             self.value(node.input[0]) if node.input[0] in self.env else None
             return
-        name = node.op_type if node.domain in ONNX else f"{node.domain}::{node.op_type}"
         call = Call(self, node, where)
-        result = fold(call)
+        result = self.meaning(call)
         if result is None:
-            result = OPERATORS.get(name, by_its_line)(call)
-        if result is None:
-            raise call.refuse(f"the operator {name}", "Trivium has no op for it: export without it")
+            what = f"the operator {call.name}"
+            raise call.refuse(what, "Trivium has no op for it: export without it")
         made = result if isinstance(result, tuple) else (result,)
         asked = [i for i, output in enumerate(node.output) if output]
         if asked and asked[-1] >= len(made):
@@ -266,6 +243,7 @@ class Call:
     def __init__(self, reader: Reader, node: Any, where: str):
         self.reader, self.node, self.where = reader, node, where
         self.op, self.opset = node.op_type, reader.opset
+        self.name = self.op if node.domain in ONNX else f"{node.domain}::{self.op}"
         self.outputs = len(node.output)
         self._attrs = {a.name: a for a in node.attribute}
 

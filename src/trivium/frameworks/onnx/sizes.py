@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trivium.frameworks.onnx import from_onnx_dtype
+from trivium.frameworks.onnx.read import Call
 from trivium.shape import Dim, size_product
-
-if TYPE_CHECKING:
-    from trivium.frameworks.onnx.read import Call
 
 Known = np.ndarray[Any, Any]
 MOST = 4096  # elements: a shape is short, and a hostile one must not take memory

@@ -69,30 +69,33 @@ def dropout(target: Target, node: Node) -> Code:
 
 
 def reduce(target: Target, node: Node) -> Code:
-    """``tf.reduce_mean(x, (1, 2))``."""
+    """``tf.reduce_mean(x)`` where all axes go; equal extrema share in TensorFlow."""
     x, a = node.inputs[0], node.attrs
     assert x is not None
+    whole, plain = len(a["axis"]) == len(x.shape), a.get("ties", "share") == "share"
+    if not whole and target.template(node) is not None:
+        return target.by_line(node)
     parts = [target.array(x)]
-    if len(a["axis"]) != len(x.shape):
+    if not whole:
         parts.append([target.literal(a["axis"][0] if len(a["axis"]) == 1 else a["axis"])])
     if a["keepdims"]:
         parts.append(["keepdims=True"])
-    plain = a.get("ties", "share") == "share"
     return call(f"tf.reduce_{node.op}" if plain else f"{node.op}_{a['ties']}", *parts)
 
 
 def transpose(target: Target, node: Node) -> Code:
-    """``tf.transpose(x, (0, 2, 3, 1))``."""
+    """``tf.transpose(x)`` turns all axes round."""
     axes = node.attrs["axes"]
-    order: list[Code] = [] if axes == tuple(reversed(range(len(axes)))) else [[str(axes)]]
-    return call("tf.transpose", target.array(node.inputs[0]), *order)
+    turned = axes == tuple(reversed(range(len(axes))))
+    return call("tf.transpose", target.array(node.inputs[0])) if turned else target.by_line(node)
 
 
 def reshape(target: Target, node: Node) -> Code:
     """``tf.reshape(x, (-1, 12))``."""
-    return call(
-        "tf.reshape", target.array(node.inputs[0]), _tuple(new_shape(target, node.attrs["shape"]))
-    )
+    shape = node.attrs["shape"]
+    if not any(isinstance(s, Dim) for s in shape):
+        return target.by_line(node)
+    return call("tf.reshape", target.array(node.inputs[0]), _tuple(new_shape(target, shape)))
 
 
 def _tuple(parts: Sequence[Code]) -> Code:
@@ -109,10 +112,6 @@ def flatten(target: Target, node: Node) -> Code:
 def pad(target: Target, node: Node) -> Code:
     """``tf.pad``, which neither cuts nor pads between."""
     a = node.attrs
-    if any(a["interior"]):
-        raise UnsupportedError("TensorFlow has no padding between elements", node.scope)
-    if any(isinstance(p, int) and p < 0 for p in (*a["low"], *a["high"])):
-        raise UnsupportedError("TensorFlow has no negative padding", node.scope, "slice instead")
     pairs = _tuple(
         [_tuple([target.attribute(v) for v in p]) for p in zip(a["low"], a["high"], strict=True)]
     )
@@ -132,7 +131,7 @@ def matmul(target: Target, node: Node) -> Code:
             return call("tf.linalg.matvec", b, a, ["transpose_a=True"])
         case _, 1:
             return call("tf.linalg.matvec", a, b)
-    return [*a, " @ ", *b]
+    return target.by_line(node)
 
 
 def linear(target: Target, node: Node) -> Code:
@@ -162,16 +161,20 @@ def full(target: Target, node: Node) -> Code:
         return one
     if not isinstance(value, Dim) and value in (0, 1) and a["dtype"] != "bool":
         return call("tf.ones" if value else "tf.zeros", target.attribute(a["shape"]), [kind])
-    return call("tf.fill", target.attribute(a["shape"]), one)
+    if isinstance(value, Dim):
+        return call("tf.fill", target.attribute(a["shape"]), one)
+    return target.by_line(node)
 
 
 def arange(target: Target, node: Node) -> Code:
     """``tf.range(0, 5, 1, dtype="int64")``; open sizes are int32 there."""
     a = node.attrs
-    kind = target.literal(a["dtype"])
+    kind, steps = target.literal(a["dtype"]), (a["start"], a["stop"], a["step"])
+    if not any(isinstance(v, Dim) for v in steps):
+        return target.by_line(node)
     ends = [
         call("tf.cast", target.attribute(v), [kind]) if isinstance(v, Dim) else target.attribute(v)
-        for v in (a["start"], a["stop"], a["step"])
+        for v in steps
     ]
     return call("tf.range", *ends, [f"dtype={kind}"])
 
@@ -179,8 +182,6 @@ def arange(target: Target, node: Node) -> Code:
 def take_grad(target: Target, node: Node) -> Code:
     """``tf.scatter_nd``, which adds where indices repeat."""
     g, indices = node.inputs
-    if node.attrs["axis"] != 0:
-        raise UnsupportedError("TensorFlow scatters along the first axis alone", node.scope)
     at = call("tf.expand_dims", target.array(indices), ["-1"])
     return call("tf.scatter_nd", at, target.array(g), target.attribute(node.out.shape))
 

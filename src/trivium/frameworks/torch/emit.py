@@ -42,8 +42,6 @@ def _pads(low: Sequence[Any], high: Sequence[Any]) -> tuple[Any, ...]:
 
 def _pad(target: Target, node: Node) -> Code:
     a = node.attrs
-    if any(a["interior"]):
-        raise UnsupportedError("torch has no padding between elements", node.scope)
     code: Code = [
         "F.pad(",
         *target.array(node.inputs[0]),
@@ -65,7 +63,7 @@ def _one_hot(target: Target, node: Node) -> Code:
 
 def _sum(target: Target, node: Node) -> Code:
     """Torch sums small integers as int64 unless told otherwise."""
-    code, kind = target.fill(target.template(node) or "", node), node.out.dtype
+    code, kind = target.by_line(node), node.out.dtype
     wide = kind.is_floating or kind == "int64"
     return code if wide else [*code[:-1], f"{code[-1]}"[:-1], f", dtype=torch.{kind})"]
 
@@ -75,7 +73,7 @@ def _extremum(target: Target, node: Node) -> Code:
     x, y = node.inputs
     b = number(target, y)
     if node.attrs["ties"] == "share" or not b or number(target, x):
-        return target.fill(target.template(node) or "", node)
+        return target.by_line(node)
     word = "min" if node.op == "maximum" else "max"
     return ["torch.clamp(", *target.array(x), f", {word}=", *b, ")"]
 

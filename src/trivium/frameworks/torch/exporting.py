@@ -22,6 +22,23 @@ Axis = tuple[int, int]
 
 
 @contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Attention by its ordinary operators.
+
+    Torch's fast path is one operator for a whole encoder layer, of another arithmetic, which knows
+    no row without a word.
+    """
+    import torch
+
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
 def as_it_was(module: Any) -> Iterator[None]:
     """Every submodule's mode, and the plain numbers it keeps, as they were, afterwards.
 
@@ -58,17 +75,16 @@ def _exporting() -> Iterator[None]:
     from torch.fx.experimental import _config
 
     functional: Any = torch.nn.functional
-    fast = torch.backends.mha.get_fastpath_enabled()
     verify = functional._verify_batch_size
     names = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
     loud = {log: log.level for log in map(logging.getLogger, names)}
-    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator for a whole encoder layer
     # It refuses to train on one row, which would make "not 1" a condition of the whole export.
     functional._verify_batch_size = lambda size: None
     try:
         # Without backed_size_oblivious the exporter takes "the batch is not 1" for granted, and a
         # model that asks (squeeze, broadcasting by hand) is silently fixed to the other answer.
-        with _config.patch(backed_size_oblivious=True), warnings.catch_warnings():
+        oblivious = _config.patch(backed_size_oblivious=True)
+        with plain_attention(), oblivious, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for log in loud:  # an export that fails is tried again with less left open
                 log.setLevel(logging.CRITICAL)
@@ -77,7 +93,6 @@ def _exporting() -> Iterator[None]:
         for log, level in loud.items():
             log.setLevel(level)
         functional._verify_batch_size = verify
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def offered(tensors: Sequence[Any]) -> set[Axis]:

@@ -14,7 +14,7 @@ from trivium.frameworks.runner import Array, Names, Pulled, Slots, listed
 from trivium.frameworks.torch.arrays import array_of, tensor_of
 from trivium.frameworks.torch.emit import emit
 from trivium.frameworks.torch.exported import dtype_of
-from trivium.frameworks.torch.exporting import as_it_was
+from trivium.frameworks.torch.exporting import as_it_was, plain_attention
 from trivium.frameworks.torch.watch import quiet, watching
 from trivium.graph import Graph
 from trivium.transforms.step import Update, by_dtype, by_mode
@@ -121,16 +121,13 @@ class TorchRunner:
         A model that is in the mode already stays as it is: a part may be frozen by its eval().
         """
         kept = {k: v.clone() for k, v in self.module.state_dict().items()}
-        mha = self.torch.backends.mha
-        fast = mha.get_fastpath_enabled()
-        mha.set_fastpath_enabled(False)  # another arithmetic, which knows no row without a word
+        chance = self.torch.random.fork_rng(devices=[])
         try:
-            with as_it_was(self.module), self.torch.random.fork_rng(devices=[]):
+            with as_it_was(self.module), plain_attention(), chance:
                 if self.module.training != training:
                     self.module.train(training)
                 yield
         finally:
-            mha.set_fastpath_enabled(fast)
             self.module.load_state_dict(kept)
 
     def pull(

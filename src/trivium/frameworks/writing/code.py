@@ -168,6 +168,7 @@ class Target:
     passed = True  # a function of the framework may be an argument of a constructor
     holds = True  # a block is an object, whose members may be asked for
     ones: frozenset[str] = frozenset()  # the parameters of no layer that begin as ones
+    lacks: frozenset[str] = frozenset()  # dtypes of which there are no arrays in its source
     bare_numbers = False  # a Python number may stand for an array beside another, in any function
 
     # -- to be said by each target ---------------------------------------------------------------
@@ -180,7 +181,7 @@ class Target:
         if isinstance(value, tuple):
             return f"({', '.join(map(self.literal, value))}{',' * (len(value) == 1)})"
         if isinstance(value, DType):
-            return repr(str(value))
+            return f'"{value}"'
         if isinstance(value, float) and (value in (float("inf"), float("-inf")) or value != value):
             return f'float("{value}")'
         if isinstance(value, str):
@@ -266,19 +267,27 @@ class Target:
 
     def expression(self, node: Node) -> Code:
         """The call form of a node."""
-        if node.op in self.functions:
+        form = OPS[node.op].lowering(self.name, node.attrs)
+        why, remedy = "", ""
+        if isinstance(form, Refused):
+            why, remedy = f": {form.reason}", form.remedy
+        elif node.op in self.functions:
             return self.functions[node.op](self, node)
-        template = self.template(node)
-        if template is None:
-            refused = OPS[node.op].lowering(self.name, node.attrs)
-            reason = f": {refused.reason}" if isinstance(refused, Refused) else ""
-            raise UnsupportedError(
-                f"{self.name} has no exact form of {node.op}{reason}",
-                node.scope or "the top scope",
-                f"write this part with ops that {self.name} has (docs/coverage.md), or carry the "
-                "model to another framework",
-            )
-        return self.fill(template, node)
+        elif form is not None:
+            return self.fill(form, node)
+        raise UnsupportedError(
+            f"{self.name} has no exact form of {node.op}{why}",
+            node.scope or "the top scope",
+            remedy
+            or f"write this part with ops that {self.name} has (docs/coverage.md), or carry the "
+            "model to another framework",
+        )
+
+    def by_line(self, node: Node) -> Code:
+        """As the declaration's line says it: for functions that have more to say of some nodes."""
+        line = self.template(node)
+        assert line is not None, f"{node.op} has no line for {self.name}"
+        return self.fill(line, node)
 
     def fill(self, template: str, node: Node) -> Code:
         """A one-line template with its placeholders replaced by pieces."""

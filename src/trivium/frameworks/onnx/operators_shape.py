@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trivium.frameworks.onnx.operators import OP, is_all, reads
+from trivium.frameworks.onnx.read import Call
 from trivium.graph import Value
 from trivium.shape import Dim, Size, broadcast, size_product
-
-if TYPE_CHECKING:
-    from trivium.frameworks.onnx.read import Call
 
 
 @reads("Reshape")

@@ -1,6 +1,8 @@
-"""Our ops as Gluon layers. (What MXNet's operators are in ours is in ``layers.py``.)"""
+"""Our ops as Gluon layers. (What MXNet's operators are in ours is in ``operators.py``.)"""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from trivium.frameworks.layer import CHANNELS_FIRST, SPATIAL, LayerForm, by_rank, weights
 from trivium.frameworks.mxnet.cut import DETACHED
@@ -10,15 +12,15 @@ from trivium.graph import MODE, Graph, Node, Value
 WAYS["matrix"] = array(lambda x, at: len(x.shape) == 2)
 
 
-def often(value: Value) -> bool:
-    """Is a sum with it written broadcast_add, because of what the way back makes of plain ones?
+def often(graph: Graph) -> set[Value | None]:
+    """Sums with these are written broadcast_add, because of what the way back makes of plain ones.
 
     MXNet 1.9.1 adds eight and more gradients of one array one after the other, each told to wait
     for the one before. The two of a plain sum are one copy twice, which is then made once, and what
     waited for the other is waiting for nothing: "control dep not found in graph". A reader's line
     may read it three times, hence four.
     """
-    return sum(v is value for n in value.graph.nodes for v in n.inputs) >= 4
+    return {v for v, n in Counter(v for n in graph.nodes for v in n.inputs).items() if n >= 4}
 
 
 def bias_alone(node: Node) -> bool:

@@ -3,49 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trivium.dtype import DType
 from trivium.frameworks.onnx import UNBIASED, to_onnx_dtype
+from trivium.frameworks.onnx.writer import ONLY_WHEN, Writer, form, prepared
 from trivium.graph import Node, UnsupportedError
 from trivium.shape import Dim, Size
 
-if TYPE_CHECKING:
-    from trivium.frameworks.onnx.emit import Writer
+__all__ = ["Writer", "prepared"]  # who writes, now that it knows all forms below
 
 END = int(np.iinfo(np.int64).max)  # a Slice up to here goes to the end of the axis
 ACTIVATIONS = {"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}  # of a recurrent network
-
-FORMS: dict[str, Callable[..., Any]] = {}
-"""Our op -> ``form(writer, node, *inputs)``, which gives the name(s) of what it made."""
-
-
-def form(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """This function writes these ops."""
-
-    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
-        FORMS.update(dict.fromkeys(names, function))
-        return function
-
-    return enter
 
 
 def _x(node: Node) -> Any:
     return node.inputs[0]
 
 
-ONLY_WHEN: dict[str, Callable[[Node], bool]] = {
-    "flatten": lambda n: n.attrs["start"] == 1 and _x(n).ndim >= 2,
-    "batch_norm": lambda n: not n.attrs["training"] and _x(n).ndim >= 2,
-    "layer_norm": lambda n: all(isinstance(s, int) for s in _x(n).shape[-n.attrs["axes"] :]),
-    "linear": lambda n: bool(_x(n).dtype.is_floating),
-    "remainder": lambda n: n.out.dtype.is_integer,
-    "tile": lambda n: len(n.attrs["repeats"]) == _x(n).ndim,
-    "rnn": lambda n: n.attrs["activation"] in ACTIVATIONS,
-}
-"""Composites whose form fits only then; otherwise their body is written."""
+ONLY_WHEN["remainder"] = lambda n: n.out.dtype.is_integer  # of floats Mod is C's fmod
 
 
 # -- numbers -----------------------------------------------------------------------------------
@@ -188,7 +166,7 @@ def _to_shape(w: Writer, x: str, shape: tuple[Size, ...]) -> str:
     return w.emit("Reshape", x, w.sizes(shape), allowzero=zero)
 
 
-@form("flatten")
+@form("flatten", when=lambda n: n.attrs["start"] == 1 and _x(n).ndim >= 2)
 def _flatten(w: Writer, node: Node, x: str) -> str:
     return w.emit("Flatten", x, axis=1)
 
@@ -228,7 +206,7 @@ def _flip(w: Writer, node: Node, x: str) -> str:
     return w.emit("Slice", x, back, w.ints(*[-END] * len(axes)), w.ints(*axes), back)
 
 
-@form("tile")
+@form("tile", when=lambda n: len(n.attrs["repeats"]) == _x(n).ndim)
 def _tile(w: Writer, node: Node, x: str) -> str:
     return w.emit("Tile", x, w.sizes(node.attrs["repeats"]))
 
@@ -306,7 +284,7 @@ def _take_grad(w: Writer, node: Node, g: str, indices: str) -> str:
 
 
 # -- layers ------------------------------------------------------------------------------------
-@form("linear")
+@form("linear", when=lambda n: bool(_x(n).dtype.is_floating))
 def _linear(w: Writer, node: Node, x: str, weight: str, bias: str = "") -> str:
     if _x(node).ndim == 2:
         return w.emit("Gemm", x, weight, bias, transB=1)
@@ -380,7 +358,7 @@ def _avg_pool(w: Writer, node: Node, x: str) -> str:
     return _image(w, node, x, 0, a["kernel"], apply)
 
 
-@form("batch_norm")
+@form("batch_norm", when=lambda n: not n.attrs["training"] and _x(n).ndim >= 2)
 def _batch_norm(w: Writer, node: Node, x: str, scale: str, bias: str, mean: str, var: str) -> Any:
     a, rank = node.attrs, _x(node).ndim
     axis = a["axis"]
@@ -399,7 +377,10 @@ def _batch_norm(w: Writer, node: Node, x: str, scale: str, bias: str, mean: str,
     return y, mean, var
 
 
-@form("layer_norm")
+@form(
+    "layer_norm",
+    when=lambda n: all(isinstance(s, int) for s in _x(n).shape[-n.attrs["axes"] :]),
+)
 def _layer_norm(w: Writer, node: Node, x: str, scale: str = "", bias: str = "") -> str:
     axes = node.attrs["axes"]
     shape = _x(node).shape[-axes:]
@@ -408,7 +389,7 @@ def _layer_norm(w: Writer, node: Node, x: str, scale: str = "", bias: str = "") 
     return w.emit("LayerNormalization", x, scale, bias, axis=-axes, epsilon=node.attrs["epsilon"])
 
 
-@form("rnn")
+@form("rnn", when=lambda n: n.attrs["activation"] in ACTIVATIONS)
 def _rnn(w: Writer, node: Node, x: str, weight_ih: str, weight_hh: str, bias_ih: str = "",
          bias_hh: str = "") -> tuple[str, str]:  # fmt: skip
     hidden = node.inputs[2].shape[0]  # type: ignore[union-attr]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trivium.frameworks.onnx import UNBIASED
-from trivium.frameworks.onnx.forms import ACTIVATIONS
+from trivium.frameworks.onnx.lower import ACTIVATIONS
 from trivium.frameworks.onnx.operators import OP, OPERATORS, is_all, reads
-from trivium.frameworks.onnx.shapes import squeezed, transposed
+from trivium.frameworks.onnx.operators_shape import squeezed, transposed
+from trivium.frameworks.onnx.read import Call
 from trivium.graph import Value
 from trivium.shape import Dim, Size
-
-if TYPE_CHECKING:
-    from trivium.frameworks.onnx.read import Call
 
 __all__ = ["OPERATORS"]  # now complete: this module imports the others that fill it
 
