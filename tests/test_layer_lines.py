@@ -162,7 +162,7 @@ def constructor(framework: str, form: LayerForm) -> Any:
         mx = load()
         from mxnet import gluon
 
-        from trivium.frameworks.mxnet.forms import HELPERS
+        from trivium.frameworks.mxnet.layers import HELPERS
 
         scope = {"mx": mx, "gluon": gluon, "nn": gluon.nn}
     name = form.layer

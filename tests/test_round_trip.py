@@ -84,6 +84,8 @@ def read_back(framework: str, graph: Graph, arrays: list[Any]) -> Graph:
         from trivium.frameworks.torch.arrays import tensor_of
 
         arrays = [tensor_of(a) for a in arrays]
+    if framework == "jax":
+        built = built.function, built.params
     done: Graph = opened(built, *arrays)[1].graph
     return done
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from trivium.frameworks.jax.primitives import primitive
+from trivium.frameworks.jax.read import traced_graph
 from trivium.frameworks.jax.run import JaxModel, JaxRunner, load_jax, to_array
 from trivium.frameworks.layer import Weight
 from trivium.graph import MODE, OPS, Graph, UnsupportedError, Value
-from trivium.nn.module import fresh_salt
+from trivium.graph.check import check
+from trivium.nn.module import GraphModule, fresh_salt
 from trivium.transforms.replay import prune, replay
 
 
@@ -46,6 +48,10 @@ class Taken:
         outputs = module(*inputs)
         after = dict(nnx.to_flat_state(nnx.state(module)))
         return outputs, {n: _number(after[path]) for n, (path, _) in self.leaves.items()}
+
+    def runner(self) -> FlaxRunner:
+        """Who runs it."""
+        return FlaxRunner(self)
 
 
 def _number(variable: Any) -> Any:
@@ -185,6 +191,25 @@ def without_idle(graph: Graph) -> Graph:
         return [values[0]] if idle else None
 
     return replay(graph, rule)[0]
+
+
+def read_flax(taken: Taken, *examples: Any) -> GraphModule:
+    """An nnx module, taken apart: both modes are traced, and where they differ the Graph is open.
+
+    One that is ever in one mode is read in that alone.
+    """
+    jax = load_jax()
+
+    def graph(mode: bool) -> Graph:
+        with marked():
+            called = functools.partial(taken, mode)
+            read = traced_graph(jax, taken.name, called, taken.arrays, taken.trained, examples)
+        return still(read)
+
+    found = graph(True) if taken.mode is None else graph(taken.mode)
+    if taken.mode is None:
+        found = laid_together(found, graph(False))
+    return GraphModule(check(without_idle(found)), taken.arrays)
 
 
 # -- running it ------------------------------------------------------------------------------------

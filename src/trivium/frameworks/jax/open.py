@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivium.frameworks.jax.read import read, read_flax
+from trivium.frameworks.jax.flax import Taken, read_flax
+from trivium.frameworks.jax.read import read
 from trivium.nn.module import Module
 
 
 def opened(model: Any, *examples: Any, training: bool | None = None) -> tuple[Any, Module]:
     """``(function, params)``, or a module taken apart, and our reading of it."""
     if not isinstance(model, tuple):
-        from trivium.frameworks.jax.flax import Taken
-
         taken = Taken(model, training)
         return taken, read_flax(taken, *examples)
     if training is not None:

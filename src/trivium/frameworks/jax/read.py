@@ -55,28 +55,9 @@ def read(function: Callable[..., Any], params: Any, *examples: Any) -> GraphModu
         given = jax.tree_util.tree_unflatten(tree, [values[n] for n in arrays])
         return function(given, *inputs), {}
 
-    return GraphModule(_graph(jax, _name(function), called, arrays, trained, examples), arrays)
-
-
-def read_flax(taken: Any, *examples: Any) -> GraphModule:
-    """An nnx module, taken apart: both modes are traced, and where they differ the Graph is open.
-
-    One that is ever in one mode is read in that alone.
-    """
-    from trivium.frameworks.jax import flax
-
-    jax = load_jax()
-
-    def graph(mode: bool) -> Graph:
-        with flax.marked():
-            called = functools.partial(taken, mode)
-            read = _graph(jax, taken.name, called, taken.arrays, taken.trained, examples)
-        return flax.still(read)
-
-    found = graph(True) if taken.mode is None else graph(taken.mode)
-    if taken.mode is None:
-        found = flax.laid_together(found, graph(False))
-    return GraphModule(check(flax.without_idle(found)), taken.arrays)
+    return GraphModule(
+        traced_graph(jax, _name(function), called, arrays, trained, examples), arrays
+    )
 
 
 def _name(function: Any) -> str:
@@ -86,7 +67,7 @@ def _name(function: Any) -> str:
     return name.strip("<>") or "model"
 
 
-def _graph(
+def traced_graph(
     jax: Any, name: str, called: Callable[..., Any], arrays: Mapping[str, Any],
     trained: Mapping[str, bool], examples: Sequence[Any],
 ) -> Graph:  # fmt: skip

@@ -167,11 +167,10 @@ def name_of(key: Any) -> str:
 
 
 def foreign(model: Any, module: Any) -> JaxRunner:
-    """``(function, params)``, or an nnx module; ``module`` is what reading it gave."""
+    """``(function, params)``, or an nnx module taken apart; ``module`` is what reading it gave."""
     if not isinstance(model, tuple):
-        from trivium.frameworks.jax.flax import FlaxRunner
-
-        return FlaxRunner(model)
+        runner: JaxRunner = model.runner()
+        return runner
     function, params = model
     held = module.state_dict()
     states = frozenset(n for n, a in held.items() if a.dtype.kind not in "fV")

@@ -6,7 +6,6 @@ not name is at its default, or the operator is refused.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
@@ -114,9 +113,8 @@ def _split(at: Any, *items: Any, num_split: int) -> Any:
     place = _sizes(at, axis) % len(x.shape)
     size = x.shape[place]
     parts = [size // num_split] * num_split if at.op.type == "Split" else _sizes(at, items[1])
-    ends = list(itertools.accumulate(parts, initial=0))
-    _require(at, ends[-1] == size, f"parts of {parts}")
-    return [OPS["slice_axis"](x, axis=place, start=a, stop=b) for a, b in itertools.pairwise(ends)]
+    _require(at, sum(parts) == size, f"parts of {parts}")
+    return OPS["split"](x, sizes=tuple(parts), axis=place)
 
 
 @operator("StridedSlice")

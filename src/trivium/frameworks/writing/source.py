@@ -120,16 +120,29 @@ class Emitter:
             self.scopes = set(whole.paths())
             self.unread_in: dict[str, list[Value]] = {}
             for v in self.unread:
-                path = parent(v.name)
-                while path not in self.scopes:
-                    path = parent(path)
-                self.unread_in.setdefault(path, []).append(v)
+                self.unread_in.setdefault(self.around(v), []).append(v)
+            if shared := self.read_outside(layers) - apart:
+                apart |= shared
+                continue
             try:
                 return self.body(whole)
             except Apart as found:
                 if found.path in apart:
                     raise
                 apart.add(found.path)
+
+    def around(self, value: Value) -> str:
+        """The innermost block that a parameter is in, by its name."""
+        path = parent(value.name)
+        while path not in self.scopes:
+            path = parent(path)
+        return path
+
+    def read_outside(self, layers: Mapping[Node, Layer]) -> set[str]:
+        """Blocks with a parameter of no layer that something outside of them reads."""
+        reads = [(v, n.scope) for n in self.graph.nodes if n not in layers
+                 for v in n.inputs if v is not None and v.kind in HELD]  # fmt: skip
+        return {at for v, scope in reads if not inside(scope, at := self.around(v))}
 
     def spoiled(self, node: Node, unread: Collection[str]) -> bool:
         """Is its layer another: of another dtype, or with a parameter that nothing reads?"""
