@@ -6,13 +6,11 @@ and says nothing of defaults.
 
 from __future__ import annotations
 
-import ast
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trivium.frameworks.mxnet.symbol import SymbolNode
+from trivium.frameworks.mxnet.symbol import SymbolNode, plain
 from trivium.frameworks.words import Call, Vocabulary
 from trivium.graph import OPS, Value
 from trivium.op import Op
@@ -69,10 +67,9 @@ def _plain(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
-        found = ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text)) if len(text) < 4096 else text
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return plain(text)
+    except ValueError:
         return text
-    return tuple(found) if isinstance(found, list) else found
 
 
 def call_of(node: SymbolNode, inputs: Sequence[Any]) -> Call:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trivium.dtype import as_dtype
 from trivium.frameworks.mxnet.lines import IDLE, truth
-from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode
+from trivium.frameworks.mxnet.symbol import Symbol, SymbolNode, plain
 from trivium.graph import OPS, Graph, UnsupportedError, Value
 from trivium.shape import Size
 
@@ -43,15 +41,13 @@ class Call:
         if text is None:
             return None
         try:
-            if len(text) > 4096:
-                raise ValueError
-            value = ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text))  # Python 2 wrote (3L, 3L)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            value = ast  # of no kind that is asked for
+            value = plain(text)
+        except ValueError:
+            value = plain  # of no kind that is asked for
         items = value if isinstance(value, (tuple, list)) and tuple in kinds else (value,)
         if not all(type(i) in kinds or i is None for i in items):
             raise self.refuse(f"has {key}={text[:80]!r}, which cannot be read", "export it again")
-        return tuple(value) if isinstance(value, list) else value
+        return value
 
     def whole(self, key: str, default: Any = None) -> Any:
         """An int, or ``default`` where it is left out or None."""
@@ -145,7 +141,8 @@ def _where(call: Call, condition: Any, x: Any, y: Any) -> Any:
 @operator("dot", "batch_dot")
 def _dot(call: Call, x: Any, y: Any) -> Any:
     call.only("forward_stype", "None", "default")
-    if call.node.op == "dot" and (x.ndim > 2 or y.ndim > 2):
+    several = y.ndim > 2 or (x.ndim > 2 and call.flag("transpose_a"))
+    if call.node.op == "dot" and several:  # it sums along y's first axis
         raise call.refuse("is carried for vectors and matrices only", "use batch_dot")
     x = x.mT if call.flag("transpose_a") else x
     return OPS["matmul"](x, y.mT if call.flag("transpose_b") else y)
@@ -302,6 +299,28 @@ def _broadcast_to(call: Call, x: Any) -> Any:
     return OPS["broadcast_to"](x, shape=tuple(old if new == 0 else new for new, old in sizes))
 
 
+@operator("broadcast_like")
+def _broadcast_like(call: Call, x: Any, like: Any) -> Any:
+    shape, axes = list(like.shape), call.sizes("lhs_axes")
+    if theirs := call.sizes("rhs_axes"):
+        shape = list(x.shape)
+        for mine, there in zip(axes or (), theirs, strict=True):
+            shape[mine] = like.shape[there]
+    return OPS["broadcast_to"](x, shape=tuple(shape))
+
+
+@operator("_arange")
+def _arange(call: Call) -> Any:
+    start, stop, step = call.number("start", 0), call.number("stop"), call.number("step", 1)
+    call.only("repeat", "1")
+    call.only("infer_range", "False")
+    if stop is None:
+        start, stop = 0, start
+    kind, whole = as_dtype(call.word("dtype", "float32")), [start, stop, step]
+    whole = [int(n) if float(n).is_integer() else n for n in whole]
+    return OPS["arange"](start=whole[0], stop=whole[1], step=whole[2], dtype=kind)
+
+
 @operator("slice_axis")
 def _slice_axis(call: Call, x: Any) -> Any:
     start, stop = call.whole("begin"), call.whole("end")
@@ -356,6 +375,16 @@ def _take(call: Call, x: Any, indices: Any) -> Any:
     axis = call.whole("axis", 0)
     indices = _indices(call, indices, x.shape[axis], call.word("mode", "clip"))
     return OPS["take"](x, indices, axis=axis)
+
+
+@operator("pick")
+def _pick(call: Call, x: Any, indices: Any) -> Any:
+    axis = call.whole("axis", -1) % x.ndim
+    kept = indices.ndim == x.ndim
+    indices = indices if kept else OPS["expand_dims"](indices, axis=axis)
+    indices = _indices(call, indices, x.shape[axis], call.word("mode", "clip"))
+    y = OPS["take_along_axis"](x, indices, axis=axis)
+    return y if call.flag("keepdims") else OPS["squeeze"](y, axis=(axis,))
 
 
 @operator("Embedding")

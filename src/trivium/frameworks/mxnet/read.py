@@ -69,7 +69,12 @@ def read(block_or_path: Any, *examples: Any) -> GraphModule:
         source = _from_file(Path(block_or_path))
     else:
         source = _from_block(block_or_path, examples)
-    return _Reader(source).read(examples)
+    try:
+        return _Reader(source).read(examples)
+    except UnsupportedError as refused:  # perhaps it counts on the examples' own first size
+        with contextlib.suppress(UnsupportedError, IndexError):
+            return _Reader(source).read(examples, opened=not examples)
+        raise refused
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -251,11 +256,11 @@ class _Reader:
         self.names: dict[str, str] = {}  # ours -> MXNet's
         self.inputs: dict[str, Value] = {}  # by MXNet's name
 
-    def read(self, examples: Sequence[Any]) -> GraphModule:
-        """The whole model."""
+    def read(self, examples: Sequence[Any], opened: bool = True) -> GraphModule:
+        """The whole model, for any batch where it is ``opened``."""
         needed = self._needed()
         data = [n for n in needed if n.op == "null" and n.name not in self.source.arrays]
-        self._data_inputs(data, examples)
+        self._data_inputs(data, examples, opened)
         with self.graph:
             for node in needed:
                 if node.op != "null":
@@ -303,7 +308,9 @@ class _Reader:
         return [self.symbol.nodes[i] for i in sorted(found)]
 
     # -- inputs ------------------------------------------------------------------------------------
-    def _data_inputs(self, data: Sequence[SymbolNode], examples: Sequence[Any]) -> None:
+    def _data_inputs(
+        self, data: Sequence[SymbolNode], examples: Sequence[Any], opened: bool
+    ) -> None:
         for node in data:
             reads = [n for n in self.symbol.nodes if (node.index, 0) in n.inputs]
             state = any(n.inputs.index((node.index, 0)) in n.states for n in reads)
@@ -318,8 +325,8 @@ class _Reader:
             )  # fmt: skip
         for i, node in enumerate(data):
             self._plain_name(node.name)
-            dtype, shape = _of_example(examples, i) if examples else self._guess(node)
-            self.inputs[node.name] = self.graph.input("data", dtype, shape, node.name)
+            type_ = _of_example(examples, i, opened) if examples else self._guess(node)
+            self.inputs[node.name] = self.graph.input("data", *type_, node.name)
 
     def _guess(self, node: SymbolNode) -> tuple[DType, Shape]:
         """What an input is without an example: as it was declared, or as its first layer says."""
@@ -450,9 +457,10 @@ def _declared(node: SymbolNode) -> DType:
     return DTYPES.get(int(code), DTYPES[0]) if re.fullmatch(r"\d", code) else DTYPES[0]
 
 
-def _of_example(examples: Sequence[Any], i: int) -> tuple[DType, Shape]:
+def _of_example(examples: Sequence[Any], i: int, opened: bool) -> tuple[DType, Shape]:
     """The type of an input; its first size is the batch if it is also the first input's."""
     first, shape = as_shape(examples[0].shape), as_shape(examples[i].shape)
-    if shape and all(isinstance(s, int) for s in shape) and shape[:1] == first[:1]:
+    sized = shape and all(isinstance(s, int) for s in shape)
+    if opened and sized and shape[:1] == first[:1]:
         shape = (Dim("batch"), *shape[1:])
     return _dtype(examples[i]), shape

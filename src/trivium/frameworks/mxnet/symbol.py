@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +33,23 @@ class Symbol:
 
     nodes: Sequence[SymbolNode]
     heads: Sequence[tuple[int, int]]
+
+
+def plain(text: str) -> Any:
+    """What an attribute's text says: a number, a tuple; ValueError where it is but a word.
+
+    >>> plain("(3L, 3L)"), plain("-inf")
+    ((3, 3), -inf)
+    """
+    if re.fullmatch(r"[+-]?(inf|nan)", text):
+        return float(text)
+    if len(text) > 4096:
+        raise ValueError(text[:80])
+    try:
+        found = ast.literal_eval(re.sub(r"(?<=\d)L\b", "", text))  # Python 2 wrote (3L, 3L)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(text[:80]) from error
+    return tuple(found) if isinstance(found, list) else found
 
 
 def parse_symbol(text: str, where: str) -> Symbol:
