@@ -25,6 +25,7 @@ from trivium.graph import OPS, Graph, Node, UnsupportedError
 from trivium.op import By, Case, Op, Refused
 from trivium.transforms.decompose import decompose
 from trivium.transforms.replay import specialize
+from trivium.transforms.unroll import unrolled, unrolls
 
 # Small models, many compilations; and TensorFlow need not greet.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -56,8 +57,10 @@ def refusal(source: str, graph: Graph) -> str:
     values = [*graph.inputs, *(v for n in graph.nodes for v in n.outputs)]
     if lacking := [v.dtype for v in values if v.dtype in target.lacks]:
         return f"{lacking[0]} in"
-    whole = target.prepare(specialize(graph, training=False))
-    for node in decompose(whole, target.lowers).nodes:
+    whole = decompose(target.prepare(specialize(graph, training=False)), target.lowers)
+    if not target.functions.get("scan") and any(map(unrolls, whole.nodes)):
+        whole = decompose(target.prepare(unrolled(whole)), target.lowers)
+    for node in whole.nodes:
         form = OPS[node.op].lowering(source, node.attrs)
         if isinstance(form, Refused) and not is_layer(target, node):
             return form.reason

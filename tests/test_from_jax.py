@@ -225,7 +225,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "sort": (lambda x: jnp.sort(x), "docs/coverage.md"),
     "cumprod": (lambda x: jnp.cumprod(x, 1), "docs/coverage.md"),
     "while": (lambda x: lax.while_loop(lambda v: v.sum() < 10, lambda v: v + 1, x), "fori_loop"),
-    "take_along_axis": (lambda x: jnp.take_along_axis(x, x.argmax(1)[:, None], 1), "one_hot"),
     "scatter": (lambda x: x.at[:, 0].set(0.0), "concatenate"),
     "random numbers": (lambda x: x + jax.random.normal(jax.random.key(1), (3,)), "an input"),
 }

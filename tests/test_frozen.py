@@ -273,7 +273,7 @@ def test_minimize_leaves_a_fixed_variable_alone(engine: str) -> None:
 # -- out, and back ---------------------------------------------------------------------------------
 def test_it_is_written_as_one_would_write_it() -> None:
     source = tv.emit(net(), "torch", X)
-    assert "nn.Parameter(torch.zeros((3,)), requires_grad=False)" in source
+    assert "nn.Parameter(torch.ones(3), requires_grad=False)" in source
     assert "        self.trunk.requires_grad_(False)\n        self.head.bias.requires_grad_(False)\n" in source  # noqa: E501  # fmt: skip
     assert source.count("requires_grad") == 3
     whole = tv.emit(net().requires_grad_(False), "torch", X)

@@ -419,7 +419,7 @@ def test_a_batch_norm_that_is_detached_is_refused() -> None:
 REFUSED: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "of a vector with": (lambda x: x[0, 0] @ x.mT, ("batch", 3, 4)),
     "by one index without axes": (lambda x: tv.take(x, tv.asarray(np.array(1)), axis=1), (3, 4)),
-    "with dilation": (
+    "a window with a dilation": (
         lambda x: tv.max_pool(x, kernel=(2, 2), stride=(1, 1), dilation=(2, 2)), (2, 3, 8, 8)
     ),
     "without inputs": (lambda: tv.full(shape=(2,), value=1.0), ()),

@@ -195,6 +195,7 @@ _RESTS = [case(S(2, 3, low=-7, high=7), S(3, low=1, high=3)),
     numpy=_signed(np.floor_divide),
     torch="torch.floor_divide({x}, {y})", keras="ops.floor_divide({x}, {y})",
     tensorflow="tf.math.floordiv({x}, {y})", jax="jnp.floor_divide({x}, {y})",
+    mxnet=Refused("a quotient of integers that is rounded down"),
 )  # fmt: skip
 def floor_divide(x: Any, y: Any) -> Any:
     """x // y of integers: the quotient, rounded down."""
@@ -205,6 +206,7 @@ def floor_divide(x: Any, y: Any) -> Any:
     vjp=lambda g, out, x, y: (g, -g * trunc(x / y)),
     torch="torch.fmod({x}, {y})", keras="ops.fmod({x}, {y})",
     tensorflow=Refused("its truncatemod has no gradient"), jax="jnp.fmod({x}, {y})",
+    mxnet=Refused("it has the remainder with the divisor's sign alone"),
     onnx="Mod({x}, {y}, fmod=1)",
 )  # fmt: skip
 def fmod(x: Any, y: Any) -> Any:

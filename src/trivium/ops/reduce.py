@@ -73,6 +73,7 @@ def _sum_vjp(g: Any, out: Any, x: Any, *, axis: Any, keepdims: bool) -> Any:
     keras="ops.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
     tensorflow="tf.reduce_mean({x}, {axis!axes}, keepdims={keepdims|False})",
     mxnet="F.mean({x}, axis={axis!axes}, keepdims={keepdims|False})",
+    jax="{x}.mean({axis!axes}, keepdims={keepdims|False})",
 )  # fmt: skip
 def mean(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     """The arithmetic mean along ``axis``."""

@@ -30,6 +30,8 @@ SIGNS = {
     "add": "+", "add_any": "+", "sub": "-", "mul": "*", "div": "/", "pow": "**", "neg": "-x",
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "and": "&", "or": "|",
     "not": "~x", "logistic": "sigmoid", "is_finite": "isfinite", "rem": "fmod",
+    "asin": "arcsin", "acos": "arccos", "atan": "arctan", "asinh": "arcsinh", "acosh": "arccosh",
+    "atanh": "arctanh", "atan2": "arctan2", "xor": "logical_xor",
 }  # fmt: skip
 """What jaxprs call a sign, or another name of."""
 

@@ -313,7 +313,7 @@ class _Writer(Writer):
 
     def nested(self, parts: Sequence[str]) -> str:
         """Outputs with names too: a HybridBlock gives no dict."""
-        names = self.emitter.graph.structure if self.body is self.emitter.root else None
+        names = self.emitter.graph.structure if self.root else None
         return f"[{', '.join(parts)}]" if isinstance(names, tuple) else super().nested(parts)
 
     def foreign(self) -> Iterator[tuple[Value, str]]:

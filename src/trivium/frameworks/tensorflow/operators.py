@@ -104,7 +104,7 @@ def _pack(at: Any, *items: Any, axis: int = 0) -> Any:
 
 @operator("Unpack")
 def _unpack(at: Any, x: Value, num: int, axis: int = 0) -> Any:
-    return [OPS["select"](x, axis=axis, index=i) for i in range(num)]
+    return OPS["unstack"](x, axis=axis)
 
 
 @operator("Split", "SplitV")

@@ -15,9 +15,9 @@ def _affine(node: Node) -> bool:
 
 
 def _two_biases(node: Node) -> bool:
-    """Both, or none."""
+    """Both, or none; a second one that ours lacks stays at zero."""
     ih, hh = (*node.inputs, None, None)[3:5]
-    return (ih is None) == (hh is None)
+    return ih is not None or hh is None
 
 
 def _batch_norms(name: str, unbiased: bool) -> list[LayerForm]:

@@ -192,14 +192,12 @@ class Target:
         """``nn.Conv2d(3, 64, kernel_size=7)``: the first arguments of a layer go without a name."""
         code: Code = [form.layer, "("]
         for i, (key, value) in enumerate(arguments.items()):
-            if i < self.positional(form):
+            if isinstance(value, Optional):
+                code.append(Keyword(key, value.value, value.default))
+            elif i < self.positional(form):
                 code += [", "] * bool(i) + [Slot(key, value)]
             else:
-                code.append(
-                    Keyword(key, value.value, value.default)
-                    if isinstance(value, Optional)
-                    else Keyword(key, value)
-                )
+                code.append(Keyword(key, value))
         return [*code, ")"]
 
     def makes(self, dtypes: set[DType]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -251,8 +251,14 @@ class Emitter:
         for v in node.inputs:
             if v is not None and v.kind in HELD and inside(parent(v.name), body.block.path):
                 self.declare(body, v)
-        code = self.target.expression(node)
-        body.statements.append(Statement(self.target.results(node), code, is_infix(code)))
+        code, results = self.target.expression(node), self.target.results(node)
+        wishes = self.wishes(body, results) if len(results) == 3 else ()
+        body.statements.append(Statement(results, code, is_infix(code), wishes=wishes))
+
+    def wishes(self, body: Body, values: Sequence[Value | None]) -> tuple[str, ...]:
+        """Three arrays in a block that attends are queries, keys and values."""
+        attends = {"matmul", "scaled_dot_product_attention"} & {n.op for n in body.block.nodes()}
+        return tuple("qkv") if len(values) == 3 and attends else ()
 
     def handed_on(self, body: Body, value: Value) -> Value:
         """An output; one that is a parameter as it stands is read in a line like another's."""
@@ -309,15 +315,14 @@ class Emitter:
             node = s.outputs[0].node if len(s.outputs) == 1 and s.outputs[0] is not None else None
             if node is not None and node.op == "select" and (x := node.inputs[0]) is not None:
                 parts.setdefault((x, node.attrs["axis"]), {})[node.attrs["index"]] = s
-        attends = {"matmul", "scaled_dot_product_attention"} & {n.op for n in body.block.nodes()}
         for (x, axis), found in parts.items() if parts else ():
             code = self.target.unbound(x, axis)
             if not code or len(found) < 2 or sorted(found) != list(range(len(found))):
                 continue
             if x.shape[axis] != len(found):
                 continue
-            wishes = tuple("qkv") if len(found) == 3 and attends else ()
-            whole = Statement([found[i].outputs[0] for i in range(len(found))], code, wishes=wishes)
+            parts_of = [found[i].outputs[0] for i in range(len(found))]
+            whole = Statement(parts_of, code, wishes=self.wishes(body, parts_of))
             gone = {id(s) for s in found.values()}
             first = next(i for i, s in enumerate(body.statements) if id(s) in gone)
             rest = [s for s in body.statements[first:] if id(s) not in gone]

@@ -327,7 +327,7 @@ class Writer:
 
     def frozen(self) -> list[str]:
         """What is not trained: a line for each part, at the end of the whole model."""
-        if self.body is not self.emitter.root:
+        if not self.root:
             return []
         at = {path for path, _ in self.emitter.weights.values()}
         fixed = self.emitter.fixed(self.body)
