@@ -1,7 +1,8 @@
 """What a line of a declaration writes, its reader reads: one truth, evaluated in both directions.
 
 Every conformance case whose ops all have a line of the framework comes back as the same nodes with
-the same attributes. (What has a function or a layer instead is judged by its numbers elsewhere.)
+the same attributes. What has a function or a layer instead comes back as the same function: the two
+Graphs give the same numbers; or it is refused, for a reason.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from trivium.frameworks.words import pattern, whole
 from trivium.frameworks.writing.code import Target
 from trivium.frameworks.writing.source import Emitter
 from trivium.graph import OPS, Graph, UnsupportedError
+from trivium.interpret import Interpreter
 from trivium.op import CORNERS
+from trivium.shape import Dim
 from trivium.transforms.replay import specialize
 
 READ = tuple(f.name for f in FRAMEWORKS.values() if f.kinds and f.name != "jax")
@@ -106,36 +109,64 @@ def written(framework: str, graph: Graph) -> list[tuple[str, str]]:
     return sorted((n.op, str(sorted(attrs(n).items()))) for n in graph.nodes)
 
 
-def serves(framework: str, op: Any, case: Any) -> Graph | None:
-    """The Graph as it is written, if lines write all of it."""
-    graph = emit_suite.one_node(op, case)
-    try:
-        there = prepared(framework, graph)
-    except (UnsupportedError, ImportError):
-        return None
+UNREAD = {
+    "torch": {"take_along_axis": "two open sizes that torch's export takes for one each",
+              "cross_entropy": "a gather by two open sizes"},
+    "tensorflow": {"max": "which of the equal ones counts, by one_hot", "min": "as max",
+                   "take_along_axis": "a one_hot of integers", "take_grad": "a scatter",
+                   "cond": "no reader of branches", "scan": "no reader of loops",
+                   "rnn": "no reader of loops", "conv": "a stride beside a dilation",
+                   "max_pool": "a stride beside a dilation",
+                   "cross_entropy": "one operator with its own gradient",
+                   "binary_cross_entropy_with_logits": "one function of many operators"},
+}  # fmt: skip
+"""Ops of which a case is written and refused by our own reader, and what it meets."""
+
+
+def by_lines(framework: str, there: Graph) -> bool:
+    """Is the Graph, as it is written, written by lines alone?"""
     nodes = [n for n in there.nodes if n.op != "full" or n.out.shape != ()]
-    return there if nodes and all(by_a_line(framework, n) for n in nodes) else None
+    return bool(nodes) and all(by_a_line(framework, n) for n in nodes)
+
+
+def numbers(graph: Graph, arrays: list[Any]) -> list[Any]:
+    """What a Graph gives in inference, its open sizes those of these arrays."""
+    dims = {str(s): n for v, a in zip(graph.of_kind("data"), arrays, strict=True)
+            for s, n in zip(v.shape, a.shape, strict=True) if isinstance(s, Dim)}  # fmt: skip
+    return list(Interpreter(specialize(graph, dims, training=False))(*arrays))
 
 
 @pytest.mark.parametrize("framework", READ)
 def test_lines_are_read_as_they_are_written(framework: str) -> None:
     pytest.importorskip({"mxnet": "numpy"}.get(framework, framework))
-    wrong, count = [], 0
+    wrong, count, refused = [], 0, set()
     for op, i, case in emit_suite.CASES:
-        if all(s is None for s in case.arrays) or (framework, op.name) in BACK:
-            continue
-        there = serves(framework, op, case)
-        if there is None:
-            continue
-        count += 1
         graph = emit_suite.one_node(op, case)
+        if graph.of_kind("rng") or not graph.of_kind("data"):
+            continue
+        try:
+            there = prepared(framework, graph)
+        except UnsupportedError:
+            continue  # tests/test_emit.py holds these to the declarations
+        lines = by_lines(framework, there) and (framework, op.name) not in BACK
+        arrays = emit_suite.draw(graph, case)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                back = read_back(framework, graph, emit_suite.draw(graph, case))
-                if written(framework, back) != written(framework, there):
+                back = read_back(framework, graph, arrays)
+                if lines and written(framework, back) != written(framework, there):
                     wrong.append(f"{op.name}-{i}: {back} for {there}")
+                wanted = numbers(graph, arrays)
+                for x, y in zip(numbers(back, arrays), wanted, strict=False):
+                    emit_suite.near(np.asarray(x), np.asarray(y), what=f"{op.name}-{i}")
+                count += 1
+            except UnsupportedError as error:
+                refused.add(op.name)
+                if op.name not in UNREAD.get(framework, {}) and framework != "onnx":
+                    wrong.append(f"{op.name}-{i}: {error}"[:300])
             except Exception as error:
                 wrong.append(f"{op.name}-{i}: {type(error).__name__} {error}"[:300])
     assert not wrong, "\n".join(wrong)
-    assert count >= {"torch": 90, "keras": 70, "mxnet": 30, "onnx": 60, "tensorflow": 60}[framework]
+    assert refused == set(UNREAD.get(framework, {})) or framework == "onnx"
+    least = {"torch": 275, "keras": 275, "mxnet": 270, "onnx": 285, "tensorflow": 260}
+    assert count >= least[framework]

@@ -248,6 +248,21 @@ def _take(op: Any, x: Value, indices: Any) -> Any:
     return OPS["take"](x, indices, axis=op.axis)
 
 
+@operation("SparseCategoricalCrossentropy")
+def _cross_entropy(op: Any, target: Value, output: Value) -> Any:
+    if not op.from_logits or op.axis not in (-1, output.ndim - 1):
+        raise refuse(op, f"from_logits={op.from_logits}, axis={op.axis}")
+    return OPS["cross_entropy"](output, target, reduction="none")
+
+
+@operation("BatchNorm")
+def _batch_norm(op: Any, x: Value, mean: Value, variance: Value, offset: Any = None,
+                scale: Any = None) -> Any:  # fmt: skip
+    """With statistics that are given: keras.ops.batch_normalization collects none."""
+    return OPS["batch_norm"](x, scale, offset, mean, variance, training=False, axis=op.axis,
+                             epsilon=op.epsilon, unbiased=False)[0]  # fmt: skip
+
+
 @operation("OneHot")
 def _one_hot(op: Any, x: Value) -> Any:
     if op.axis not in (-1, x.ndim) or op.sparse:
