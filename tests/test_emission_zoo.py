@@ -42,6 +42,7 @@ def of_timm(name: str, size: int) -> Callable[[], tuple[Graph, int]]:
 
 def of_keras() -> tuple[Graph, int]:
     keras = pytest.importorskip("keras")
+    keras.utils.clear_session()  # it numbers the layers of a process
     model = keras.applications.EfficientNetB0(weights=None, input_shape=(64, 64, 3))
     return tv.from_keras(model, np.zeros((2, 64, 64, 3), "f"), verify=False).graph, 1
 

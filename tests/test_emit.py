@@ -57,10 +57,10 @@ def refusal(source: str, graph: Graph) -> str:
     values = [*graph.inputs, *(v for n in graph.nodes for v in n.outputs)]
     if lacking := [v.dtype for v in values if v.dtype in target.lacks]:
         return f"{lacking[0]} in"
-    whole = decompose(target.prepare(specialize(graph, training=False)), target.lowers)
-    if not target.functions.get("scan") and any(map(unrolls, whole.nodes)):
-        whole = decompose(target.prepare(unrolled(whole)), target.lowers)
-    for node in whole.nodes:
+    if "scan" not in target.functions and any(map(unrolls, graph.nodes)):
+        graph = unrolled(graph)
+    whole = target.prepare(specialize(graph, training=False))
+    for node in decompose(whole, target.lowers).nodes:
         form = OPS[node.op].lowering(source, node.attrs)
         if isinstance(form, Refused) and not is_layer(target, node):
             return form.reason

@@ -136,6 +136,8 @@ def _reduce(target: Target, node: Node) -> Code:
     x, a = node.inputs[0], node.attrs
     assert x is not None
     whole = len(a["axis"]) == len(x.shape)
+    if not whole and target.template(node) is not None:
+        return target.by_line(node)
     axis = "" if whole else target.literal(square(a["axis"]))
     keep = (", " if axis else "") + "keepdims=True" if a["keepdims"] else ""
     if (ties := a.get("ties", "share")) != "share":
