@@ -1,6 +1,7 @@
 """Keras: names of outputs, frozen parts beside batch norms, adapted layers, numbers in source."""
 
 import os
+import random
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -298,3 +299,12 @@ def test_integers_are_written_in_the_dtypes_of_the_graph(name: str, dtype: str) 
     (found,) = KerasRunner(*build(graph, {})).outputs([given])
     assert found.dtype == want.dtype
     np.testing.assert_array_equal(found, want)
+
+
+def test_reading_draws_nothing_by_chance() -> None:
+    keras.utils.set_random_seed(3)
+    dense, norm = keras.layers.Dense(3), keras.layers.LayerNormalization()
+    model = keras.Sequential([keras.Input((4,)), dense, norm])
+    before = random.getstate()
+    tv.from_keras(model, verify=False)
+    assert random.getstate() == before

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -437,11 +438,17 @@ def forms_of(keras: Any, layer: Any) -> list[LayerForm]:
 
 
 def _untold(layer: Any) -> Any:
-    """A layer of its kind that is told no more than it must be: what it says is the default."""
-    wanted = inspect.signature(type(layer)).parameters.items()
+    """A layer of its kind that is told no more than it must be: what it says is the default.
+
+    Its initializers draw seeds of their own from Python's chance, which is put back.
+    """
+    chance, wanted = random.getstate(), inspect.signature(type(layer)).parameters.items()
     must = {k: getattr(layer, k) for k, p in wanted
             if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}  # fmt: skip
-    return type(layer)(**must, name=layer.name)
+    try:
+        return type(layer)(**must, name=layer.name)
+    finally:
+        random.setstate(chance)
 
 
 # -- helpers ---------------------------------------------------------------------------------------
