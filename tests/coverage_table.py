@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import trivium as tv
+import trivium.native.fuse
 from trivium.framework import FRAMEWORKS
 from trivium.frameworks.writing.code import Target
 from trivium.graph import OPS, Graph

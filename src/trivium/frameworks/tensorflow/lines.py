@@ -48,9 +48,14 @@ class Line(NamedTuple):
         return not self.fixed and not any(isinstance(v, Call) or v is _ANY for v in parts)
 
 
-@functools.cache
 def words() -> dict[str, list[Line]]:
     """For each operator the ops whose lines end in it; what says more comes first."""
+    return _words(frozenset(OPS))
+
+
+@functools.lru_cache(maxsize=1)
+def _words(ops: frozenset[str]) -> dict[str, list[Line]]:
+    """The same for the ops that there are now."""
     more: Any = [(OPS[n], {"training": False, "axis": -1}, t) for n, t in _LAYERS.items()]
     found: dict[str, dict[str, Line]] = {}
     for op, fixed, text in (*lines("tensorflow"), *more):
