@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trivium.frameworks.ways import At, NotTheirs
+from trivium.frameworks.ways import FIRST, At, NotTheirs
 from trivium.frameworks.words import MISSING, Hole, Pattern, pattern, resolve, same
 from trivium.graph import OPS, Node
 from trivium.op import CORNERS, Op
@@ -96,6 +96,11 @@ class LayerForm:
         assert found is not None and not found.positional
         return found.keywords
 
+    @cached_property
+    def said_of(self) -> set[str]:
+        """The attributes and arrays of ours that its words are about."""
+        return {w.of for w in self.words.values() if isinstance(w, Hole)}
+
     def write(self, node: Node) -> Given | None:
         """The constructor's keyword arguments, defaults left out.
 
@@ -113,9 +118,12 @@ class LayerForm:
             said = {k: w.full(at) if isinstance(w, Hole) else w for k, w in self.words.items()}
         except NotTheirs:
             return None
-        holes = {w.of for w in self.words.values() if isinstance(w, Hole)}
         for name, value in node.attrs.items():
-            if name in holes or name in self.settled or (name in FREE and name not in self.fixed):
+            if (
+                name in self.said_of
+                or name in self.settled
+                or (name in FREE and name not in self.fixed)
+            ):
                 continue
             wanted = self.fixed.get(name, op.defaults[name])
             wanted = wanted(at) if callable(wanted) else wanted
@@ -165,7 +173,6 @@ def by_rank(
 
 SPATIAL = {1: (3,), 2: (4,), 3: (5,)}
 """Ranks of images along so many axes."""
-FIRST, LAST = ("NCW", "NCHW", "NCDHW"), ("NWC", "NHWC", "NDHWC")
 CHANNELS_FIRST = {"layout": lambda at: FIRST[at.n - 1]}
 TURNED = permuted(1, 0)
 

@@ -56,8 +56,7 @@ class At:
     @property
     def sizes(self) -> tuple[Size, ...]:
         """The sizes that a window moves along."""
-        shape: tuple[Size, ...] = self.x.shape
-        return shape[1:-1] if self.attrs["layout"][-1] == "C" else shape[2:]
+        return spatial(self.x.shape, self.attrs["layout"])
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,15 @@ class Way:
 
 
 # -- helpers ---------------------------------------------------------------------------------------
+FIRST, LAST = ("NCW", "NCHW", "NCDHW"), ("NWC", "NHWC", "NDHWC")
+"""Channels first and last, by the axes that windows move along: one, two, three."""
+
+
+def spatial(shape: tuple[Size, ...], layout: str) -> tuple[Size, ...]:
+    """The sizes that a window moves along."""
+    return shape[1:-1] if layout[-1] == "C" else shape[2:]
+
+
 def square(sizes: tuple[Any, ...]) -> Any:
     """``3`` for ``(3, 3)``: as one writes it.
 
@@ -113,15 +121,10 @@ def _pairs(value: Any, at: At) -> Any:
     return tuple((p, p) for p in each(value, at.n))
 
 
-def only(value: Any, wanted: Any) -> Any:
-    """``wanted``, if it is that."""
-    if value is not wanted:
-        raise NotTheirs(f"{value}, not {wanted}")
-    return wanted
-
-
-def _learns(training: Any, at: At) -> Any:
-    return training is MODE or only(training, False)
+def _learns(training: Any, at: At) -> bool:
+    if training is not MODE and training is not False:
+        raise NotTheirs(f"training={training}")
+    return training is MODE
 
 
 def _gate(name: str, at: At) -> str:
@@ -163,7 +166,6 @@ WAYS: dict[str, Way] = {
     "rest": Way(lambda v, at: round(1 - v, 12), lambda v, at: round(1 - v, 12)),
     "end": Way(lambda v, at: v - len(at.x.shape), lambda v, at: v % len(at.x.shape)),
     "there": array(lambda v, at: v is not None),
-    "lacks": array(lambda v, at: v is None),
     "gate": Way(_gate, _gate),
     "learns": Way(_learns, lambda v, at: MODE if v else False),
     "frozen": Way(lambda v, at: not _learns(v, at), lambda v, at: False if v else MODE),

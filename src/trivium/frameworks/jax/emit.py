@@ -11,7 +11,7 @@ import numpy as np
 from trivium.dtype import DType
 from trivium.frameworks.jax.helpers import HELPERS
 from trivium.frameworks.layer import LayerForm, weights
-from trivium.frameworks.ways import square
+from trivium.frameworks.ways import FIRST, square
 from trivium.frameworks.writing.blocks import Block, Layer, leaf
 from trivium.frameworks.writing.classes import Body, Class
 from trivium.frameworks.writing.code import (
@@ -53,8 +53,6 @@ from trivium.op import Refused
 NARROW = {"int64": "int32", "uint64": "uint32"}
 """JAX has 32 bits unless told otherwise; said here, so that it does not happen silently."""
 
-_LAYOUTS = ("NCW", "NCHW", "NCDHW")
-
 
 # -- layers: functions of (params, x) --------------------------------------------------------------
 def _statistics(node: Node) -> bool:
@@ -77,7 +75,7 @@ def _conv_keywords(a: Mapping[str, Any]) -> Code:
     return keywords({
         "stride": (square(a["stride"]), 1), "padding": (plain_padding(a["padding"]), 0),
         "dilation": (square(a["dilation"]), 1), "groups": (a["groups"], 1),
-        "layout": (None if a["layout"] in _LAYOUTS else a["layout"], None),
+        "layout": (None if a["layout"] in FIRST else a["layout"], None),
     })  # fmt: skip
 
 

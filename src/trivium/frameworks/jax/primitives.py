@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trivium.dtype import as_dtype
+from trivium.frameworks.ways import FIRST, LAST
 from trivium.graph import OPS, Value
 from trivium.ops.control import cond as cond_op
 from trivium.ops.control import scan as scan_op
@@ -294,9 +295,6 @@ def _ordered(x: Value, axes: Any) -> Any:
     return x if same else OPS["transpose"](x, axes=tuple(axes))
 
 
-_LAYOUTS = {1: "NCW", 2: "NCHW", 3: "NCDHW"}
-
-
 @primitive("conv_general_dilated")
 def _conv(at: Any, x: Value, w: Value, window_strides: Any, padding: Any, lhs_dilation: Any,
           rhs_dilation: Any, dimension_numbers: Any, feature_group_count: int,
@@ -308,7 +306,7 @@ def _conv(at: Any, x: Value, w: Value, window_strides: Any, padding: Any, lhs_di
     last = tuple(spec.lhs_spec) == (0, n + 1, *range(1, n + 1)) == tuple(spec.out_spec)
     first = tuple(spec.lhs_spec) == tuple(range(n + 2)) == tuple(spec.out_spec)
     _require(at, first or last, f"the layout {spec}")
-    layout = _LAYOUTS[n] if first else f"N{_LAYOUTS[n][2:]}C"
+    layout = (FIRST if first else LAST)[n - 1]
     kernel = _ordered(w, tuple(spec.rhs_spec))
     if set(lhs_dilation) != {1}:  # a transposed convolution is one over images with gaps
         gaps = tuple(d - 1 for d in lhs_dilation)
@@ -333,7 +331,7 @@ def _window(at: Any, x: Value, window_dimensions: Any, window_strides: Any, padd
     _require(at, n > 0 and outer == (1, 1) and around == ((0, 0), (0, 0)), "a window over channels")
     attrs: dict[str, Any] = {
         "kernel": tuple(window_dimensions[inner]), "stride": tuple(window_strides[inner]),
-        "padding": pads[inner], "layout": f"N{_LAYOUTS[n][2:]}C" if last else _LAYOUTS[n],
+        "padding": pads[inner], "layout": (LAST if last else FIRST)[n - 1],
     }  # fmt: skip
     if at.eqn.primitive.name == "reduce_window_max":
         return OPS["max_pool"](x, **attrs)

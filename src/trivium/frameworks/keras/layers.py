@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from trivium.frameworks.layer import (
-    FIRST,
-    LAST,
     SPATIAL,
     TURNED,
     Weight,
@@ -15,7 +13,7 @@ from trivium.frameworks.layer import (
     weights,
 )
 from trivium.frameworks.layer import LayerForm as Form
-from trivium.frameworks.ways import WAYS, At, NotTheirs, Several, Way
+from trivium.frameworks.ways import FIRST, LAST, WAYS, At, NotTheirs, Several, Way
 from trivium.graph import Node, UnsupportedError
 from trivium.shape import Size
 
@@ -26,11 +24,6 @@ Pair = tuple[Size, Size]
 def layout_of(data_format: str | None, rank: int) -> str:
     """Keras's data format for images of ``rank`` axes, in our words."""
     return (FIRST if data_format == "channels_first" else LAST)[rank - 3]
-
-
-def spatial(shape: tuple[Size, ...], layout: str) -> tuple[Size, ...]:
-    """The sizes that a window moves along."""
-    return shape[1:-1] if layout[-1] == "C" else shape[2:]
 
 
 def same_pad(n: Size, k: int, s: int, d: int) -> Pair | None:

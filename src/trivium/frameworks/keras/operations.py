@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from trivium.dtype import as_dtype, bool_
-from trivium.frameworks.keras.layers import layout_of, spatial, window_padding
-from trivium.frameworks.ways import each
+from trivium.frameworks.keras.layers import layout_of, window_padding
+from trivium.frameworks.ways import each, spatial
 from trivium.frameworks.words import Call, Vocabulary
 from trivium.graph import OPS, UnsupportedError, Value
 from trivium.shape import Dim

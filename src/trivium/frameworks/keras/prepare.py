@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from trivium.frameworks.keras.exact import EXACT
-from trivium.frameworks.keras.layers import FORMS, same_pad, spatial
+from trivium.frameworks.keras.layers import FORMS, same_pad
+from trivium.frameworks.ways import spatial
 from trivium.graph import OPS, Graph, Node, Value
 from trivium.transforms.layout import to_layout
 from trivium.transforms.replay import replay

@@ -375,13 +375,13 @@ class Reader:
 
     def words(self, forms: list[LayerForm], layer: Any, arrays: Mapping[str, Any]) -> Any:
         """Our attributes of a layer, from its configuration."""
-        said: dict[str, Any] = {}
-        defaults: dict[str, Any] = {}
-        for part in (layer, layer.cell) if type(layer) is self.keras.layers.RNN else (layer,):
-            said |= part.get_config()
-            defaults |= _untold(part).get_config()
+        parts = (layer, layer.cell) if type(layer) is self.keras.layers.RNN else (layer,)
+        said = {k: v for part in parts for k, v in part.get_config().items()}
         named = set().union(*(f.words for f in forms))
         said = {k: v for k, v in said.items() if k in named or not IDLE.fullmatch(k)}
+        defaults: dict[str, Any] = {}
+        for part in parts if said.keys() - named else ():  # what nobody names is held to these
+            defaults |= _untold(part).get_config()
         for form in forms:
             try:
                 return form.read(said, defaults, arrays)

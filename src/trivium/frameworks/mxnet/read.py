@@ -72,8 +72,9 @@ def read(block_or_path: Any, *examples: Any) -> GraphModule:
     try:
         return _Reader(source).read(examples)
     except UnsupportedError as refused:  # perhaps it counts on the examples' own first size
-        with contextlib.suppress(UnsupportedError, IndexError):
-            return _Reader(source).read(examples, opened=not examples)
+        with contextlib.suppress(UnsupportedError):
+            if examples:
+                return _Reader(source).read(examples, opened=False)
         raise refused
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivium.frameworks.layer import LAST, TURNED, LayerForm, Weight, permuted, weights
-from trivium.frameworks.ways import WAYS, NotTheirs, Way, each, square
+from trivium.frameworks.layer import TURNED, LayerForm, Weight, permuted, weights
+from trivium.frameworks.ways import LAST, WAYS, NotTheirs, Way, each, square
 from trivium.frameworks.writing.blocks import leaf, parent
 from trivium.frameworks.writing.functional import plain_padding
 from trivium.graph import MODE, OPS, Graph, Node

@@ -197,15 +197,7 @@ def _extremum(at: Any, x: Value, axes: Any, keep_dims: bool = False) -> Any:
     return OPS[name](x, axis=axis, keepdims=keep_dims, ties="share") if axis else x
 
 
-@operator("Erfc")
-def _erfc(at: Any, x: Value) -> Any:
-    return 1.0 - OPS["erf"](x)
-
-
 # -- images ----------------------------------------------------------------------------------------
-_LAYOUTS = {"NHWC": "NHWC", "NCHW": "NCHW", "NDHWC": "NDHWC", "NCDHW": "NCDHW"}
-
-
 def _window(at: Any, x: Value, kernel: Any, strides: Any, padding: str, dilations: Any,
             explicit_paddings: Any, layout: str) -> dict[str, Any]:  # fmt: skip
     """Stride, dilation and (low, high) per axis; SAME is as large as the sizes make it."""

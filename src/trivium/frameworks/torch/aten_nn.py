@@ -9,14 +9,9 @@ import numpy as np
 
 from trivium.dtype import float64
 from trivium.frameworks.torch.aten import HANDLERS, Reader, aten
+from trivium.frameworks.ways import each
 from trivium.graph import MODE, OPS
 from trivium.ops.attention import attention_weights
-
-
-def _each(item: Any, n: int) -> tuple[int, ...]:
-    """One number per axis: torch writes [2] for "2 everywhere"."""
-    items = (item,) if isinstance(item, int) else tuple(item)
-    return items * n if len(items) == 1 else items
 
 
 # -- convolution and pools -------------------------------------------------------------------------
@@ -25,14 +20,14 @@ def _conv(at: Reader, input: Any, weight: Any, bias: Any = None, stride: Any = 1
           dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
     n = len(weight.shape) - 2
     at.require(len(input.shape) == n + 2, "images without a batch", "unsqueeze them first")
-    dilation = _each(dilation, n)
+    dilation = each(dilation, n)
     if padding == "same":  # an odd total leaves one more after than before
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         pads = tuple((t // 2, t - t // 2) for t in total)
     else:
-        pads = tuple((p, p) for p in _each(0 if padding == "valid" else padding, n))
+        pads = tuple((p, p) for p in each(0 if padding == "valid" else padding, n))
     return OPS["conv"](
-        input, weight, bias, stride=_each(stride, n), padding=pads, dilation=dilation, groups=groups
+        input, weight, bias, stride=each(stride, n), padding=pads, dilation=dilation, groups=groups
     )
 
 
@@ -41,8 +36,8 @@ def _window(at: Reader, x: Any, kernel: Any, stride: Any, padding: Any, dilation
     """Kernel, stride and explicit padding of a pool; and whether ceil_mode added to the padding."""
     n = {"1": 1, "2": 2, "3": 3}[str(at.node.target).split("pool")[1][0]]
     at.require(len(x.shape) == n + 2, "images without a batch", "unsqueeze them first")
-    kernel, padding, dilation = (_each(i, n) for i in (kernel, padding, dilation))
-    stride = _each(stride or kernel, n)
+    kernel, padding, dilation = (each(i, n) for i in (kernel, padding, dilation))
+    stride = each(stride or kernel, n)
     highs = []
     for size, k, s, p, d in zip(x.shape[2:], kernel, stride, padding, dilation, strict=True):
         high = p
@@ -62,7 +57,7 @@ def _window(at: Reader, x: Any, kernel: Any, stride: Any, padding: Any, dilation
 def _max_pool(at: Reader, self: Any, kernel_size: Any, stride: Any = (), padding: Any = 0,
               dilation: Any = 1, ceil_mode: bool = False) -> Any:  # fmt: skip
     attrs, _ = _window(at, self, kernel_size, stride, padding, dilation, ceil_mode)
-    return OPS["max_pool"](self, dilation=_each(dilation, len(attrs["kernel"])), **attrs)
+    return OPS["max_pool"](self, dilation=each(dilation, len(attrs["kernel"])), **attrs)
 
 
 @aten("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -73,7 +68,7 @@ def _avg_pool(at: Reader, self: Any, kernel_size: Any, stride: Any = (), padding
         # torch counts its own padding and not what ceil_mode added: the same as counting neither
         # where it has no padding of its own.
         at.require(
-            not any(_each(padding, 1)),
+            not any(each(padding, len(attrs["kernel"]))),
             "ceil_mode beside counted padding",
             "count_include_pad=False",
         )
